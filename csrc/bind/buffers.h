@@ -1,0 +1,26 @@
+// Checked access to the buffers Python hands over.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/error.h"
+
+namespace kt::bind {
+
+/// A read-only view of any C-contiguous buffer as bytes; throws InvalidArgument naming `what`.
+inline std::span<const uint8_t> bytes_of(const pybind11::buffer& buffer, const char* what) {
+  const pybind11::buffer_info info = buffer.request();
+  pybind11::ssize_t expected = info.itemsize;
+  for (pybind11::ssize_t axis = info.ndim - 1; axis >= 0; --axis) {
+    KT_CHECK(info.shape[axis] <= 1 || info.strides[axis] == expected, what,
+             ": the buffer must be contiguous in C order");
+    expected *= info.shape[axis];
+  }
+  return {static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size * info.itemsize)};
+}
+
+}  // namespace kt::bind

@@ -1,0 +1,10 @@
+// What module.cpp calls: one function per area.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace kt::bind {
+
+void register_quant(pybind11::module_& module);
+
+}  // namespace kt::bind

@@ -1,0 +1,62 @@
+// R16: the layout every kernel reads, the same size as the file's blocks.
+//
+// Sixteen rows are woven together word by word. A block of B bytes is seen as `kHead = B % 4` head
+// bytes (its half-precision scale or exponent byte, wherever the format keeps it) and B / 4 words:
+//
+//   record = [ head of row 0 | head of row 1 | ... row 15 ]          16 * kHead bytes
+//            [ word 0 of row 0 ... row 15 ]                          64 bytes, one vector
+//            [ word 1 of row 0 ... row 15 ] ...
+//
+// so that one 64-byte load gives the same four packed bytes of sixteen rows, and a lane is a row:
+// no horizontal sums, and one broadcast activation serves sixteen rows. A matrix [n, k] is stored
+// as ceil(n / 16) row groups; a group is its k / kValues records in order of k, without gaps.
+// Missing rows of the last group are zero blocks.
+//
+// kVersion changes with any change of these bytes; every cache of repacked weights carries it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace kt::quant {
+
+/// Where the head bytes stand in the file's block: in front (default) or, for formats whose
+/// Block declares it, behind the words.
+template <class F>
+concept HeadAtEnd = requires { requires F::kHeadAtEnd; };
+
+template <class F>
+struct R16 {
+  static constexpr int kVersion = 1;
+  static constexpr int kRows = 16;
+  static constexpr size_t kBlockBytes = sizeof(typename F::Block);
+  static constexpr size_t kHead = kBlockBytes % 4;
+  static constexpr size_t kWords = kBlockBytes / 4;
+  static constexpr size_t kRecordBytes = kRows * kBlockBytes;
+  static constexpr size_t kHeadOffset = HeadAtEnd<F> ? kWords * 4 : 0;  // in the file's block
+  static constexpr size_t kWordOffset = HeadAtEnd<F> ? 0 : kHead;
+  static constexpr size_t kWordsAt = kRows * kHead;  // first word vector in the record
+};
+
+/// Writes one block of one row into its place in a record.
+template <class F>
+static inline void r16_put(const typename F::Block& block, int row, uint8_t* record) {
+  const uint8_t* bytes = (const uint8_t*)&block;
+  if constexpr (R16<F>::kHead != 0)
+    memcpy(record + row * R16<F>::kHead, bytes + R16<F>::kHeadOffset, R16<F>::kHead);
+  for (size_t w = 0; w < R16<F>::kWords; ++w)
+    memcpy(record + R16<F>::kWordsAt + w * 64 + row * 4, bytes + R16<F>::kWordOffset + w * 4, 4);
+}
+
+/// Reads one row's block back out of a record.
+template <class F>
+static inline void r16_get(const uint8_t* record, int row, typename F::Block* block) {
+  uint8_t* bytes = (uint8_t*)block;
+  if constexpr (R16<F>::kHead != 0)
+    memcpy(bytes + R16<F>::kHeadOffset, record + row * R16<F>::kHead, R16<F>::kHead);
+  for (size_t w = 0; w < R16<F>::kWords; ++w)
+    memcpy(bytes + R16<F>::kWordOffset + w * 4, record + R16<F>::kWordsAt + w * 64 + row * 4, 4);
+}
+
+}  // namespace kt::quant
