@@ -7,35 +7,77 @@
 namespace py = pybind11;
 
 namespace kt::bind {
+namespace {
+
+py::list formats() {
+  py::list rows;
+  quant::for_each_format([&]<class F>() {
+    py::dict row;
+    row["name"] = F::kName;
+    row["gguf_id"] = F::kGgufId;
+    row["values_per_block"] = F::kValues;
+    row["bytes_per_block"] = sizeof(typename F::Block);
+    row["group"] = F::kGroup;
+    rows.append(row);
+  });
+  return rows;
+}
+
+py::array_t<float> dequantize(const py::buffer& data, const std::string& format) {
+  const auto bytes = bytes_of(data, "dequantize");
+  const int id = quant::format_id(format);
+  py::array_t<float> out(quant::value_count(id, bytes.size()));
+  const std::span<float> values{out.mutable_data(), static_cast<size_t>(out.size())};
+  const py::gil_scoped_release unlocked;
+  quant::dequantize(id, bytes, values);
+  return out;
+}
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple unpack_ints(const py::buffer& data, const std::string& format) {
+  const auto view = quant::integer_view(quant::format_id(format), bytes_of(data, "unpack_ints"));
+  py::object min = py::none();
+  if (!view.min.empty()) min = to_array(view.min);
+  return py::make_tuple(to_array(view.u), to_array(view.scale), min, view.offset);
+}
+
+py::array_t<uint8_t> r16_pack(const py::buffer& data, const std::string& format, size_t rows) {
+  const auto bytes = bytes_of(data, "r16_pack");
+  const int id = quant::format_id(format);
+  py::array_t<uint8_t> out(quant::r16_bytes(id, bytes.size(), rows));
+  quant::r16_pack(id, bytes, rows, {out.mutable_data(), static_cast<size_t>(out.size())});
+  return out;
+}
+
+py::array_t<uint8_t> r16_unpack(const py::buffer& data, const std::string& format, size_t rows) {
+  const auto records = bytes_of(data, "r16_unpack");
+  const int id = quant::format_id(format);
+  KT_CHECK(rows > 0, "r16_unpack: rows=0");
+  py::array_t<uint8_t> out(records.size() / ((rows + 15) / 16 * 16) * rows);
+  quant::r16_unpack(id, records, rows, {out.mutable_data(), static_cast<size_t>(out.size())});
+  return out;
+}
+
+}  // namespace
 
 void register_quant(py::module_& module) {
-  module.def(
-      "formats",
-      [] {
-        py::list rows;
-        quant::for_each_format([&]<class F>() {
-          py::dict row;
-          row["name"] = F::kName;
-          row["gguf_id"] = F::kGgufId;
-          row["values_per_block"] = F::kValues;
-          row["bytes_per_block"] = sizeof(typename F::Block);
-          rows.append(row);
-        });
-        return rows;
-      },
-      "Every supported weight format: name, gguf_id, values_per_block, bytes_per_block.");
-
-  module.def(
-      "dequantize",
-      [](const py::buffer& data, const std::string& format) {
-        const auto bytes = bytes_of(data, "dequantize");
-        const int id = quant::format_id(format);
-        py::array_t<float> out(quant::value_count(id, bytes.size()));
-        quant::dequantize(id, bytes, {out.mutable_data(), static_cast<size_t>(out.size())});
-        return out;
-      },
-      py::arg("data"), py::arg("format"),
-      "Blocks of `format` -> flat float32 array, bit-exact with the GGUF definition of the format.");
+  module.def("formats", &formats,
+             "Every supported weight format: name, gguf_id, values_per_block, bytes_per_block, and "
+             "group (values that share a scale in the integer view, 0 where there is none).");
+  module.def("dequantize", &dequantize, py::arg("data"), py::arg("format"),
+             "Blocks of `format` -> flat float32 array, bit-exact with the GGUF definition of the "
+             "format.");
+  module.def("unpack_ints", &unpack_ints, py::arg("data"), py::arg("format"),
+             "Blocks of `format` -> (u, scale, min or None, offset) with value[i] = "
+             "scale[i // group] * (u[i] - offset) + min[i // group].");
+  module.def("r16_pack", &r16_pack, py::arg("data"), py::arg("format"), py::arg("rows"),
+             "A matrix of `rows` rows of blocks -> the layout the kernels read, rows padded to 16.");
+  module.def("r16_unpack", &r16_unpack, py::arg("data"), py::arg("format"), py::arg("rows"),
+             "The inverse of r16_pack.");
 }
 
 }  // namespace kt::bind

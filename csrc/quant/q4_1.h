@@ -6,7 +6,7 @@
 // 20 bytes per 32 values, 5 bits per weight.
 #pragma once
 
-#include "base/half.h"
+#include "quant/integer_view.h"
 
 namespace kt::quant {
 
@@ -16,6 +16,7 @@ struct Q4_1 {
   static constexpr int kValues = 32;
   static constexpr int kGroup = 32;
   static constexpr int kOffset = 0;
+  static constexpr int kMaxU = 15;
   static constexpr bool kHasMin = true;
   struct Block {
     uint16_t d;
@@ -25,15 +26,6 @@ struct Q4_1 {
 };
 static_assert(sizeof(Q4_1::Block) == 20);
 
-static inline void unpack(const Q4_1::Block& block, float* out) {
-  const float d = half_to_float(block.d);
-  const float m = half_to_float(block.m);
-  for (int j = 0; j < 16; ++j) {
-    out[j] = d * (float)(block.qs[j] & 15) + m;
-    out[j + 16] = d * (float)(block.qs[j] >> 4) + m;
-  }
-}
-
 static inline void unpack_ints(const Q4_1::Block& block, uint8_t* u, float* scale, float* min) {
   for (int j = 0; j < 16; ++j) {
     u[j] = block.qs[j] & 15;
@@ -42,5 +34,7 @@ static inline void unpack_ints(const Q4_1::Block& block, uint8_t* u, float* scal
   *scale = half_to_float(block.d);
   *min = half_to_float(block.m);
 }
+
+static inline void unpack(const Q4_1::Block& block, float* out) { unpack_groups<Q4_1>(block, out); }
 
 }  // namespace kt::quant

@@ -5,7 +5,7 @@
 // 34 bytes per 32 values, 8.5 bits per weight.
 #pragma once
 
-#include "base/half.h"
+#include "quant/integer_view.h"
 
 namespace kt::quant {
 
@@ -15,6 +15,7 @@ struct Q8_0 {
   static constexpr int kValues = 32;
   static constexpr int kGroup = 32;
   static constexpr int kOffset = 128;
+  static constexpr int kMaxU = 255;
   static constexpr bool kHasMin = false;
   struct Block {
     uint16_t d;
@@ -23,14 +24,11 @@ struct Q8_0 {
 };
 static_assert(sizeof(Q8_0::Block) == 34);
 
-static inline void unpack(const Q8_0::Block& block, float* out) {
-  const float d = half_to_float(block.d);
-  for (int j = 0; j < 32; ++j) out[j] = d * (float)block.qs[j];
-}
-
 static inline void unpack_ints(const Q8_0::Block& block, uint8_t* u, float* scale, float*) {
   for (int j = 0; j < 32; ++j) u[j] = (uint8_t)(block.qs[j] + 128);
   *scale = half_to_float(block.d);
 }
+
+static inline void unpack(const Q8_0::Block& block, float* out) { unpack_groups<Q8_0>(block, out); }
 
 }  // namespace kt::quant
