@@ -1,0 +1,1 @@
+"""Commands: what a user types. Nothing here imports torch or transformers at module level."""

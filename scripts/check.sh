@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# All of `make check`: what takes too long for every commit. Steps and closing table as in `make test`.
+#   CHECK="symbols wheel sanitize fuzz chroot" names a subset.
+set -u
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+export KT_REPORT=build/report-check
+rm -rf $KT_REPORT
+mkdir -p $KT_REPORT
+step=scripts/step.sh
+py=$PWD/$venv/bin/python
+report() { "$py" scripts/report.py $KT_REPORT; exit; }
+cmake_build() { # cmake_build FOLDER OPTIONS...: configured and built
+  cmake -S . -B "$1" -G Ninja -DPython_EXECUTABLE="$py" -DKT_BUILD_PYTHON=OFF -DKT_BUILD_TESTS=ON "${@:2}" &&
+    cmake --build "$1" -- --quiet
+}
+ctest_in() { ctest --test-dir "$1" --no-tests=error --output-on-failure --timeout 1200 --output-junit "$PWD/$KT_REPORT/$2.xml"; }
+export -f cmake_build ctest_in
+export py
+
+$step "system packages" scripts/system_packages.sh check || report
+$step "environment" make "$venv/.done/test" core || report
+for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
+  case $part in
+    long) $step "long tests" "$py" -m pytest -m check -o junit_family=xunit1 --junitxml="$KT_REPORT/long.xml" ;;
+    symbols)
+      $step "-O0 build" bash -c 'cmake_build build/O0 -DCMAKE_BUILD_TYPE=Debug -DKT_ISA_OPTIMIZE=-O0'
+      KT_OBJECTS=build/O0 $step "-O0 symbol tests" "$py" -m pytest tests/python/test_symbols.py -o junit_family=xunit1 --junitxml="$KT_REPORT/symbols.xml"
+      ;;
+    wheel) $step "wheel" env VENV="$venv" tests/tools/wheel.sh ;;
+    sanitize)
+      $step "ASan+UBSan build" bash -c 'cmake_build build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKT_SANITIZE=address,undefined'
+      $step "ASan+UBSan tests" bash -c 'ctest_in build/asan asan'
+      ;;
+    thread)
+      $step "TSan build" bash -c 'cmake_build build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKT_SANITIZE=thread'
+      $step "TSan tests" bash -c 'ctest_in build/tsan tsan'
+      ;;
+    fuzz) $step "fuzzing" tests/tools/fuzz.sh ;;
+    chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
+    *) echo "error: CHECK names $part; known: long symbols wheel sanitize thread fuzz chroot" >&2; exit 2 ;;
+  esac
+done
+report

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# All of `make test`, step by step, with the time of each; see scripts/report.py for the closing table.
+set -u
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+build=${BUILD:-build}
+export KT_REPORT=$build/report
+rm -rf "$KT_REPORT"
+mkdir -p "$KT_REPORT"
+step=scripts/step.sh
+report() { "${PYTHON:-python3}" scripts/report.py "$KT_REPORT"; exit; }
+py=$PWD/$venv/bin/python
+
+$step "system packages" scripts/system_packages.sh test || report
+$step "torch and build tools" make "$venv/.done/torch" "$venv/.done/tools" || report
+$step "C++ configure" cmake -S . -B "$build" -G Ninja -DPython_EXECUTABLE="$py" -DKT_BUILD_TESTS=ON || report
+$step "C++ build" cmake --build "$build" -- --quiet || report
+$step "package and dependencies" make test_env || report
+$step "C++ tests" ctest --test-dir "$build" --no-tests=error --output-on-failure --progress \
+  --timeout 300 --output-junit "$PWD/$KT_REPORT/cpp.xml"
+$step "Python tests" "$py" -m pytest -m "not check" -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}
+report
