@@ -12,7 +12,7 @@ function(kt_add_isa name)
   string(TOUPPER ${name} upper)
   target_compile_definitions(kt_isa_${name} PRIVATE KT_ISA_${upper}=1)
   # No exceptions or RTTI: kernels are noexcept raw-pointer code, and nothing weak may be emitted.
-  target_compile_options(kt_isa_${name} PRIVATE -O3 -fno-exceptions -fno-rtti ${ARGN})
+  target_compile_options(kt_isa_${name} PRIVATE -O3 -fno-exceptions -fno-rtti -fno-math-errno ${ARGN})
   set(KT_ISA_LIST ${KT_ISA_LIST} ${name} CACHE INTERNAL "")
 endfunction()
 
@@ -24,4 +24,6 @@ endfunction()
 
 kt_add_isa(scalar)
 kt_add_isa(avx2 -mavx2 -mfma -mf16c)
-kt_add_isa(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c)
+# GCC 12 warns falsely of uninitialised values inside its own AVX-512 headers.
+kt_add_isa(avx512 -Wno-uninitialized -Wno-maybe-uninitialized
+           -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c)

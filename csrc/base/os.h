@@ -1,0 +1,70 @@
+// What the core needs of the operating system beyond files (those are in os_file.h): which cores it
+// may use, pinned threads, waiting, and large memory. Nothing else in csrc/ calls the system.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace kt::os {
+
+/// One logical CPU this process may run on.
+struct Cpu {
+  int id;    // the kernel's number
+  int core;  // physical core, numbered across packages
+  int node;  // NUMA node, 0 where the system has none
+};
+
+/// The CPUs of this process's affinity mask, in order of id.
+std::vector<Cpu> usable_cpus();
+
+/// The first logical CPU of every usable physical core: where workers are pinned.
+std::vector<Cpu> usable_cores();
+
+/// CPUs granted by the cgroup's quota, rounded up; 0 where there is no quota.
+int cgroup_cpu_quota();
+
+/// Binds the calling thread to one logical CPU. A refusal is ignored: pinning is an optimisation.
+void pin_current_thread(int cpu);
+
+/// Sleeps while `word` still holds `expected`; may wake without cause.
+void wait_on(std::atomic<uint32_t>& word, uint32_t expected);
+
+/// Wakes every thread sleeping in wait_on for this word.
+void wake_all(std::atomic<uint32_t>& word);
+
+/// One short pause inside a spin loop.
+void spin_pause();
+
+/// Zeroed anonymous memory on huge pages where the system grants them.
+class Memory {
+ public:
+  Memory() = default;
+  /// Throws SystemError with the byte count where the system has no such memory.
+  explicit Memory(size_t bytes);
+  ~Memory();
+  Memory(Memory&& other) noexcept;
+  Memory& operator=(Memory&& other) noexcept;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+/// The value of an environment variable, empty where it is not set.
+std::string environment(const char* name);
+
+/// Seconds on a clock that never jumps.
+double seconds();
+
+/// Asks the kernel for AMX tile state; true where the CPU has AMX and permission was given.
+bool request_amx();
+
+}  // namespace kt::os

@@ -1,0 +1,152 @@
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/os.h"
+
+namespace kt::os {
+namespace {
+
+int read_int(const std::string& path, int fallback) {
+  std::ifstream file(path);
+  int value;
+  return file >> value ? value : fallback;
+}
+
+// NUMA node of a CPU: the one nodeN entry in its sysfs folder.
+int node_of(int cpu) {
+  const std::string base = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/node";
+  for (int node = 0; node < 256; ++node) {
+    if (access((base + std::to_string(node)).c_str(), F_OK) == 0) return node;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::vector<Cpu> usable_cpus() {
+  // The mask's size is unknown: grow until the kernel accepts it.
+  std::vector<Cpu> cpus;
+  for (int count = 1024; count <= (1 << 16); count *= 2) {
+    cpu_set_t* mask = CPU_ALLOC(count);
+    const size_t bytes = CPU_ALLOC_SIZE(count);
+    CPU_ZERO_S(bytes, mask);
+    const bool read = sched_getaffinity(0, bytes, mask) == 0;
+    if (read) {
+      std::map<std::pair<int, int>, int> cores;  // (package, core in package) -> number
+      for (int id = 0; id < count; ++id) {
+        if (!CPU_ISSET_S(id, bytes, mask)) continue;
+        const std::string topology =
+            "/sys/devices/system/cpu/cpu" + std::to_string(id) + "/topology/";
+        const std::pair<int, int> key{read_int(topology + "physical_package_id", 0),
+                                      read_int(topology + "core_id", id)};
+        const int core = cores.emplace(key, static_cast<int>(cores.size())).first->second;
+        cpus.push_back({id, core, node_of(id)});
+      }
+    }
+    CPU_FREE(mask);
+    if (read) break;
+  }
+  if (cpus.empty()) cpus.push_back({0, 0, 0});
+  return cpus;
+}
+
+std::vector<Cpu> usable_cores() {
+  std::vector<Cpu> cores;
+  std::set<int> seen;
+  for (const Cpu& cpu : usable_cpus()) {
+    if (seen.insert(cpu.core).second) cores.push_back(cpu);
+  }
+  return cores;
+}
+
+int cgroup_cpu_quota() {
+  std::ifstream v2("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (v2 >> quota >> period && quota != "max" && period > 0)
+    return static_cast<int>((std::atof(quota.c_str()) + period - 1) / period);
+  const int v1 = read_int("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", -1);
+  const int v1_period = read_int("/sys/fs/cgroup/cpu/cpu.cfs_period_us", 100000);
+  if (v1 > 0 && v1_period > 0) return (v1 + v1_period - 1) / v1_period;
+  return 0;
+}
+
+void pin_current_thread(int cpu) {
+  cpu_set_t* mask = CPU_ALLOC(cpu + 1);
+  const size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+  CPU_ZERO_S(bytes, mask);
+  CPU_SET_S(cpu, bytes, mask);
+  (void)!sched_setaffinity(0, bytes, mask);
+  CPU_FREE(mask);
+}
+
+void wait_on(std::atomic<uint32_t>& word, uint32_t expected) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr,
+          nullptr, 0);
+}
+
+void wake_all(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, 1 << 30, nullptr,
+          nullptr, 0);
+}
+
+void spin_pause() { __builtin_ia32_pause(); }
+
+Memory::Memory(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  void* base =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED)
+    throw SystemError(concat("cannot reserve ", bytes, " bytes of memory: ", std::strerror(errno)));
+  constexpr size_t kHugePage = 2u << 20;
+  if (bytes >= kHugePage) (void)madvise(base, bytes, MADV_HUGEPAGE);
+  data_ = static_cast<uint8_t*>(base);
+}
+
+Memory::~Memory() {
+  if (data_) munmap(data_, size_);
+}
+
+Memory::Memory(Memory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Memory& Memory::operator=(Memory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+double seconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+bool request_amx() {
+#ifdef SYS_arch_prctl
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace kt::os

@@ -1,0 +1,103 @@
+// The function table every instruction set fills. Free of library types: kernels include it.
+//
+// Kernels are `noexcept` raw-pointer code compiled once per ISA (csrc/cpu/kernels); operators
+// (csrc/cpu/ops) check shapes, cut work into ranges and call through this table.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace kt::cpu {
+
+/// How a row of activations is rounded before it meets quantised weights. It belongs to the row,
+/// never to the batch: neighbours, chunking and threads do not change it.
+enum class Rounding : uint8_t {
+  kFloat = 0,  // not at all: weights are unpacked to float (reference)
+  kExact = 1,  // two int8 halves per value, a float scale per 32: about 15 bits
+  kDigit = 2,  // one asymmetric int8 per value, per 32 a power-of-two scale and a coarse zero point
+};
+
+/// Bytes per 32 activations in the integer kinds; each ISA lays them out as its dot product likes.
+inline constexpr size_t kActBlockBytes = 80;
+
+/// Bytes of one prepared row of k activations (k is rounded up to whole blocks of 32).
+inline constexpr size_t act_row_bytes(int64_t k) { return size_t(k + 31) / 32 * kActBlockBytes; }
+
+/// y[token][row] = sum over k of W[row][k] * x[token][k], for some row groups and all tokens.
+struct MatmulTask {
+  const uint8_t* weights;  // R16 records, from row group 0
+  int64_t k;               // columns of W, a multiple of the format's block
+  int64_t group_begin;     // row groups of 16, half open
+  int64_t group_end;
+  int64_t rows;            // rows W really has: nothing is stored beyond
+  Rounding rounding;       // of every token of this task
+  int num_tokens;
+  const void* const* x;    // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
+  float* const* y;         // per token: y[token][row], row counted from row group 0
+};
+
+/// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed product.
+struct TransposedTask {
+  const uint8_t* weights;
+  int64_t k;
+  int64_t row_begin, row_end;
+  const float* x;  // x[0] belongs to row_begin
+  float* y;        // float[k]
+};
+
+enum class KvType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3 };
+
+/// Softmax attention of some query heads over one sequence's cached positions [0, length).
+struct AttentionTask {
+  const float* q;      // [num_q, k_dim], q_stride floats apart; already scaled
+  int num_q;
+  int64_t q_stride;
+  int k_dim, v_dim;    // multiples of 16 are fast; any value is right
+  const uint8_t* const* k_blocks;  // per 64 positions: where this head's keys start
+  const uint8_t* const* v_blocks;
+  int64_t k_stride, v_stride;      // bytes between positions
+  KvType k_type, v_type;
+  int64_t length;
+  float* out;          // [num_q, v_dim], out_stride floats apart
+  int64_t out_stride;
+};
+
+inline constexpr int kKvBlock = 64;  // positions per page of the KV cache
+
+struct FormatKernels {
+  int gguf_id;
+  void (*matmul)(const MatmulTask&);
+  void (*transposed)(const TransposedTask&);
+};
+
+struct KernelTable {
+  const char* name;
+  const FormatKernels* formats;
+  int num_formats;
+  void (*quantize_exact)(const float* x, int64_t k, uint8_t* row);
+  void (*quantize_digit)(const float* x, int64_t k, uint8_t* row);
+  /// out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  /// out = silu(gate) * up; out may be gate.
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  /// y += a * x
+  void (*axpy)(float a, const float* x, int64_t n, float* y);
+  float (*dot)(const float* a, const float* b, int64_t n);
+  /// Attention over pages; adds nothing where length is 0.
+  void (*attention)(const AttentionTask&);
+  /// float -> cache element type, n values (q8_0: n a multiple of 32).
+  void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out);
+};
+
+/// Bytes of n cache values of a type.
+inline constexpr int64_t kv_bytes(KvType type, int64_t n) {
+  switch (type) {
+    case KvType::kF32: return n * 4;
+    case KvType::kF16:
+    case KvType::kBF16: return n * 2;
+    case KvType::kQ8_0: return n / 32 * 34;
+  }
+  return 0;
+}
+
+}  // namespace kt::cpu

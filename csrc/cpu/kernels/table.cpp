@@ -1,0 +1,48 @@
+// The one translation unit of an instruction set: everything in an anonymous namespace of the ISA's
+// own, exported as one constant table. No library type, nothing weak, no dynamic initialiser: a
+// function shared between two ISAs at link time would run the wrong one's instructions.
+#include "cpu/kernels/attention_inl.h"
+#include "cpu/kernels/matmul_inl.h"
+#include "cpu/kernels/vector_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+static void quantize_exact(const float* x, int64_t k, uint8_t* row) {
+  quantize_exact_row(x, k, row);
+}
+
+static void quantize_digit(const float* x, int64_t k, uint8_t* row) {
+  quantize_digit_row(x, k, row);
+}
+
+template <int n>
+struct FormatTable {
+  FormatKernels rows[n];
+};
+
+template <class... Qs>
+constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
+  return {{{Qs::kGgufId, &matmul<Qs>, &transposed<Qs>}...}};
+}
+
+constinit const auto kFormats = make_formats(quant::Formats{});
+
+}  // namespace
+
+extern constinit const KernelTable kTable;
+constinit const KernelTable kTable = {
+    KT_ISA_NAME,
+    kFormats.rows,
+    (int)(sizeof kFormats.rows / sizeof kFormats.rows[0]),
+    &quantize_exact,
+    &quantize_digit,
+    &rms_norm,
+    &swiglu,
+    &axpy,
+    &dot,
+    &attention,
+    &store_kv,
+};
+
+}  // namespace kt::cpu::KT_ISA
