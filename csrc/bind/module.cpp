@@ -32,4 +32,5 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of ktransformers.";
   register_errors(module);
   kt::bind::register_quant(module);
+  kt::bind::register_rules(module);
 }

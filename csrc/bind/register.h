@@ -6,5 +6,6 @@
 namespace kt::bind {
 
 void register_quant(pybind11::module_& module);
+void register_rules(pybind11::module_& module);
 
 }  // namespace kt::bind
