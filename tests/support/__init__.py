@@ -1,0 +1,1 @@
+"""The independent side of the tests: miniature models, the transformers reference, comparisons."""
