@@ -47,6 +47,8 @@ static_assert(sizeof(BF16::Block) == 2);
 
 static inline void unpack(const F32::Block& block, float* out) { *out = block.value; }
 static inline void unpack(const F16::Block& block, float* out) { *out = half_to_float(block.bits); }
-static inline void unpack(const BF16::Block& block, float* out) { *out = bf16_to_float(block.bits); }
+static inline void unpack(const BF16::Block& block, float* out) {
+  *out = bf16_to_float(block.bits);
+}
 
 }  // namespace kt::quant
