@@ -3,6 +3,7 @@
 #include "bind/register.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
+#include "quant/refused.h"
 
 namespace py = pybind11;
 
@@ -21,6 +22,13 @@ py::list formats() {
     rows.append(row);
   });
   return rows;
+}
+
+py::dict refused_formats() {
+  py::dict lines;
+  for (const auto* row = quant::refused_formats(); row->name; ++row)
+    lines[py::int_(row->gguf_id)] = quant::refused_format(row->gguf_id);
+  return lines;
 }
 
 py::array_t<float> dequantize(const py::buffer& data, const std::string& format) {
@@ -68,6 +76,8 @@ void register_quant(py::module_& module) {
   module.def("formats", &formats,
              "Every supported weight format: name, gguf_id, values_per_block, bytes_per_block, and "
              "group (values that share a scale in the integer view, 0 where there is none).");
+  module.def("refused_formats", &refused_formats,
+             "Weight types known by name but not supported: {gguf_id: 'name: why and what to do'}.");
   module.def("dequantize", &dequantize, py::arg("data"), py::arg("format"),
              "Blocks of `format` -> flat float32 array, bit-exact with the GGUF definition of the "
              "format.");

@@ -33,7 +33,7 @@ void for_each_block(size_t rows, size_t blocks, Visit&& visit) {
 
 size_t value_count(int gguf_id, size_t bytes) {
   const FormatInfo* info = find_format(gguf_id);
-  if (!info) throw Unsupported(concat("weight type id ", gguf_id, " is not supported"));
+  if (!info) throw unsupported_format(gguf_id);
   KT_CHECK(bytes % info->bytes_per_block == 0, info->name, ": ", bytes,
            " bytes are no whole number of ", info->bytes_per_block, "-byte blocks");
   return bytes / info->bytes_per_block * info->values_per_block;

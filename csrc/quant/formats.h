@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "quant/list.h"
+#include "quant/refused.h"
 
 namespace kt::quant {
 
@@ -39,7 +40,7 @@ void visit_format(int gguf_id, Visitor&& visitor) {
       visitor.template operator()<F>();
     }
   });
-  if (!found) throw Unsupported(concat("weight type id ", gguf_id, " is not supported"));
+  if (!found) throw unsupported_format(gguf_id);
 }
 
 /// Facts of a format by GGUF id; nullptr where it is not in the list.
@@ -64,7 +65,7 @@ inline int format_id(std::string_view name) {
     if (name == F::kName) id = F::kGgufId;
     known += std::string(known.empty() ? "" : ", ") + F::kName;
   });
-  if (id < 0) throw Unsupported(concat("weight type '", name, "' is not supported; known: ", known));
+  if (id < 0) throw Unsupported(concat("weight type '", name, "' is not one of ", known));
   return id;
 }
 

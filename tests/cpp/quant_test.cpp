@@ -165,6 +165,22 @@ TEST(QuantFormats, UnknownOnesAreRefusedByWhatWasAsked) {
   }
 }
 
+TEST(QuantFormats, RefusedOnesAreToldByName) {
+  EXPECT_EQ(refused_format(Q4_1::kGgufId), nullptr);
+  EXPECT_EQ(refused_format(7777), nullptr);
+  std::set<int> ids;
+  for (const RefusedFormat* row = refused_formats(); row->name; ++row) {
+    EXPECT_EQ(find_format(row->gguf_id), nullptr) << row->name;
+    EXPECT_TRUE(ids.insert(row->gguf_id).second) << row->name;
+  }
+  try {
+    value_count(144, 0);
+    FAIL() << "iq4_ks was accepted";
+  } catch (const Unsupported& error) {
+    EXPECT_NE(std::string(error.what()).find("iq4_ks: only ik_llama.cpp"), std::string::npos);
+  }
+}
+
 TEST(QuantFormats, PartialBlocksAreRefused) {
   std::vector<uint8_t> data(19);
   std::vector<float> out(32);

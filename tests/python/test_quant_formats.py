@@ -19,6 +19,8 @@ PACKED = [name for name, row in FORMATS.items() if row["group"]]
 HALF_SCALES = {
     "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0],
     "q2_k": [80, 82], "q3_k": [108], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208],
+    "iq1_s": [0], "iq2_xxs": [0], "iq2_xs": [0], "iq2_s": [0], "iq3_xxs": [0], "iq3_s": [0],
+    "iq4_nl": [0], "iq4_xs": [0], "tq1_0": [52], "tq2_0": [64],
 }  # fmt: skip
 
 # 0, -0, least and largest subnormal, least normal, largest, 1, and some of everyday size.
@@ -148,3 +150,14 @@ def test_bad_sizes_are_refused():
         _core.r16_pack(bytes(40), "q4_1", 3)
     with pytest.raises(NotImplementedError, match="q4_z"):
         _core.dequantize(bytes(20), "q4_z")
+
+
+def test_refused_types_are_named():
+    refused = _core.refused_formats()
+    assert not refused.keys() & {row["gguf_id"] for row in FORMATS.values()}
+    assert refused[139].startswith("iq4_k: only ik_llama.cpp writes this type")
+    assert refused[202].startswith("q4_0_r8: ")
+    # Every type of the gguf package is either read or refused by its name.
+    for qtype in gguf.GGMLQuantizationType:
+        if qtype.name.lower() not in FORMATS:
+            assert refused[qtype.value].startswith(qtype.name.lower() + ": ")
