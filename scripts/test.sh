@@ -16,6 +16,7 @@ $step "torch and build tools" make "$venv/.done/torch" "$venv/.done/tools" || re
 $step "C++ configure" cmake -S . -B "$build" -G Ninja -DPython_EXECUTABLE="$py" -DKT_BUILD_TESTS=ON || report
 $step "C++ build" cmake --build "$build" -- --quiet || report
 $step "package and dependencies" make test_env || report
+$step "token vectors" tests/tools/fetch_token_vectors.sh "$py"
 $step "C++ tests" ctest --test-dir "$build" --no-tests=error --output-on-failure --progress \
   --timeout 300 --output-junit "$PWD/$KT_REPORT/cpp.xml"
 $step "Python tests" "$py" -m pytest -m "not check" -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}

@@ -1,0 +1,116 @@
+"""Metadata to build tokenizers from: real vocabularies, and tiny ones made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / ".cache" / "token-vectors"
+SEPARATOR = "\n__ggml_vocab_test__\n"
+
+
+class Metadata:
+    """What the tokenizer needs of a GGUF file: a mapping and a name for messages."""
+
+    def __init__(self, values: dict, path: str = "hand-made.gguf"):
+        self.metadata = values
+        self.path = path
+
+    @property
+    def architecture(self) -> str:
+        return self.metadata["general.architecture"]
+
+    def but(self, **changes) -> Metadata:
+        """A copy with keys of `tokenizer.ggml.` replaced; None removes one."""
+        values = dict(self.metadata)
+        for key, value in changes.items():
+            values[f"tokenizer.ggml.{key}"] = value
+        return Metadata({k: v for k, v in values.items() if v is not None}, self.path)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """All metadata of a GGUF file, read with the `gguf` package."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    return Metadata(values, str(path))
+
+
+def vectors(name: str) -> list[tuple[str, list[int]]]:
+    """The (text, ids) pairs that come with the vocabulary `name`."""
+    path = VECTORS / f"ggml-vocab-{name}.gguf"
+    texts = path.with_suffix(".gguf.inp").read_bytes().decode("utf-8").split(SEPARATOR)
+    lines = path.with_suffix(".gguf.out").read_text().splitlines()
+    # The file ends in a separator or not; a text may be empty, its line of ids is then too.
+    texts = texts[: len(lines)]
+    if len(texts) != len(lines):
+        raise ValueError(f"{path}: {len(texts)} texts for {len(lines)} lines of ids")
+    return [
+        (text, [int(word) for word in line.split()])
+        for text, line in zip(texts, lines, strict=True)
+    ]
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 characters that stand for bytes 0..255 in byte-level vocabularies."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in kept else chr(next(others)) for b in range(256)]
+
+
+def tiny_bpe(**changes) -> Metadata:
+    """Byte-level: 256 bytes, some merges, three control tokens and a user-defined one."""
+    merges = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
+    whole = [m.replace(" ", "") for m in merges]
+    special = ["<|begin|>", "<|im_end|>", "<|im_start|>", "<think>"]
+    tokens = [*byte_alphabet(), *whole, *special]
+    types = [1] * (256 + len(whole)) + [3, 3, 3, 4]
+    values = {
+        "general.architecture": "llama",
+        "llama.context_length": 128,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(types, dtype=np.int32),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": tokens.index("<|begin|>"),
+        "tokenizer.ggml.eos_token_id": tokens.index("<|im_end|>"),
+    }
+    return Metadata(values).but(**changes)
+
+
+def tiny_spm(**changes) -> Metadata:
+    """SentencePiece BPE: unk, bos, eos, 256 byte tokens, some pieces with falling scores."""
+    pieces = [
+        "▁",
+        "h",
+        "e",
+        "l",
+        "o",
+        "a",
+        "he",
+        "ll",
+        "hell",
+        "hello",
+        "▁hello",
+        "aa",
+        "aaa",
+        "▁▁",
+    ]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces, "<think>"]
+    types = [2, 3, 3] + [6] * 256 + [1] * len(pieces) + [4]
+    scores = [0.0] * 259 + [-100.0] * 6 + [-float(i) for i in range(len(pieces) - 6)] + [0.0]
+    values = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.scores": np.array(scores, dtype=np.float32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    return Metadata(values).but(**changes)
