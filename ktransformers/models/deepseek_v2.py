@@ -1,0 +1,18 @@
+"""DeepSeek-V2, V2.5 and V2-Lite: latent attention, softmax routing."""
+
+from ktransformers.models.base import ROTARY_PER_LAYER, Family
+
+FAMILY = Family(
+    name="deepseek_v2",
+    gguf_architectures=("deepseek2",),
+    hf_model_types=("deepseek_v2",),
+    causal_lm="transformers.models.deepseek_v2.modeling_deepseek_v2:DeepseekV2ForCausalLM",
+    rule_file="deepseek2.yaml",
+    legacy_module="modeling_deepseek",
+    legacy_classes={
+        "DeepseekV2Moe": ("DeepseekV2MoE",),
+        "DeepseekV2TopkRouter": ("MoEGate",),
+        "DeepseekV2RotaryEmbedding": ("DeepseekV2YarnRotaryEmbedding",),
+    },
+    legacy_names=(ROTARY_PER_LAYER,),
+)

@@ -1,0 +1,17 @@
+"""DeepSeek-V3 and R1, Moonlight, Kimi-K2: latent attention, sigmoid routing with a bias."""
+
+from ktransformers.models.base import ROTARY_PER_LAYER, Family
+
+FAMILY = Family(
+    name="deepseek_v3",
+    gguf_architectures=("deepseek2",),
+    hf_model_types=("deepseek_v3",),
+    causal_lm="transformers.models.deepseek_v3.modeling_deepseek_v3:DeepseekV3ForCausalLM",
+    rule_file="deepseek2.yaml",
+    legacy_module="modeling_deepseek_v3",
+    legacy_classes={
+        "DeepseekV3TopkRouter": ("MoEGate",),
+        "DeepseekV3RotaryEmbedding": ("DeepseekV3YarnRotaryEmbedding",),
+    },
+    legacy_names=(ROTARY_PER_LAYER,),
+)

@@ -1,0 +1,11 @@
+"""Qwen2 and Qwen2.5, dense."""
+
+from ktransformers.models.base import Family
+
+FAMILY = Family(
+    name="qwen2",
+    gguf_architectures=("qwen2",),
+    hf_model_types=("qwen2",),
+    causal_lm="transformers.models.qwen2.modeling_qwen2:Qwen2ForCausalLM",
+    rule_file="qwen2.yaml",
+)
