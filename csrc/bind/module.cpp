@@ -33,4 +33,5 @@ PYBIND11_MODULE(_core, module) {
   register_errors(module);
   kt::bind::register_quant(module);
   kt::bind::register_rules(module);
+  kt::bind::register_gguf(module);
 }

@@ -5,6 +5,7 @@
 
 namespace kt::bind {
 
+void register_gguf(pybind11::module_& module);
 void register_quant(pybind11::module_& module);
 void register_rules(pybind11::module_& module);
 
