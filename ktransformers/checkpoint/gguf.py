@@ -1,0 +1,256 @@
+"""GGUF models on disk: finding the files, opening them, and refusing what is no model.
+
+`open_model` is the door every command goes through. It takes a file, a part of a split model or a
+folder, and turns everything that can be wrong with them into one `UserError`. Imports no torch.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ktransformers import _core
+from ktransformers.errors import UserError
+
+SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.I)
+MAX_PARTS = 1000  # csrc/gguf/file.cpp has the same bound for the files' own words
+
+# Never opened: what they hold may be code, and none of it is a GGUF.
+REFUSED_SUFFIXES = {
+    ".safetensors": "a safetensors checkpoint",
+    ".bin": "a PyTorch checkpoint",
+    ".pt": "a PyTorch checkpoint",
+    ".pth": "a PyTorch checkpoint",
+    ".ckpt": "a PyTorch checkpoint",
+    ".pkl": "a Python pickle",
+    ".pickle": "a Python pickle",
+    ".npz": "a NumPy archive",
+    ".onnx": "an ONNX model",
+    ".ggml": "a GGML file, the format before GGUF",
+}
+UNFINISHED_SUFFIXES = {".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2"}
+# In a model's folder, but not the model: vision projectors and importance matrices.
+COMPANIONS = re.compile(r"^(mmproj|imatrix)|[-_.](mmproj|imatrix)", re.I)
+
+_PLAIN_NUMBERS = {"i8": "<i1", "i16": "<i2", "i32": "<i4", "i64": "<i8", "f64": "<f8"}
+_REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as it lies in its file; `shape` in torch's order, (out, in) for a linear."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+    offset: int
+
+
+class Metadata(Mapping):
+    """The keys of a model, over all its files; a value is made when it is first asked for."""
+
+    def __init__(self, core: "_core.GgufFile"):
+        self._core = core
+        self._keys = core.keys()
+        self._made: dict[str, object] = {}
+
+    def __getitem__(self, key: str) -> int | float | bool | str | list[str] | np.ndarray:
+        if key not in self._made:
+            self._made[key] = self._core.value(key)
+        return self._made[key]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._core.has(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def type_of(self, key: str) -> str:
+        """The type in the file, as `_core.GgufWriter.add` takes it: "u32", "[string]", ..."""
+        return self._core.value_type(key)
+
+    def count_of(self, key: str) -> int:
+        """Elements of an array, without making it."""
+        return self._core.count(key)
+
+
+class GGUFFile:
+    """One GGUF file or the files of a split model, mapped read-only.
+
+    Raises: UserError for whatever is wrong with the files.
+    """
+
+    def __init__(self, path: str | Path | list[str | Path]):
+        paths = [path] if isinstance(path, str | Path) else list(path)
+        self.paths = [str(p) for p in paths]
+        try:
+            self._core = _core.GgufFile(self.paths)
+        except (ValueError, NotImplementedError, OSError) as error:
+            raise UserError(str(error)) from error
+        self.metadata = Metadata(self._core)
+        self.tensors = {
+            name: TensorInfo(name, type_name, shape, nbytes, self.paths[part], offset)
+            for name, type_name, shape, nbytes, part, offset in self._core.tensors()
+        }
+
+    @property
+    def path(self) -> str:
+        """The file that messages about the whole model name."""
+        return self.paths[0]
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture")
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def tensor(self, name: str) -> TensorInfo:
+        """Raises: UserError naming a tensor that is missing."""
+        if name not in self.tensors:
+            raise UserError(
+                f"{self.path}: has no tensor '{name}'; the file is incomplete or of another "
+                "architecture, download it again"
+            )
+        return self.tensors[name]
+
+    def data(self, name: str) -> np.ndarray:
+        """The tensor's bytes: uint8, read-only, a view that keeps the map alive."""
+        self.tensor(name)
+        return self._core.data(name)
+
+    def dequantize(self, name: str) -> np.ndarray:
+        """The tensor as float32 of its shape."""
+        info = self.tensor(name)
+        if dtype := _PLAIN_NUMBERS.get(info.type):
+            return self._core.data(name).view(dtype).astype(np.float32).reshape(info.shape)
+        return _core.dequantize(self._core.data(name), info.type).reshape(info.shape)
+
+    def advise(self, name: str, advice: str) -> None:
+        """How the tensor's pages will be used: normal, sequential, willneed, dontneed (drop)."""
+        self._core.advise(name, advice)
+
+    def integer(self, key: str, least: int = 0, most: int = 2**31 - 1, default=_REQUIRED) -> int:
+        """An integer of any width. Raises: UserError if absent (and no default) or out of range."""
+        return self._typed(self._core.find_int, key, default, least, most)
+
+    def number(self, key: str, least=-1e30, most=1e30, default=_REQUIRED) -> float:
+        """A finite number; integers count. Raises: UserError like `integer`."""
+        return self._typed(self._core.find_float, key, default, least, most)
+
+    def text(self, key: str, default=_REQUIRED) -> str:
+        """A string. Raises: UserError if absent (and no default) or of another type."""
+        return self._typed(self._core.find_string, key, default)
+
+    def _typed(self, find, key, default, *limits):
+        try:
+            value = find(key, *limits)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            raise UserError(f"{self.path}: has no key '{key}'; download another file of the model")
+        return default
+
+    def check_model(self) -> None:
+        """What every model must fulfil, whatever its architecture. Raises: UserError."""
+        try:
+            self._core.check_model()
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(str(error)) from error
+
+
+def open_model(path: str | Path, architectures: Collection[str] | None = None) -> GGUFFile:
+    """Opens the model at `path`: a file, any part of a split model, or a folder with one model.
+
+    architectures: the names this build can run (from models.registry); None asks for no name.
+    Raises: UserError with one line for everything that can be wrong.
+    """
+    model = GGUFFile(find_parts(Path(path).expanduser()))
+    model.check_model()
+    if architectures is not None and model.architecture not in architectures:
+        raise UserError(
+            f"{model.path}: architecture '{model.architecture}' is not supported; supported are "
+            + ", ".join(sorted(architectures))
+        )
+    return model
+
+
+def find_parts(path: Path) -> list[Path]:
+    """The files of the model at `path`, in order; opens none of them. Raises: UserError."""
+    try:
+        if path.is_dir():
+            return _parts_of_folder(path)
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; check the path")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    suffix = path.suffix.lower()
+    if suffix in REFUSED_SUFFIXES:
+        raise UserError(
+            f"{path}: is {REFUSED_SUFFIXES[suffix]} by its name and was not opened; "
+            "download a GGUF of the model"
+        )
+    if suffix in UNFINISHED_SUFFIXES:
+        raise UserError(f"{path}: is an unfinished download by its name; let it finish first")
+    match = SPLIT_NAME.match(path.name)
+    return _parts_of_split(path.parent, match) if match else [path]
+
+
+def _parts_of_split(folder: Path, match: re.Match) -> list[Path]:
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count or count > MAX_PARTS:
+        raise UserError(
+            f"{folder / match[0]}: part {int(match['number'])} of {count} cannot be; "
+            f"a split model has parts 1 to n, n at most {MAX_PARTS}; rename the files"
+        )
+    end = match[0][len(match["stem"]) + len("-00001") :]  # as it is written here: -of-00003.gguf
+    parts = [folder / f"{match['stem']}-{i:05d}{end}" for i in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of the {count} parts of {match['stem']} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {_some(missing)}; download "
+            f"{'it' if len(missing) == 1 else 'them'} into this folder"
+        )
+    return parts
+
+
+def _parts_of_folder(folder: Path) -> list[Path]:
+    names = sorted(entry.name for entry in folder.iterdir())
+    candidates = [n for n in names if n.lower().endswith(".gguf") and not COMPANIONS.search(n)]
+    models: dict[str, re.Match | None] = {}  # a split model once, by stem and count
+    for name in candidates:
+        match = SPLIT_NAME.match(name)
+        models.setdefault(f"{match['stem']}-of-{match['count']}" if match else name, match)
+    if len(models) == 1:
+        (match,) = models.values()
+        return _parts_of_split(folder, match) if match else [folder / candidates[0]]
+    if models:
+        shown = [match[0] if match else name for name, match in models.items()]
+        raise UserError(
+            f"{folder}: holds {len(models)} models, give the path of one of them: {_some(shown)}"
+        )
+    unfinished = [n for n in names if Path(n).suffix.lower() in UNFINISHED_SUFFIXES]
+    others = [n for n in names if Path(n).suffix.lower() in REFUSED_SUFFIXES]
+    what = "is empty" if not names else "holds no .gguf file"
+    if unfinished:
+        what += f", only the unfinished download {unfinished[0]}"
+    elif others:
+        what += f", only {others[0]}, {REFUSED_SUFFIXES[Path(others[0]).suffix.lower()]}"
+    raise UserError(f"{folder}: {what}; download a GGUF of the model into it")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
