@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "gguf/cursor.h"
 #include "gguf/format.h"
+#include "quant/refused.h"
 
 namespace kt::gguf {
 namespace {
@@ -73,8 +74,12 @@ void check_version(uint32_t version, const std::string& file) {
 }
 
 std::string describe_unknown_type(const std::string& file, std::string_view tensor, uint32_t id) {
-  return concat(file, ": tensor ", quoted(tensor), " has type id ", id,
-                ", which is not supported; choose another quantization of the model");
+  const bool is_int = id <= INT32_MAX;
+  const char* known = is_int ? quant::refused_format(static_cast<int>(id)) : nullptr;
+  return known != nullptr
+             ? concat(file, ": tensor ", quoted(tensor), " has type ", known)
+             : concat(file, ": tensor ", quoted(tensor), " has type id ", id,
+                      ", which is unknown; choose another quantization of the model");
 }
 
 }  // namespace kt::gguf

@@ -160,6 +160,7 @@ TEST(GgufReader, RefusesBadTensors) {
   EXPECT_REFUSED(one({1ull << 40}, kF32Id, 0), "ends at byte");
   EXPECT_REFUSED(one({33}, kQ8Id, 0), "multiple of 32");
   EXPECT_REFUSED(one({32}, 9999, 0), "type id 9999");
+  EXPECT_REFUSED(one({32}, 139, 0), "has type iq4_k: only ik_llama.cpp");
   EXPECT_REFUSED(one({32}, UINT32_MAX, 0), "type id 4294967295");
   EXPECT_REFUSED(one({32}, kF32Id, 16), "multiple of the alignment");
   EXPECT_REFUSED(one({32}, kF32Id, UINT64_MAX - 31), "overflows");
