@@ -6,9 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace kt::os {
+
+using Thread = std::thread;
 
 /// One logical CPU this process may run on.
 struct Cpu {

@@ -11,6 +11,11 @@
 
 namespace kt::bind {
 
+// Arrays as the core wants them; another dtype or layout is converted on the way in.
+using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+using IntArray = pybind11::array_t<int32_t, pybind11::array::c_style | pybind11::array::forcecast>;
+using ByteArray = pybind11::array_t<uint8_t, pybind11::array::c_style | pybind11::array::forcecast>;
+
 /// A read-only view of any C-contiguous buffer as bytes; throws InvalidArgument naming `what`.
 inline std::span<const uint8_t> bytes_of(const pybind11::buffer& buffer, const char* what) {
   const pybind11::buffer_info info = buffer.request();

@@ -33,7 +33,7 @@ struct MatmulTask {
   Rounding rounding;       // of every token of this task
   int num_tokens;
   const void* const* x;    // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
-  float* const* y;         // per token: y[token][row], row counted from row group 0
+  float* const* y;         // per token: y[token][row - group_begin * 16]
 };
 
 /// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed product.
@@ -87,6 +87,7 @@ struct KernelTable {
   void (*attention)(const AttentionTask&);
   /// float -> cache element type, n values (q8_0: n a multiple of 32).
   void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out);
+  void (*load_kv)(const uint8_t* in, int64_t n, KvType type, float* x);
 };
 
 /// Bytes of n cache values of a type.

@@ -117,6 +117,22 @@ static void attend(const AttentionTask& task) {
   }
 }
 
+template <KvType kType>
+static void read_row(const uint8_t* in, int64_t n, float* x) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store_f(x + i, load_kv<kType>(in, i));
+  if (i < n) store_f_tail(x + i, load_kv_tail<kType>(in, i, n), n - i);
+}
+
+static void read_kv(const uint8_t* in, int64_t n, KvType type, float* x) {
+  switch (type) {
+    case KvType::kF32: return read_row<KvType::kF32>(in, n, x);
+    case KvType::kF16: return read_row<KvType::kF16>(in, n, x);
+    case KvType::kBF16: return read_row<KvType::kBF16>(in, n, x);
+    case KvType::kQ8_0: return read_row<KvType::kQ8_0>(in, n, x);
+  }
+}
+
 static void attention(const AttentionTask& task) {
   // The combinations offered: equal types, and f16 keys with q8_0 values.
   if (task.k_type == KvType::kF32) return attend<KvType::kF32, KvType::kF32>(task);

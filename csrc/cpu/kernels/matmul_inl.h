@@ -15,7 +15,7 @@ constexpr int kTokenBlock = 64;  // 64 * 64 B of partial sums + a 4 KiB tile: ha
 
 KT_INLINE void store_rows(const MatmulTask& task, int64_t group, int token, F sums) {
   const int64_t row = group * 16;
-  float* y = task.y[token] + row;
+  float* y = task.y[token] + (row - task.group_begin * 16);
   if (task.rows - row >= 16)
     store_f(y, sums);
   else

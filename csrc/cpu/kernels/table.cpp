@@ -43,6 +43,7 @@ constinit const KernelTable kTable = {
     &dot,
     &attention,
     &store_kv,
+    &read_kv,
 };
 
 }  // namespace kt::cpu::KT_ISA

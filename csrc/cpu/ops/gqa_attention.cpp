@@ -1,0 +1,127 @@
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "cpu/ops/attention.h"
+
+namespace kt::cpu {
+
+void Rope::angles(int32_t position, float* cos, float* sin) const {
+  // The angle is a float product, as the reference computes it.
+  for (size_t i = 0; i < inv_freq.size(); ++i) {
+    const float angle = static_cast<float>(position) * inv_freq[i];
+    cos[i] = std::cos(angle) * attention_scaling;
+    sin[i] = std::sin(angle) * attention_scaling;
+  }
+}
+
+void Rope::rotate(const float* cos, const float* sin, float* x) const {
+  const int half = static_cast<int>(inv_freq.size());
+  if (!interleaved) {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      x[i] = a * cos[i] - b * sin[i];
+      x[i + half] = b * cos[i] + a * sin[i];
+    }
+    return;
+  }
+  std::vector<float> pairs(x, x + 2 * half);
+  for (int i = 0; i < half; ++i) {
+    const float a = pairs[2 * i], b = pairs[2 * i + 1];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+GqaAttention::GqaAttention(GqaWeights weights) : w_(std::move(weights)) {
+  const int64_t q = int64_t{w_.num_heads} * w_.head_dim, kv = int64_t{w_.num_kv_heads} * w_.head_dim;
+  KT_CHECK(w_.num_heads > 0 && w_.num_kv_heads > 0 && w_.head_dim > 0 &&
+               w_.num_heads % w_.num_kv_heads == 0,
+           "attention: ", w_.num_heads, " heads of ", w_.head_dim, " over ", w_.num_kv_heads,
+           " key heads");
+  KT_CHECK(w_.q->rows() == q && w_.k->rows() == kv && w_.v->rows() == kv && w_.o->cols() == q &&
+               w_.k->cols() == w_.q->cols() && w_.v->cols() == w_.q->cols() &&
+               w_.o->rows() == w_.q->cols(),
+           w_.q->weight().name(), ": q ", w_.q->rows(), " x ", w_.q->cols(), ", k ", w_.k->rows(),
+           " x ", w_.k->cols(), ", v ", w_.v->rows(), " x ", w_.v->cols(), ", o ", w_.o->rows(),
+           " x ", w_.o->cols(), " do not fit ", w_.num_heads, "/", w_.num_kv_heads, " heads of ",
+           w_.head_dim);
+  KT_CHECK(w_.rope && w_.rope->dim() <= w_.head_dim, "rope over ", w_.rope ? w_.rope->dim() : 0,
+           " values, heads have ", w_.head_dim);
+  for (const auto& norm : {w_.q_norm, w_.k_norm}) {
+    KT_CHECK(!norm || static_cast<int>(norm->weight.size()) == w_.head_dim,
+             "attention norm of ", norm ? norm->weight.size() : 0, " values for heads of ",
+             w_.head_dim);
+  }
+}
+
+void GqaAttention::forward(Context& context, const AttentionRows& rows, const float* x,
+                           float* out) const {
+  Arena::Scope scope(context.arena);
+  Arena& arena = context.arena;
+  const KernelTable& kernels = context.kernels;
+  const int m = rows.m, dim = w_.head_dim;
+  const int64_t q_width = w_.q->rows(), kv_width = w_.k->rows();
+  const Activations input(context, x, hidden_size(), m, hidden_size(), rows.rounding);
+  float* q = arena.take<float>(m * q_width);
+  float* k = arena.take<float>(m * kv_width);
+  float* v = arena.take<float>(m * kv_width);
+  const LinearCall project[] = {{w_.q.get(), &input, q, q_width},
+                                {w_.k.get(), &input, k, kv_width},
+                                {w_.v.get(), &input, v, kv_width}};
+  run_linears(context, project);
+
+  const int half = w_.rope->dim() / 2;
+  const int threads = context.pool.threads();
+  float* angles = arena.take<float>(size_t(threads) * 2 * half);
+  context.pool.run(m, [&](int64_t row, int worker) {
+    float* cos = angles + int64_t{worker} * 2 * half;
+    float* sin = cos + half;
+    const int32_t position = rows.position[row];
+    w_.rope->angles(position, cos, sin);
+    const auto prepare = [&](float* heads, int count, const RmsNorm* norm) {
+      for (int h = 0; h < count; ++h) {
+        float* head = heads + h * dim;
+        if (norm) kernels.rms_norm(head, norm->weight.data(), norm->eps, dim, head);
+        w_.rope->rotate(cos, sin, head);
+      }
+    };
+    float* queries = q + row * q_width;
+    prepare(queries, w_.num_heads, w_.q_norm.get());
+    prepare(k + row * kv_width, w_.num_kv_heads, w_.k_norm.get());
+    for (int64_t i = 0; i < q_width; ++i) queries[i] *= w_.scale;
+    const int64_t page = position / kKvBlock, slot = position % kKvBlock;
+    kernels.store_kv(k + row * kv_width, kv_width, rows.k_type,
+                     rows.kv[row].k[page] + slot * kv_bytes(rows.k_type, kv_width));
+    kernels.store_kv(v + row * kv_width, kv_width, rows.v_type,
+                     rows.kv[row].v[page] + slot * kv_bytes(rows.v_type, kv_width));
+  });
+
+  // Every new position is in the cache: attend, one piece per row and key head.
+  float* heads = arena.take<float>(m * q_width);
+  int32_t longest = 0;
+  for (int row = 0; row < m; ++row) longest = std::max(longest, rows.position[row] + 1);
+  const int64_t max_pages = (longest + kKvBlock - 1) / kKvBlock;
+  const uint8_t** pages = arena.take<const uint8_t*>(size_t(threads) * 2 * max_pages);
+  const int share = w_.num_heads / w_.num_kv_heads;
+  context.pool.run(int64_t{m} * w_.num_kv_heads, [&](int64_t index, int worker) {
+    const int64_t row = index / w_.num_kv_heads, head = index % w_.num_kv_heads;
+    const uint8_t** k_pages = pages + int64_t{worker} * 2 * max_pages;
+    const uint8_t** v_pages = k_pages + max_pages;
+    const int64_t length = rows.position[row] + 1;
+    for (int64_t p = 0; p * kKvBlock < length; ++p) {
+      k_pages[p] = rows.kv[row].k[p] + kv_bytes(rows.k_type, head * dim);
+      v_pages[p] = rows.kv[row].v[p] + kv_bytes(rows.v_type, head * dim);
+    }
+    kernels.attention({q + row * q_width + head * share * dim, share, dim, dim, dim, k_pages,
+                       v_pages, kv_bytes(rows.k_type, kv_width), kv_bytes(rows.v_type, kv_width),
+                       rows.k_type, rows.v_type, length,
+                       heads + row * q_width + head * share * dim, dim});
+  });
+
+  const Activations attended(context, heads, q_width, m, q_width, rows.rounding);
+  const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
+  run_linears(context, project_out);
+}
+
+}  // namespace kt::cpu

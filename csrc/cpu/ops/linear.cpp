@@ -1,0 +1,188 @@
+#include "cpu/ops/linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/checked.h"
+#include "cpu/isa.h"
+#include "quant/formats.h"
+#include "quant/r16.h"
+
+namespace kt::cpu {
+
+std::shared_ptr<const Matrix> Matrix::repack(Context& context, std::span<const uint8_t> blocks,
+                                             int gguf_id, int64_t rows, int64_t cols,
+                                             const std::string& name) {
+  KT_CHECK(rows > 0 && cols > 0, name, ": shape ", rows, " x ", cols, " must be positive");
+  auto matrix = std::make_shared<Matrix>();
+  matrix->gguf_id_ = gguf_id;
+  matrix->rows_ = rows;
+  matrix->cols_ = cols;
+  matrix->name_ = name;
+  quant::visit_format(gguf_id, [&]<class F>() {
+    KT_CHECK(cols % F::kValues == 0, name, ": ", cols, " columns are no multiple of ", F::kName,
+             "'s block of ", F::kValues);
+    const int64_t per_row = cols / F::kValues;
+    const size_t block_bytes = sizeof(typename F::Block);
+    const uint64_t expected = checked_mul(checked_mul(rows, per_row, "matrix"), block_bytes, "matrix");
+    KT_CHECK(blocks.size() == expected, name, ": ", blocks.size(), " bytes, ", rows, " x ", cols,
+             " of ", F::kName, " need ", expected);
+    matrix->quantised_ = F::kGroup != 0;
+    const int64_t groups = (rows + 15) / 16;
+    const size_t group_bytes = static_cast<size_t>(per_row) * quant::R16<F>::kRecordBytes;
+    matrix->memory_ = os::Memory(checked_mul(groups, group_bytes, "matrix"));
+    const int64_t pieces = pieces_for(context, groups, 4);
+    context.pool.run(pieces, [&](int64_t index, int) {
+      const Range range = piece(groups, pieces, index);
+      for (int64_t group = range.begin; group < range.end; ++group) {
+        uint8_t* out = matrix->memory_.data() + group * group_bytes;
+        const int present = static_cast<int>(std::min<int64_t>(16, rows - group * 16));
+        for (int row = 0; row < present; ++row) {
+          const uint8_t* in = blocks.data() + (group * 16 + row) * per_row * block_bytes;
+          for (int64_t b = 0; b < per_row; ++b) {
+            typename F::Block block;
+            std::memcpy(&block, in + b * block_bytes, block_bytes);
+            quant::r16_put<F>(block, row, out + b * quant::R16<F>::kRecordBytes);
+          }
+        }
+      }
+    });
+  });
+  matrix->slices_.push_back({0, 0, rows, matrix->memory_.data()});
+  return matrix;
+}
+
+Activations::Activations(Context& context, const float* x, int64_t stride, int m, int64_t k,
+                         const Rounding* rounding, bool floats_only)
+    : x_(x), stride_(stride), m_(m), k_(k), rounding_(rounding) {
+  if (floats_only ||
+      std::all_of(rounding, rounding + m, [](Rounding r) { return r == Rounding::kFloat; }))
+    return;
+  ints_ = context.arena.take<uint8_t>(static_cast<size_t>(m) * act_row_bytes(k));
+  const auto quantize = [&](int64_t row, int) {
+    uint8_t* out = ints_ + static_cast<size_t>(row) * act_row_bytes(k_);
+    if (rounding_[row] == Rounding::kExact) context.kernels.quantize_exact(floats(row), k_, out);
+    if (rounding_[row] == Rounding::kDigit) context.kernels.quantize_digit(floats(row), k_, out);
+  };
+  if (m >= 4) {
+    context.pool.run(m, quantize);
+  } else {  // not worth a hand-off
+    for (int row = 0; row < m; ++row) quantize(row, 0);
+  }
+}
+
+Linear::Linear(std::shared_ptr<const Matrix> weight, std::vector<float> bias)
+    : weight_(std::move(weight)), bias_(std::move(bias)) {
+  KT_CHECK(bias_.empty() || static_cast<int64_t>(bias_.size()) == weight_->rows(), weight_->name(),
+           ": bias of ", bias_.size(), " values for ", weight_->rows(), " rows");
+}
+
+void Linear::set_adapter(std::shared_ptr<const LowRank> adapter) {
+  if (adapter) {
+    const auto rank = static_cast<size_t>(adapter->rank);
+    KT_CHECK(adapter->rank > 0 && adapter->a.size() == rank * static_cast<size_t>(cols()) &&
+                 adapter->b.size() == rank * static_cast<size_t>(rows()),
+             weight_->name(), ": adapter of rank ", adapter->rank, " has ", adapter->a.size(),
+             " and ", adapter->b.size(), " values, the weight is ", rows(), " x ", cols());
+  }
+  adapter_ = std::move(adapter);
+}
+
+void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activations& x,
+                 const int* tokens, int num_tokens, Range groups, float* const* y,
+                 void** scratch) {
+  const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
+  // Rows of one rounding at a time; float weights have only the float kernel.
+  for (const Rounding kind : {Rounding::kFloat, Rounding::kExact, Rounding::kDigit}) {
+    const void** inputs = const_cast<const void**>(scratch);
+    float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
+    int count = 0;
+    for (int i = 0; i < num_tokens; ++i) {
+      const int row = tokens ? tokens[i] : i;
+      const bool ints = weight.quantised() && x.has_ints();
+      const Rounding rounding = ints ? x.rounding(row) : Rounding::kFloat;
+      if (rounding != kind) continue;
+      inputs[count] = kind == Rounding::kFloat ? static_cast<const void*>(x.floats(row))
+                                               : static_cast<const void*>(x.ints(row));
+      outputs[count++] = y[i];
+    }
+    if (count == 0) continue;
+    for (const RowSlice& slice : weight.slices()) {
+      const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
+      const Range part{std::max(groups.begin, first), std::min(groups.end, last)};
+      if (part.begin >= part.end) continue;
+      if (part.begin > groups.begin)
+        for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
+      format.matmul({slice.data, weight.cols(), part.begin - first, part.end - first, slice.rows,
+                     kind, count, inputs, outputs});
+      if (part.begin > groups.begin)
+        for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
+    }
+  }
+}
+
+namespace {
+
+// y += scale * B (A x), a row at a time: adapters are small beside the weights they correct.
+void add_adapter(Context& context, const LinearCall& call) {
+  const LowRank& adapter = *call.linear->adapter();
+  const int64_t k = call.linear->cols(), n = call.linear->rows();
+  context.pool.run(call.x->rows(), [&](int64_t row, int) {
+    const float* x = call.x->floats(static_cast<int>(row));
+    float* y = call.y + row * call.y_stride;
+    std::vector<float> inner(adapter.rank);
+    for (int r = 0; r < adapter.rank; ++r)
+      inner[r] = adapter.scale * context.kernels.dot(&adapter.a[r * k], x, k);
+    for (int64_t i = 0; i < n; ++i)
+      y[i] += context.kernels.dot(&adapter.b[i * adapter.rank], inner.data(), adapter.rank);
+  });
+}
+
+}  // namespace
+
+void run_linears(Context& context, std::span<const LinearCall> calls) {
+  struct Piece {
+    const LinearCall* call;
+    Range groups;
+  };
+  Arena::Scope scope(context.arena);
+  int64_t total = 0;
+  int most_rows = 0;
+  for (const LinearCall& call : calls) {
+    KT_CHECK(call.x->cols() == call.linear->cols(), call.linear->weight().name(), ": input has ",
+             call.x->cols(), " columns, the weight ", call.linear->cols());
+    total += (call.linear->rows() + 15) / 16;
+    most_rows = std::max(most_rows, call.x->rows());
+  }
+  if (most_rows == 0) return;
+  const int64_t wanted = pieces_for(context, total, 2);
+  Piece* pieces = context.arena.take<Piece>(wanted + calls.size());
+  int64_t count = 0;
+  for (const LinearCall& call : calls) {
+    const int64_t groups = (call.linear->rows() + 15) / 16;
+    const int64_t parts = std::clamp<int64_t>(wanted * groups / total, 1, groups);
+    for (int64_t i = 0; i < parts; ++i) pieces[count++] = {&call, piece(groups, parts, i)};
+  }
+  const int threads = context.pool.threads();
+  void** scratch = context.arena.take<void*>(size_t(threads) * 2 * most_rows);
+  float** outputs = context.arena.take<float*>(size_t(threads) * most_rows);
+  context.pool.run(count, [&](int64_t index, int worker) {
+    const LinearCall& call = *pieces[index].call;
+    const Range groups = pieces[index].groups;
+    const int m = call.x->rows();
+    float** y = outputs + int64_t{worker} * most_rows;
+    for (int row = 0; row < m; ++row) y[row] = call.y + row * call.y_stride + groups.begin * 16;
+    matmul_rows(context.kernels, call.linear->weight(), *call.x, nullptr, m, groups, y,
+                scratch + int64_t{worker} * 2 * most_rows);
+    const std::span<const float> bias = call.linear->bias();
+    if (bias.empty()) return;
+    const int64_t end = std::min<int64_t>(groups.end * 16, call.linear->rows());
+    for (int row = 0; row < m; ++row)
+      for (int64_t i = groups.begin * 16; i < end; ++i) call.y[row * call.y_stride + i] += bias[i];
+  });
+  for (const LinearCall& call : calls) {
+    if (call.linear->adapter()) add_adapter(context, call);
+  }
+}
+
+}  // namespace kt::cpu

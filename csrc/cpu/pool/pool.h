@@ -1,0 +1,69 @@
+// CPUInfer: the worker threads of the CPU core.
+//
+// One worker per physical core the process may use, pinned; the calling thread is worker 0. A job
+// is a plain function over [0, count), started by raising an epoch: workers spin on it for a short
+// while and then sleep, so a decode step (hundreds of jobs in a row) makes no system call, takes no
+// lock and allocates nothing. What a worker throws is thrown again by run().
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <type_traits>
+#include <vector>
+
+#include "base/os.h"
+
+namespace kt::cpu {
+
+class Pool {
+ public:
+  /// `threads` workers, the caller included; 0 takes every usable physical core, within the cgroup
+  /// quota. Throws InvalidArgument for a negative count.
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls body(index, worker) for every index in [0, count), on all workers; returns when all are
+  /// done. Not reentrant: one caller at a time, and no run() inside a body.
+  template <class Body>
+  void run(int64_t count, Body&& body) {
+    if (count <= 0) return;
+    if (workers_.empty() || count == 1) {
+      for (int64_t i = 0; i < count; ++i) body(i, 0);
+      return;
+    }
+    using Plain = std::remove_reference_t<Body>;
+    dispatch(count, [](void* context, int64_t index, int worker) {
+      (*static_cast<Plain*>(context))(index, worker);
+    }, const_cast<std::remove_const_t<Plain>*>(&body));
+  }
+
+  /// The count run by default: usable physical cores, within the cgroup's quota.
+  static int default_threads();
+
+ private:
+  using Call = void (*)(void* context, int64_t index, int worker);
+  void dispatch(int64_t count, Call call, void* context);
+  void work(int worker);
+  void take(int worker) noexcept;
+
+  // Each on its own cache line: workers poll one while others write the next.
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<uint32_t> sleepers_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int> busy_{0};
+  alignas(64) std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+  bool stop_ = false;
+  int64_t count_ = 0;
+  Call call_ = nullptr;
+  void* context_ = nullptr;
+  std::vector<int> cpus_;
+  std::vector<os::Thread> workers_;
+};
+
+}  // namespace kt::cpu

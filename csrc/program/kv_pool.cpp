@@ -1,0 +1,112 @@
+#include "program/kv_pool.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace kt::program {
+
+using cpu::kKvBlock;
+using cpu::kv_bytes;
+
+Sequence::~Sequence() { truncate(0); }
+
+void Sequence::extend(int64_t end) {
+  const int64_t needed = (end + kKvBlock - 1) / kKvBlock;
+  int64_t missing = needed - static_cast<int64_t>(pages_.size());
+  // The page that is written next may be shared with a fork.
+  const bool copies = length_ % kKvBlock != 0 && length_ < end &&
+                      pool_->references_[pages_[length_ / kKvBlock]] > 1;
+  const int64_t want = std::max<int64_t>(missing, 0) + (copies ? 1 : 0);
+  KT_CHECK(pool_->in_use_ + want <= pool_->limit_, "the cache is full: ", end,
+           " positions are needed here, ", pool_->in_use_, " of ", pool_->limit_, " pages of ",
+           kKvBlock, " are taken; allow more positions (--cache_lens)");
+  if (copies) {
+    int32_t& page = pages_[length_ / kKvBlock];
+    const int32_t fresh = pool_->take();
+    pool_->copy(page, fresh);
+    pool_->release(page);
+    page = fresh;
+  }
+  for (; missing > 0; --missing) pages_.push_back(pool_->take());
+  if (end > length_) length_ = end;
+}
+
+void Sequence::truncate(int64_t length) {
+  if (length >= length_) return;
+  const auto keep = static_cast<size_t>((length + kKvBlock - 1) / kKvBlock);
+  while (pages_.size() > keep) {
+    pool_->release(pages_.back());
+    pages_.pop_back();
+  }
+  length_ = length;
+}
+
+std::shared_ptr<Sequence> Sequence::fork() const {
+  auto copy = std::make_shared<Sequence>(pool_);
+  copy->pages_ = pages_;
+  copy->length_ = length_;
+  for (const int32_t page : pages_) ++pool_->references_[page];
+  return copy;
+}
+
+KvPool::KvPool(std::vector<cpu::KvSpec> layers, KvOptions options) : options_(options) {
+  KT_CHECK(options.max_positions > 0, "max_positions=", options.max_positions, " must be positive");
+  limit_ = (options.max_positions + kKvBlock - 1) / kKvBlock;
+  for (const cpu::KvSpec& spec : layers) {
+    for (const auto& [type, width] : {std::pair{options.k_type, spec.k_width},
+                                      std::pair{options.v_type, spec.v_width}}) {
+      KT_CHECK(type != cpu::KvType::kQ8_0 || width % 32 == 0, "cache: q8_0 needs widths that are ",
+               "multiples of 32, a layer has ", width);
+    }
+    layers_.push_back({spec, kv_bytes(options.k_type, spec.k_width) * kKvBlock,
+                       kv_bytes(options.v_type, spec.v_width) * kKvBlock, {}});
+  }
+}
+
+int64_t KvPool::bytes_per_position() const {
+  int64_t total = 0;
+  for (const Layer& layer : layers_) total += (layer.k_bytes + layer.v_bytes) / kKvBlock;
+  return total;
+}
+
+uint8_t* KvPool::keys(int layer, int32_t page) const {
+  const Layer& l = layers_[layer];
+  return l.segments[page / kSegmentPages].data() + page % kSegmentPages * (l.k_bytes + l.v_bytes);
+}
+
+uint8_t* KvPool::values(int layer, int32_t page) const {
+  const Layer& l = layers_[layer];
+  return l.v_bytes == 0 ? keys(layer, page) : keys(layer, page) + l.k_bytes;
+}
+
+int32_t KvPool::take() {
+  if (free_.empty()) {
+    const auto first = static_cast<int32_t>(references_.size());
+    for (Layer& layer : layers_)
+      layer.segments.emplace_back(static_cast<size_t>(layer.k_bytes + layer.v_bytes) * kSegmentPages);
+    references_.resize(references_.size() + kSegmentPages, 0);
+    for (int i = kSegmentPages - 1; i >= 0; --i) free_.push_back(first + i);
+  }
+  const int32_t page = free_.back();
+  free_.pop_back();
+  references_[page] = 1;
+  ++in_use_;
+  return page;
+}
+
+void KvPool::release(int32_t page) {
+  if (--references_[page] > 0) return;
+  free_.push_back(page);
+  --in_use_;
+}
+
+void KvPool::copy(int32_t from, int32_t to) {
+  for (int layer = 0; layer < num_layers(); ++layer) {
+    const Layer& l = layers_[layer];
+    std::memcpy(keys(layer, to), keys(layer, from), static_cast<size_t>(l.k_bytes + l.v_bytes));
+  }
+}
+
+}  // namespace kt::program

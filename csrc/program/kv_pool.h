@@ -1,0 +1,91 @@
+// The one owner of cached keys and values: pages of 64 positions, shared by reference count.
+//
+// A page number stands for 64 positions in every layer at once; a sequence is a list of page
+// numbers and a length. Sharing a prefix copies numbers, writing into a shared page copies the page
+// first, and truncation gives pages back. Memory is taken in segments as pages are needed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/os.h"
+#include "cpu/ops/attention.h"
+
+namespace kt::program {
+
+struct KvOptions {
+  cpu::KvType k_type = cpu::KvType::kF16;
+  cpu::KvType v_type = cpu::KvType::kF16;
+  int64_t max_positions = 8192;  // over all sequences
+};
+
+class KvPool;
+
+/// One sequence's view of the cache.
+class Sequence {
+ public:
+  explicit Sequence(std::shared_ptr<KvPool> pool) : pool_(std::move(pool)) {}
+  ~Sequence();
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  int64_t length() const { return length_; }
+  KvPool& pool() const { return *pool_; }
+  std::span<const int32_t> pages() const { return pages_; }
+
+  /// Makes positions [length, end) writable: pages there, none of them shared. Throws
+  /// InvalidArgument, leaving the sequence as it was, where the cache is full.
+  void extend(int64_t end);
+  /// Forgets positions from `length` on.
+  void truncate(int64_t length);
+  /// A second sequence with the same content; pages are shared until one of them writes.
+  std::shared_ptr<Sequence> fork() const;
+
+ private:
+  std::shared_ptr<KvPool> pool_;
+  std::vector<int32_t> pages_;
+  int64_t length_ = 0;
+};
+
+class KvPool : public std::enable_shared_from_this<KvPool> {
+ public:
+  /// One spec per layer. Throws InvalidArgument for widths the types cannot hold.
+  KvPool(std::vector<cpu::KvSpec> layers, KvOptions options);
+
+  std::shared_ptr<Sequence> make_sequence() { return std::make_shared<Sequence>(shared_from_this()); }
+  int num_layers() const { return static_cast<int>(layers_.size()); }
+  const cpu::KvSpec& spec(int layer) const { return layers_[layer].spec; }
+  const KvOptions& options() const { return options_; }
+  int64_t bytes_per_position() const;
+  int64_t pages_in_use() const { return in_use_; }
+  int64_t page_limit() const { return limit_; }
+
+  /// Addresses of a page in a layer.
+  uint8_t* keys(int layer, int32_t page) const;
+  uint8_t* values(int layer, int32_t page) const;
+
+ private:
+  friend class Sequence;
+  static constexpr int kSegmentPages = 16;
+
+  struct Layer {
+    cpu::KvSpec spec;
+    int64_t k_bytes, v_bytes;  // of one page
+    std::vector<os::Memory> segments;
+  };
+
+  int32_t take();
+  void release(int32_t page);
+  void copy(int32_t from, int32_t to);
+
+  std::vector<Layer> layers_;
+  KvOptions options_;
+  int64_t limit_;
+  int64_t in_use_ = 0;
+  std::vector<int32_t> references_;  // per page
+  std::vector<int32_t> free_;
+};
+
+}  // namespace kt::program

@@ -1,0 +1,190 @@
+#include "program/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/os.h"
+
+namespace kt::program {
+
+Sampler::Sampler(const SamplingOptions& o) : options_(o), random_(o.seed) {
+  KT_CHECK(std::isfinite(o.temperature) && o.temperature >= 0, "temperature=", o.temperature,
+           " must be 0 or more");
+  KT_CHECK(o.top_k >= 0, "top_k=", o.top_k, " must be 0 (off) or more");
+  KT_CHECK(o.top_p > 0 && o.top_p <= 1, "top_p=", o.top_p, " must be in (0, 1]");
+  KT_CHECK(o.min_p >= 0 && o.min_p <= 1, "min_p=", o.min_p, " must be in [0, 1]");
+  KT_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0, "repetition_penalty=",
+           o.repetition_penalty, " must be positive");
+  KT_CHECK(std::isfinite(o.presence_penalty) && std::isfinite(o.frequency_penalty),
+           "presence_penalty=", o.presence_penalty, ", frequency_penalty=", o.frequency_penalty,
+           " must be finite");
+  if (o.temperature == 0) options_.greedy = true;
+}
+
+void Sampler::saw(std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) ++seen_[token];
+}
+
+int32_t Sampler::sample(std::span<const float> logits) {
+  const auto vocab = static_cast<int32_t>(logits.size());
+  const bool penalties = options_.repetition_penalty != 1.0f || options_.presence_penalty != 0.0f ||
+                         options_.frequency_penalty != 0.0f;
+  std::vector<float> changed;
+  if (penalties) {
+    changed.assign(logits.begin(), logits.end());
+    for (const auto& [token, count] : seen_) {
+      if (token < 0 || token >= vocab) continue;
+      float& logit = changed[token];
+      logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    }
+    for (const auto& [token, count] : generated_)
+      changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
+    logits = changed;
+  }
+
+  int32_t chosen = 0;
+  for (int32_t i = 1; i < vocab; ++i) {
+    if (logits[i] > logits[chosen] || std::isnan(logits[chosen])) chosen = i;
+  }
+  KT_CHECK(!std::isnan(logits[chosen]), "every logit is NaN: the model's weights or cache are damaged");
+
+  if (!options_.greedy) {
+    std::vector<int32_t> order(vocab);
+    std::iota(order.begin(), order.end(), 0);
+    const auto better = [&](int32_t a, int32_t b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    };
+    // Candidates in order of probability; without top_k, only as deep as probabilities matter.
+    size_t keep = order.size();
+    if (options_.top_k > 0) keep = std::min<size_t>(keep, options_.top_k);
+    std::partial_sort(order.begin(), order.begin() + keep, order.end(), better);
+    order.resize(keep);
+    const float top = logits[order[0]];
+    std::vector<double> p(keep);
+    double total = 0;
+    for (size_t i = 0; i < keep; ++i)
+      total += p[i] = std::exp((double{logits[order[i]]} - top) / options_.temperature);
+    if (options_.top_p < 1.0f) {
+      double sum = 0;
+      size_t n = 0;
+      while (n < keep && sum < options_.top_p * total) sum += p[n++];
+      keep = std::max<size_t>(n, 1);
+    }
+    if (options_.min_p > 0.0f) {
+      size_t n = 1;
+      while (n < keep && p[n] >= options_.min_p * p[0]) ++n;
+      keep = n;
+    }
+    const double sum = std::accumulate(p.begin(), p.begin() + keep, 0.0);
+    double at = std::uniform_real_distribution<double>(0.0, sum)(random_);
+    size_t i = 0;
+    while (i + 1 < keep && at >= p[i]) at -= p[i++];
+    chosen = order[i];
+  }
+  ++generated_[chosen];
+  ++seen_[chosen];
+  return chosen;
+}
+
+namespace {
+
+// Evaluates the prompt in chunks; the logits of its last token stay in `out`.
+void evaluate_prompt(Decoder& decoder, const std::shared_ptr<Sequence>& sequence,
+                     std::span<const int32_t> prompt, int chunk, StepOut& out) {
+  std::vector<int32_t> position, zero;
+  std::vector<uint8_t> is_prompt;
+  for (size_t start = 0; start < prompt.size(); start += chunk) {
+    const size_t count = std::min<size_t>(chunk, prompt.size() - start);
+    position.resize(count);
+    std::iota(position.begin(), position.end(), static_cast<int32_t>(sequence->length()));
+    zero.assign(count, 0);
+    is_prompt.assign(count, 1);
+    const bool last = start + count == prompt.size();
+    const int32_t row = static_cast<int32_t>(count) - 1;
+    Step step;
+    step.token = prompt.subspan(start, count);
+    step.position = position;
+    step.sequence = zero;
+    step.is_prompt = is_prompt;
+    step.sequences = {&sequence, 1};
+    if (last) step.logits_rows = {&row, 1};
+    decoder.step(step, out);
+  }
+}
+
+}  // namespace
+
+GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequence>> sequences,
+                        std::span<const std::vector<int32_t>> prompts,
+                        const GenerateOptions& options,
+                        const std::function<bool(int, int32_t)>& on_token) {
+  KT_CHECK(sequences.size() == prompts.size(), "generate: ", sequences.size(), " sequences, ",
+           prompts.size(), " prompts");
+  KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0, "generate: max_new_tokens=",
+           options.max_new_tokens, ", prompt_chunk=", options.prompt_chunk, " are out of range");
+  const int count = static_cast<int>(sequences.size());
+  const auto vocab = static_cast<size_t>(decoder.vocab_size());
+  GenerateResult result;
+  result.tokens.resize(count);
+  if (options.max_new_tokens == 0) return result;
+  std::vector<Sampler> samplers;
+  std::vector<int32_t> current(count, -1);
+  std::vector<int> active;
+  StepOut out;
+  bool goes_on = true;
+
+  const auto choose = [&](int s, std::span<float> logits) {
+    if (static_cast<int>(result.tokens[s].size()) < options.min_new_tokens) {
+      for (const int32_t id : options.stop_ids)
+        if (id >= 0 && static_cast<size_t>(id) < vocab) logits[id] = -INFINITY;
+    }
+    current[s] = samplers[s].sample(logits);
+    result.tokens[s].push_back(current[s]);
+    if (on_token && !on_token(s, current[s])) goes_on = false;
+    const bool stop = std::find(options.stop_ids.begin(), options.stop_ids.end(), current[s]) !=
+                      options.stop_ids.end();
+    return !stop && static_cast<int>(result.tokens[s].size()) < options.max_new_tokens;
+  };
+
+  double begin = os::seconds();
+  for (int s = 0; s < count; ++s) {
+    KT_CHECK(!prompts[s].empty(), "generate: prompt ", s, " is empty");
+    SamplingOptions sampling = options.sampling;
+    sampling.seed += static_cast<uint64_t>(s);
+    samplers.emplace_back(sampling).saw(prompts[s]);
+    evaluate_prompt(decoder, sequences[s], prompts[s], options.prompt_chunk, out);
+    result.prompt_tokens += static_cast<int64_t>(prompts[s].size());
+    if (choose(s, out.logits)) active.push_back(s);
+    if (!goes_on) break;
+  }
+  result.prompt_seconds = os::seconds() - begin;
+
+  begin = os::seconds();
+  std::vector<int32_t> token, position, rows;
+  std::vector<uint8_t> generated;
+  std::vector<std::shared_ptr<Sequence>> chosen;
+  while (goes_on && !active.empty()) {
+    token.clear(), position.clear(), chosen.clear();
+    for (const int s : active) {
+      token.push_back(current[s]);
+      position.push_back(static_cast<int32_t>(sequences[s]->length()));
+      chosen.push_back(sequences[s]);
+    }
+    rows.resize(active.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    generated.assign(active.size(), 0);
+    decoder.step({token, position, rows, generated, chosen, rows}, out);
+    result.eval_tokens += static_cast<int64_t>(active.size());
+    std::vector<int> still;
+    for (size_t i = 0; i < active.size() && goes_on; ++i) {
+      if (choose(active[i], {out.logits.data() + i * vocab, vocab})) still.push_back(active[i]);
+    }
+    active = std::move(still);
+  }
+  result.eval_seconds = os::seconds() - begin;
+  return result;
+}
+
+}  // namespace kt::program
