@@ -1,0 +1,50 @@
+"""Every operator that ships, by name and backend, and which upstream names it answers to.
+
+An operator stands in for one module of transformers' tree; attention, MLP and MoE blocks work
+through the operators of their children. The classes are imported when a plan is applied.
+"""
+
+from ktransformers.operators.registry import REGISTRY, UpstreamOp, register
+from ktransformers.operators.upstream_names import UPSTREAM_CLASSES, UPSTREAM_OPS
+
+_HERE = "ktransformers.operators"
+
+# operator -> "file:Class" of its CPU implementation
+CPU_OPERATORS = {
+    "linear": "linear:Linear",
+    "embedding": "embedding:Embedding",
+    "norm.rms": "norm:RmsNorm",
+    "rope": "rope:Rope",
+    "attention.gqa": "attention:GqaAttention",
+    "attention.mla": "attention:MlaAttention",
+    "mlp.swiglu": "mlp:SwigluMlp",
+    "moe.router": "moe:Router",
+    "moe.experts": "moe:Experts",
+    "moe.block": "moe:Block",
+    "model": "model:Model",
+}
+
+for _name, _place in CPU_OPERATORS.items():
+    register(
+        _name,
+        backend="cpu",
+        factory=f"{_HERE}.{_place}",
+        upstream=UPSTREAM_CLASSES.get(_name, ()),
+    )
+
+# The module transformers built, with its weights dequantised: correct for any module, and the way
+# to take one module out of the fast path.
+register(
+    "default",
+    backend="torch",
+    kind="",
+    resident="float32",
+    factory=f"{_HERE}.default:Default",
+    upstream=("default",),
+)
+
+for _name in UPSTREAM_CLASSES["unsupported"]:
+    REGISTRY.alias_class(_name, None)
+for _operator, _ops in UPSTREAM_OPS.items():
+    for _op, _backend in _ops.items():
+        REGISTRY.alias_op(_op, UpstreamOp(_operator, _backend))

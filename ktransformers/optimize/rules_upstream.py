@@ -1,0 +1,158 @@
+"""Upstream's dialect, read as kvcache-ai/ktransformers v0.3.2 reads it.
+
+What upstream imports by name is looked up in tables here. What it swallows gives one line each.
+Where it would only fail later (a null `kwargs`, an unknown op), it fails here with the place.
+"""
+
+import re
+from typing import Any
+
+from ktransformers.operators.registry import Registry
+from ktransformers.operators.upstream_names import (
+    DEVICE_KWARGS,
+    TORCH_MODULES,
+    UPSTREAM_KWARGS,
+    UPSTREAM_MODULES,
+)
+from ktransformers.optimize.rules import Match, Place, Rule, Yaml
+from ktransformers.optimize.rules_own import suggestion
+
+RULE_KEYS = ("match", "replace", "recursive")
+MATCH_KEYS = ("name", "class")
+REPLACE_KEYS = ("class", "kwargs")
+_DEVICE = re.compile(r"[a-z]+(:\d+)?")
+_TRANSFORMERS = re.compile(r"transformers\.models\.\w+\.modeling_\w+\.\w+")
+
+
+def read(entry: Yaml, registry: Registry, notes: list[str]) -> Rule:
+    """One rule; appends to `notes` what is ignored. Raises RuleError."""
+    fields = entry.fields()
+    ignore_unknown(fields, RULE_KEYS, "key", notes)
+    for key in ("match", "replace"):
+        if key not in fields:
+            raise entry.fail(f"the rule has no {key}")
+    match = read_match(fields["match"][1], notes)
+    replace = fields["replace"][1].fields()
+    ignore_unknown(replace, REPLACE_KEYS, "key replace", notes)
+    written = replace["class"][1].text() if "class" in replace else "default"
+    operator = find_operator(written, replace, registry)
+    kwargs = read_kwargs(replace, written, operator, registry, notes)
+    return Rule(
+        place=entry.place,
+        match=match,
+        operator=operator,
+        backend=kwargs["backend"],
+        written=written,
+        device=kwargs["device"],
+        recursive=read_recursive(fields, notes),
+    )
+
+
+def ignore_unknown(
+    fields: dict[Any, tuple[Place, Yaml]], known: Any, what: str, notes: list[str]
+) -> None:
+    for key, (place, _) in fields.items():
+        if key not in known:
+            joined = f"{what}.{key}" if what.endswith("replace") else f"{what} {key}"
+            notes.append(f"{place.file}:{place.line}: ignored {joined}")
+
+
+def read_match(node: Yaml, notes: list[str]) -> Match:
+    fields = node.fields()
+    ignore_unknown(fields, MATCH_KEYS, "match key", notes)
+    if "name" not in fields and "class" not in fields:
+        raise node.fail("match needs a name or a class")
+    classes: tuple[str, ...] = ()
+    if "class" in fields:
+        value = fields["class"][1]
+        known = value.text() in UPSTREAM_MODULES or value.text() in TORCH_MODULES
+        if not known and not _TRANSFORMERS.fullmatch(value.text()):
+            choices = sorted(UPSTREAM_MODULES | TORCH_MODULES)
+            hint = suggestion(value.text(), choices)
+            raise value.fail(f"unknown class {value.text()!r}" + (hint if "mean" in hint else ""))
+        classes = (value.text(),)
+    name = fields["name"][1].pattern() if "name" in fields else None
+    return Match(node.place, name, classes, legacy=True)
+
+
+def find_operator(written: str, replace: dict, registry: Registry) -> str:
+    try:
+        operator = registry.upstream_class(written)
+    except KeyError:
+        hint = suggestion(written, registry.upstream_classes())
+        raise replace["class"][1].fail(
+            f"unknown class {written!r}" + (hint if "mean" in hint else "")
+        ) from None
+    if operator is None:
+        raise replace["class"][1].fail(
+            f"{written} belongs to an architecture this build does not run"
+        )
+    return operator
+
+
+def read_kwargs(
+    replace: dict, written: str, operator: str, registry: Registry, notes: list[str]
+) -> dict[str, Any]:
+    """{"device": as written or None, "backend": "torch" or None}."""
+    found: dict[str, Any] = {"device": None, "backend": None}
+    if "kwargs" not in replace:
+        return found
+    node = replace["kwargs"][1]
+    if node.value is None:
+        raise node.fail("kwargs is null; leave it out or give it entries")
+    known = DEVICE_KWARGS | UPSTREAM_KWARGS.get(operator, frozenset())
+    for key, (place, value) in node.fields().items():
+        if key not in known:
+            notes.append(f"{place.file}:{place.line}: ignored kwarg {key} of {written}")
+        elif key.endswith("_device"):
+            device = read_device(value)
+            if key == "generate_device":
+                found["device"] = device
+        elif key.endswith(("_op", "_type")):
+            backend = read_op(value, operator, registry)
+            if key.startswith("generate"):
+                found["backend"] = backend
+        elif key == "transfer_map" and value.value is not None:
+            check_transfer_map(value)
+    return found
+
+
+def read_device(value: Yaml) -> str:
+    if not _DEVICE.fullmatch(value.text()):
+        raise value.fail(f"{value.text()!r} is no device; write cpu, cuda or cuda:0")
+    return value.text()
+
+
+def read_op(value: Yaml, operator: str, registry: Registry) -> str | None:
+    """The backend an op name asks for; null and the text "None" ask for nothing."""
+    if value.value is None or value.value == "None":
+        return None
+    ops = registry.upstream_ops(operator)
+    if value.text() not in ops:
+        raise value.fail(
+            f"unknown op {value.text()!r} for {operator}{suggestion(value.text(), ops)}"
+        )
+    return registry.upstream_op(value.text()).backend
+
+
+def check_transfer_map(value: Yaml) -> None:
+    """{layer: device}. One CPU has nowhere to move a layer to, but a slip in it is still told."""
+    for layer, (place, device) in value.fields().items():
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise Yaml(value.node, place.file, "").fail(
+                f"transfer_map: {layer!r} is no layer number"
+            )
+        read_device(device)
+
+
+def read_recursive(fields: dict, notes: list[str]) -> bool:
+    """Python's truth of the value, as upstream takes it: the text "False" is true."""
+    if "recursive" not in fields:
+        return True
+    place, node = fields["recursive"]
+    if isinstance(node.value, str):
+        notes.append(
+            f"{place.file}:{place.line}: recursive is the text {node.value!r}, which counts as "
+            f"{'true' if node.value else 'false'}; write it without quotes"
+        )
+    return bool(node.value)
