@@ -7,7 +7,6 @@ array) and, for messages, a `.path`. Each function raises `UserError` with file,
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from ktransformers.errors import UserError
@@ -16,11 +15,8 @@ _MISSING = object()
 
 
 def file_name(gguf: Any) -> str:
-    """Name of the file for messages: its last path component, or "GGUF metadata"."""
-    path = getattr(gguf, "path", None)
-    if isinstance(path, (list, tuple)):
-        path = path[0] if path else None
-    return Path(str(path)).name if path else "GGUF metadata"
+    """The file that messages name, as it was given; "GGUF metadata" for a bare mapping."""
+    return str(getattr(gguf, "path", None) or "GGUF metadata")
 
 
 def fail(gguf: Any, key: str, problem: str) -> UserError:
@@ -84,8 +80,12 @@ def get_str(gguf: Any, key: str, max_bytes: int = 1 << 20, default: Any = _MISSI
         return value
     if not isinstance(value, str):
         raise fail(gguf, key, f"expected a string, got {shown(value)}")
-    if len(value.encode("utf-8", "surrogatepass")) > max_bytes:
-        raise fail(gguf, key, f"{len(value)} characters, more than {max_bytes} bytes allowed")
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise fail(gguf, key, f"not valid UTF-8: {shown(value)}") from None
+    if size > max_bytes:
+        raise fail(gguf, key, f"{size} bytes, at most {max_bytes} are allowed")
     return value
 
 

@@ -6,7 +6,7 @@ look like one that compared everything.
 """
 
 import pytest
-from tokenizer_cases import VECTORS, read_metadata, vectors
+from tokenizer_cases import VECTORS, vectors, vocabulary
 
 from ktransformers.checkpoint.tokenizer import build_tokenizer
 
@@ -25,7 +25,7 @@ def vectors_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_equal_the_vectors(name):
-    tokenizer = build_tokenizer(read_metadata(VECTORS / f"ggml-vocab-{name}.gguf"))
+    tokenizer = build_tokenizer(vocabulary(name))
     pairs = vectors(name)
     assert len(pairs) >= 46
     wrong = []

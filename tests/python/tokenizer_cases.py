@@ -30,13 +30,11 @@ class Metadata:
         return Metadata({k: v for k, v in values.items() if v is not None}, self.path)
 
 
-def read_metadata(path: Path) -> Metadata:
-    """All metadata of a GGUF file, read with the `gguf` package."""
-    from gguf import GGUFReader
+def vocabulary(name: str):
+    """The vocabulary-only GGUF file `name` that comes with the vectors."""
+    from ktransformers.checkpoint.gguf import GGUFFile
 
-    reader = GGUFReader(path)
-    values = {key: field.contents() for key, field in reader.fields.items()}
-    return Metadata(values, str(path))
+    return GGUFFile(VECTORS / f"ggml-vocab-{name}.gguf")
 
 
 def vectors(name: str) -> list[tuple[str, list[int]]]:
