@@ -5,7 +5,7 @@ folder, and turns everything that can be wrong with them into one `UserError`. I
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,7 +220,7 @@ def _parts_of_split(folder: Path, match: re.Match) -> list[Path]:
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of the {count} parts of {match['stem']} "
-            f"{'is' if len(missing) == 1 else 'are'} missing: {_some(missing)}; download "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {some(missing)}; download "
             f"{'it' if len(missing) == 1 else 'them'} into this folder"
         )
     return parts
@@ -228,18 +228,15 @@ def _parts_of_split(folder: Path, match: re.Match) -> list[Path]:
 
 def _parts_of_folder(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in folder.iterdir())
-    candidates = [n for n in names if n.lower().endswith(".gguf") and not COMPANIONS.search(n)]
-    models: dict[str, re.Match | None] = {}  # a split model once, by stem and count
-    for name in candidates:
-        match = SPLIT_NAME.match(name)
-        models.setdefault(f"{match['stem']}-of-{match['count']}" if match else name, match)
+    models = group_models(names)
     if len(models) == 1:
-        (match,) = models.values()
-        return _parts_of_split(folder, match) if match else [folder / candidates[0]]
+        ((first, *_),) = models.values()
+        match = SPLIT_NAME.match(first)
+        return _parts_of_split(folder, match) if match else [folder / first]
     if models:
-        shown = [match[0] if match else name for name, match in models.items()]
         raise UserError(
-            f"{folder}: holds {len(models)} models, give the path of one of them: {_some(shown)}"
+            f"{folder}: holds {len(models)} models, give the path of one of them: "
+            + some([parts[0] for parts in models.values()])
         )
     unfinished = [n for n in names if Path(n).suffix.lower() in UNFINISHED_SUFFIXES]
     others = [n for n in names if Path(n).suffix.lower() in REFUSED_SUFFIXES]
@@ -251,6 +248,23 @@ def _parts_of_folder(folder: Path) -> list[Path]:
     raise UserError(f"{folder}: {what}; download a GGUF of the model into it")
 
 
-def _some(names: list[str], most: int = 8) -> str:
+def group_models(names: Iterable[str]) -> dict[str, list[str]]:
+    """The models among file names (companions left out): key -> its files in order.
+
+    The files of a split model are one entry, whether all are there or not.
+    """
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        base = name.rpartition("/")[2]
+        if not base.lower().endswith(".gguf") or COMPANIONS.search(base):
+            continue
+        match = SPLIT_NAME.match(name)
+        key = f"{match['stem']}-of-{match['count']}" if match else name
+        models.setdefault(key, []).append(name)
+    return models
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """A list for a message, its end left out when it is long."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
