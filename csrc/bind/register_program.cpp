@@ -4,6 +4,7 @@
 
 #include "bind/buffers.h"
 #include "bind/register.h"
+#include "cpu/isa.h"
 #include "program/decoder.h"
 #include "program/sampling.h"
 #include "quant/formats.h"
@@ -24,6 +25,57 @@ cpu::KvType kv_type(const std::string& name) {
   if (name == "bf16") return cpu::KvType::kBF16;
   if (name == "q8_0") return cpu::KvType::kQ8_0;
   throw InvalidArgument(concat("cache type '", name, "' is unknown: f32, f16, bf16 or q8_0"));
+}
+
+// Where modules that run in torch keep their keys and values: the same pages.
+void check_range(const Sequence& sequence, int layer, int64_t begin, int64_t end) {
+  KT_CHECK(layer >= 0 && layer < sequence.pool().num_layers(), "cache: layer ", layer, " of ",
+           sequence.pool().num_layers());
+  KT_CHECK(begin >= 0 && begin <= end && end <= sequence.length(), "cache: positions ", begin,
+           " to ", end, " of a sequence of ", sequence.length());
+}
+
+void write_cache(const Sequence& sequence, int layer, int64_t begin, const FloatArray& keys,
+                 const FloatArray& values) {
+  const KvPool& pool = sequence.pool();
+  KT_CHECK(keys.ndim() == 2 && values.ndim() == 2 && keys.shape(0) == values.shape(0),
+           "cache: keys and values must be [n, width]");
+  check_range(sequence, layer, begin, begin + keys.shape(0));
+  const cpu::KvSpec spec = pool.spec(layer);
+  KT_CHECK(keys.shape(1) == spec.k_width && values.shape(1) == spec.v_width, "cache: rows of ",
+           keys.shape(1), " + ", values.shape(1), " values, layer ", layer, " keeps ", spec.k_width,
+           " + ", spec.v_width);
+  const auto& kernels = cpu::kernels();
+  const program::KvOptions& types = pool.options();
+  for (py::ssize_t i = 0; i < keys.shape(0); ++i) {
+    const int32_t page = sequence.pages()[(begin + i) / cpu::kKvBlock];
+    const int64_t slot = (begin + i) % cpu::kKvBlock;
+    kernels.store_kv(keys.data(i, 0), spec.k_width, types.k_type,
+                     pool.keys(layer, page) + slot * cpu::kv_bytes(types.k_type, spec.k_width));
+    if (spec.v_width > 0)
+      kernels.store_kv(values.data(i, 0), spec.v_width, types.v_type,
+                       pool.values(layer, page) + slot * cpu::kv_bytes(types.v_type, spec.v_width));
+  }
+}
+
+py::tuple read_cache(const Sequence& sequence, int layer, int64_t end) {
+  const KvPool& pool = sequence.pool();
+  check_range(sequence, layer, 0, end);
+  const cpu::KvSpec spec = pool.spec(layer);
+  const auto& kernels = cpu::kernels();
+  const program::KvOptions& types = pool.options();
+  FloatArray keys({py::ssize_t{end}, py::ssize_t{spec.k_width}});
+  FloatArray values({py::ssize_t{end}, py::ssize_t{spec.v_width}});
+  for (int64_t p = 0; p < end; ++p) {
+    const int32_t page = sequence.pages()[p / cpu::kKvBlock];
+    const int64_t slot = p % cpu::kKvBlock;
+    kernels.load_kv(pool.keys(layer, page) + slot * cpu::kv_bytes(types.k_type, spec.k_width),
+                    spec.k_width, types.k_type, keys.mutable_data(p, 0));
+    if (spec.v_width > 0)
+      kernels.load_kv(pool.values(layer, page) + slot * cpu::kv_bytes(types.v_type, spec.v_width),
+                      spec.v_width, types.v_type, values.mutable_data(p, 0));
+  }
+  return py::make_tuple(keys, values);
 }
 
 void register_cache(py::module_& m) {
@@ -58,7 +110,13 @@ void register_cache(py::module_& m) {
                              })
       .def("extend", &Sequence::extend, py::arg("end"))
       .def("truncate", &Sequence::truncate, py::arg("length"))
-      .def("fork", &Sequence::fork);
+      .def("fork", &Sequence::fork)
+      .def("write", &write_cache, py::arg("layer"), py::arg("begin"), py::arg("keys"),
+           py::arg("values"),
+           "Stores rows [n, width] of keys and values from position `begin` on; the positions must "
+           "be part of the sequence already (extend).")
+      .def("read", &read_cache, py::arg("layer"), py::arg("end"),
+           "Positions [0, end) of a layer -> (keys [end, k_width], values [end, v_width]).");
 }
 
 void register_nodes(py::module_& m) {

@@ -1,6 +1,15 @@
 """DeepSeek-V2, V2.5 and V2-Lite: latent attention, softmax routing."""
 
 from ktransformers.models.base import ROTARY_PER_LAYER, Family
+from ktransformers.models.latent import latent_config
+
+
+def config_from_gguf(gguf) -> dict:
+    """DeepseekV2Config's fields."""
+    config = latent_config(gguf)
+    grouped = config["n_group"] > 1
+    return config | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+
 
 FAMILY = Family(
     name="deepseek_v2",
@@ -15,4 +24,5 @@ FAMILY = Family(
         "DeepseekV2RotaryEmbedding": ("DeepseekV2YarnRotaryEmbedding",),
     },
     legacy_names=(ROTARY_PER_LAYER,),
+    config_from_gguf=config_from_gguf,
 )

@@ -1,6 +1,13 @@
 """DeepSeek-V3 and R1, Moonlight, Kimi-K2: latent attention, sigmoid routing with a bias."""
 
 from ktransformers.models.base import ROTARY_PER_LAYER, Family
+from ktransformers.models.latent import latent_config
+
+
+def config_from_gguf(gguf) -> dict:
+    """DeepseekV3Config's fields."""
+    return latent_config(gguf) | {"rope_interleave": True}
+
 
 FAMILY = Family(
     name="deepseek_v3",
@@ -14,4 +21,5 @@ FAMILY = Family(
         "DeepseekV3RotaryEmbedding": ("DeepseekV3YarnRotaryEmbedding",),
     },
     legacy_names=(ROTARY_PER_LAYER,),
+    config_from_gguf=config_from_gguf,
 )

@@ -1,6 +1,23 @@
 """Qwen2-MoE: routed experts and one gated shared expert."""
 
 from ktransformers.models.base import ROTARY_PER_LAYER, Family
+from ktransformers.models.common import base_config, expert_counts, expert_width
+
+
+def config_from_gguf(gguf) -> dict:
+    """Qwen2MoeConfig's fields. The family never normalises the chosen experts' weights."""
+    experts, used = expert_counts(gguf)
+    return base_config(gguf) | {
+        "num_experts": experts,
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": expert_width(gguf, 0),
+        "shared_expert_intermediate_size": expert_width(gguf, 0, "shexp"),
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }
+
 
 FAMILY = Family(
     name="qwen2moe",
@@ -13,4 +30,5 @@ FAMILY = Family(
         "Qwen2MoeTopKRouter": ("torch.nn.Linear",),
     },
     legacy_names=(ROTARY_PER_LAYER,),
+    config_from_gguf=config_from_gguf,
 )

@@ -42,3 +42,15 @@ def family_for(name: str) -> Family:
         raise UserError(f"architecture {name} is shared by {names}; the model type has to decide")
     known = ", ".join(sorted({a for f in families() for a in f.gguf_architectures}))
     raise UserError(f"unknown model architecture {name!r}; supported GGUF architectures: {known}")
+
+
+def family_of(gguf) -> Family:
+    """The family of an open GGUF file. Raises UserError for an architecture that is not supported."""
+    if gguf.architecture == "llama":
+        experts = gguf.integer("llama.expert_count", 0, 1 << 16, default=0)
+        return family_for("mixtral" if experts else "llama")
+    if gguf.architecture == "deepseek2":
+        from ktransformers.models.latent import uses_sigmoid
+
+        return family_for("deepseek_v3" if uses_sigmoid(gguf) else "deepseek_v2")
+    return family_for(gguf.architecture)

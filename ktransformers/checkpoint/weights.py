@@ -1,0 +1,119 @@
+"""The weights of a model by their transformers names: file bytes for operators, floats for torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ktransformers.errors import UserError
+from ktransformers.models.naming import TensorSource, tensor_source
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix as the file has it. data: uint8, rows * row bytes, C order."""
+
+    data: np.ndarray
+    format: str
+    rows: int
+    cols: int
+    name: str
+
+
+class Weights:
+    """Parameters of one model.
+
+    gguf: the open file. config: fields of the transformers configuration.
+    """
+
+    def __init__(self, gguf, config: dict):
+        self.gguf = gguf
+        self.config = config
+
+    def source(self, parameter: str) -> TensorSource:
+        return tensor_source(parameter, self.gguf, self.config)
+
+    def matrix(self, parameter: str, rows: int, cols: int) -> Blocks:
+        """A linear's weight [rows, cols]. Raises: UserError where the file's shape differs."""
+        source = self.source(parameter)
+        if source.kind not in ("plain", "pairs"):
+            raise UserError(f"{self.gguf.path}: {source.names[0]}: is no single matrix")
+        info = self.gguf.tensor(source.names[0])
+        shape = (1, *info.shape) if len(info.shape) == 1 and rows == 1 else info.shape
+        if shape != (rows, cols):
+            raise self._wrong_shape(info, (rows, cols))
+        data = self.gguf.data(info.name)
+        if source.kind == "pairs":
+            data = unpair_rows(data.reshape(rows, -1), source.heads).reshape(-1)
+        return Blocks(data, info.type, rows, cols, info.name)
+
+    def experts(self, parameter: str, count: int, rows: int, cols: int) -> list[list[Blocks]]:
+        """The expert matrices of a stacked parameter: a list per part, of one matrix per expert."""
+        parts = []
+        for names in self.source(parameter).parts:
+            if len(names) == 1:
+                info = self.gguf.tensor(names[0])
+                if info.shape != (count, rows, cols):
+                    raise self._wrong_shape(info, (count, rows, cols))
+                data = self.gguf.data(info.name).reshape(count, -1)
+                parts.append(
+                    [
+                        Blocks(data[e], info.type, rows, cols, f"{info.name}[{e}]")
+                        for e in range(count)
+                    ]
+                )
+                continue
+            part = []
+            for name in names:
+                info = self.gguf.tensor(name)
+                if info.shape != (rows, cols):
+                    raise self._wrong_shape(info, (rows, cols))
+                part.append(Blocks(self.gguf.data(name), info.type, rows, cols, name))
+            parts.append(part)
+        return parts
+
+    def heads(self, name: str, heads: int, rows: int, cols: int) -> list[Blocks]:
+        """A GGUF tensor [heads, rows, cols] as one matrix per head."""
+        info = self.gguf.tensor(name)
+        if info.shape != (heads, rows, cols):
+            raise self._wrong_shape(info, (heads, rows, cols))
+        data = self.gguf.data(name).reshape(heads, -1)
+        return [Blocks(data[h], info.type, rows, cols, f"{name}[{h}]") for h in range(heads)]
+
+    def floats(self, parameter: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The parameter as float32 in transformers' layout."""
+        source = self.source(parameter)
+        parts = [self._part(names) for names in source.parts]
+        value = parts[0]
+        if source.kind == "pairs":
+            value = unpair_rows(value, source.heads)
+        elif source.kind == "stack":
+            value = np.concatenate(parts, axis=1)
+        elif source.kind == "kv_b":
+            k_b, v_b = parts  # [heads, latent, nope], [heads, v, latent]
+            value = np.concatenate([k_b.transpose(0, 2, 1), v_b], axis=1)
+            value = value.reshape(-1, value.shape[-1])
+        if shape is not None and value.shape != tuple(shape):
+            if value.size != np.prod(shape, dtype=np.int64) or value.ndim == len(shape):
+                raise self._wrong_shape(self.gguf.tensor(source.names[0]), tuple(shape))
+            value = value.reshape(shape)
+        return np.ascontiguousarray(value)
+
+    def _part(self, names: tuple[str, ...]) -> np.ndarray:
+        if len(names) == 1:
+            return self.gguf.dequantize(names[0])
+        return np.stack([self.gguf.dequantize(name) for name in names])
+
+    def _wrong_shape(self, info, expected: tuple[int, ...]) -> UserError:
+        return UserError(
+            f"{info.file}: {info.name}: shape {list(info.shape)}, the configuration needs "
+            f"{list(expected)}; download another file of the model"
+        )
+
+
+def unpair_rows(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows [heads * (half, 2), ...] of rotary pairs -> [heads * (2, half), ...]."""
+    if rows.shape[0] % (2 * heads):
+        raise UserError(f"{rows.shape[0]} rows are no {heads} heads of rotary pairs")
+    half = rows.shape[0] // heads // 2
+    paired = rows.reshape(heads, half, 2, *rows.shape[1:])
+    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)

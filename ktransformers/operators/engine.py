@@ -1,0 +1,69 @@
+"""What the operators of one model share: workers, arithmetic, the cache, and the rows at hand."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ktransformers import _core
+from ktransformers.errors import UserError
+
+ARITHMETIC = {
+    "auto": _core.Arithmetic.AUTO,
+    "exact": _core.Arithmetic.EXACT,
+    "f32": _core.Arithmetic.F32,
+}
+
+
+@dataclass
+class Rows:
+    """The rows of the forward under way, [batch * length] in module-by-module mode.
+
+    valid: indices of rows that are no padding; position, sequence: of those rows, int32.
+    rounding: uint8 per row, padding included.
+    """
+
+    rounding: np.ndarray
+    valid: np.ndarray
+    position: np.ndarray
+    sequence: np.ndarray
+    sequences: list = field(default_factory=list)
+
+
+class Engine:
+    """Created once per model; operators keep a reference to it.
+
+    Raises: UserError for an arithmetic or cache type that does not exist.
+    """
+
+    def __init__(
+        self, threads: int = 0, activations: str = "auto", kv_type: str | None = None,
+        cache_lens: int = 8192,
+    ):  # fmt: skip
+        if activations not in ARITHMETIC:
+            raise UserError(f"activations='{activations}': choose auto, exact or f32")
+        self.activations = activations
+        self.arithmetic = ARITHMETIC[activations]
+        self.context = _core.Context(threads)
+        # f16 is the cache's default; the reference arithmetic keeps everything in float.
+        k_type, _, v_type = (kv_type or ("f32" if activations == "f32" else "f16")).partition("+")
+        self.k_type, self.v_type = k_type, v_type or k_type
+        self.cache_lens = cache_lens
+        self.kv: _core.KvPool | None = None
+        self.rows: Rows | None = None
+
+    def make_pool(self, widths: list[tuple[int, int]]) -> None:
+        """The cache of all sequences; widths: values per position and layer (k, v)."""
+        try:
+            self.kv = _core.KvPool(widths, self.k_type, self.v_type, self.cache_lens)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def rounding_for(self, count: int) -> np.ndarray:
+        """Rounding of `count` rows: the forward's own, or near exact for a module called alone."""
+        if self.rows is not None and len(self.rows.rounding) == count:
+            return self.rows.rounding
+        return self.exact(count)
+
+    def exact(self, count: int) -> np.ndarray:
+        """Near-exact rounding (none in f32 mode) for `count` rows."""
+        return np.full(count, 0 if self.activations == "f32" else 1, np.uint8)

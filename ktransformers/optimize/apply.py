@@ -1,0 +1,102 @@
+"""Executes a plan: swaps modules for operators, then binds every weight.
+
+Parents are swapped before their children (an operator adopts the children of the module it
+replaces) and loaded after them (attention and MLP blocks are composed of their children's handles).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ktransformers.errors import UserError
+from ktransformers.operators import registry
+from ktransformers.operators.attention import Attention
+from ktransformers.operators.base import Operator
+from ktransformers.operators.default import load_torch_module
+from ktransformers.operators.rope import Rope
+
+# Operators that leave the module as transformers built it: "model" names the layer loop, which
+# lowering replaces as a whole.
+KEPT = ("default", "model")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One decision of a plan: which operator stands in for a module."""
+
+    module: str
+    operator: str
+    backend: str = "cpu"
+    options: Any = None
+
+
+def apply(
+    model: nn.Module,
+    placements: Iterable[Placement],
+    weights,
+    engine,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Turns `model`, built on the meta device, into one that runs.
+
+    placements: in pre-order of the module tree; modules not named stay torch modules.
+    progress(done, total, module name) is called after each module's weights are bound.
+    Raises: UserError for a missing tensor, a wrong shape, or a module that cannot take its operator.
+    """
+    for placement in placements:
+        if placement.operator in KEPT:
+            continue
+        module = _find(model, placement.module)
+        factory = registry.lookup(placement.operator, placement.backend).load()
+        try:
+            operator = factory(module, placement.module, engine, model.config, placement.options)
+        except AttributeError as error:
+            raise UserError(
+                f"{placement.module}: a {type(module).__name__} cannot be operator "
+                f"{placement.operator}/{placement.backend} ({error})"
+            ) from error
+        _replace(model, placement.module, operator)
+    _load(model, weights, progress)
+
+
+def _load(model: nn.Module, weights, progress) -> None:
+    # The rotary embedding first: attention takes its frequencies.
+    names = [name for name, _ in model.named_modules() if name]
+    rotary = [name for name in names if name.endswith("rotary_emb")]
+    rope = None
+    for name in rotary:
+        module = _find(model, name)
+        if isinstance(module, Rope):
+            module.load(weights)
+            rope = module.core
+        else:
+            _replace(model, name, load_torch_module(module, name, weights, model.config))
+    skip = tuple(f"{name}." for name in rotary)
+    order = [n for n in reversed(names) if n not in rotary and not n.startswith(skip)]
+    for done, name in enumerate(order, 1):
+        module = _find(model, name)
+        if isinstance(module, Operator):
+            if isinstance(module, Attention):
+                module.rope = rope
+            try:
+                module.load(weights)
+            except (ValueError, NotImplementedError) as error:
+                raise UserError(f"{weights.gguf.path}: {name}: {error}") from error
+        else:
+            load_torch_module(module, name, weights, model.config)
+        if progress:
+            progress(done, len(order), name)
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(f"the plan names {name}, which the model does not have") from error
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

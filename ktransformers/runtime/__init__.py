@@ -1,0 +1,1 @@
+"""Running a model: lowering, the cache, generation, and the model a script holds."""
