@@ -1,8 +1,11 @@
 // Weight formats: the list, and conversion to and from float.
+#include <pybind11/stl.h>
+
 #include "bind/buffers.h"
 #include "bind/register.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
+#include "quant/quantize.h"
 #include "quant/refused.h"
 
 namespace py = pybind11;
@@ -19,6 +22,7 @@ py::list formats() {
     row["values_per_block"] = F::kValues;
     row["bytes_per_block"] = sizeof(typename F::Block);
     row["group"] = F::kGroup;
+    row["can_quantize"] = quant::can_quantize(F::kGgufId);
     rows.append(row);
   });
   return rows;
@@ -38,6 +42,24 @@ py::array_t<float> dequantize(const py::buffer& data, const std::string& format)
   const std::span<float> values{out.mutable_data(), static_cast<size_t>(out.size())};
   const py::gil_scoped_release unlocked;
   quant::dequantize(id, bytes, values);
+  return out;
+}
+
+// Floats are converted and made contiguous where they are not.
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::array_t<uint8_t> quantize(const Floats& array, const std::string& format,
+                              const std::optional<Floats>& importance) {
+  KT_CHECK(array.ndim() == 2, "quantize: a matrix [n, k] is needed, not ", array.ndim(), " axes");
+  const int id = quant::format_id(format);
+  const size_t n = array.shape(0), k = array.shape(1);
+  py::array_t<uint8_t> out({n, quant::row_bytes(id, k)});
+  const std::span<const float> x{array.data(), n * k};
+  std::span<const float> weights;
+  if (importance) weights = {importance->data(), static_cast<size_t>(importance->size())};
+  const std::span<uint8_t> bytes{out.mutable_data(), static_cast<size_t>(out.size())};
+  const py::gil_scoped_release unlocked;
+  quant::quantize(id, x, k, weights, bytes);
   return out;
 }
 
@@ -74,18 +96,23 @@ py::array_t<uint8_t> r16_unpack(const py::buffer& data, const std::string& forma
 
 void register_quant(py::module_& module) {
   module.def("formats", &formats,
-             "Every supported weight format: name, gguf_id, values_per_block, bytes_per_block, and "
-             "group (values that share a scale in the integer view, 0 where there is none).");
+             "Every supported weight format: name, gguf_id, values_per_block, bytes_per_block, "
+             "group (values that share a scale in the integer view, 0 where there is none) and "
+             "can_quantize.");
   module.def("refused_formats", &refused_formats,
-             "Weight types known by name but not supported: {gguf_id: 'name: why and what to do'}.");
+             "Weight types known by name but not supported: {gguf_id: 'name: why, what to do'}.");
   module.def("dequantize", &dequantize, py::arg("data"), py::arg("format"),
              "Blocks of `format` -> flat float32 array, bit-exact with the GGUF definition of the "
              "format.");
+  module.def("quantize", &quantize, py::arg("array"), py::arg("format"),
+             py::arg("importance") = py::none(),
+             "float32 [n, k] -> uint8 [n, row_bytes] with little squared error; `importance` [k] "
+             "weighs the columns. Releases the GIL: split rows over threads to use more cores.");
   module.def("unpack_ints", &unpack_ints, py::arg("data"), py::arg("format"),
              "Blocks of `format` -> (u, scale, min or None, offset) with value[i] = "
              "scale[i // group] * (u[i] - offset) + min[i // group].");
   module.def("r16_pack", &r16_pack, py::arg("data"), py::arg("format"), py::arg("rows"),
-             "A matrix of `rows` rows of blocks -> the layout the kernels read, rows padded to 16.");
+             "A matrix of `rows` rows of blocks -> the layout kernels read, rows padded to 16.");
   module.def("r16_unpack", &r16_unpack, py::arg("data"), py::arg("format"), py::arg("rows"),
              "The inverse of r16_pack.");
 }

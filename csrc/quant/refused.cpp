@@ -18,7 +18,7 @@ constexpr char kRepackedNl[] =
     "llama.cpp removed this repacked form of iq4_nl; quantize the original model again, to iq4_nl";
 constexpr char kActivations[] = "a type for activations inside llama.cpp, never for weights";
 constexpr char kNumbers[] = "a type for plain numbers, never for weights";
-constexpr char kOneBit[] = "this 1-bit type is not supported; use a file quantized to iq1_s or more";
+constexpr char kOneBit[] = "this type is not supported; use a file quantized to iq1_s or more";
 
 constexpr RefusedFormat kRefused[] = {
     {4, "q4_2", kRemoved},
