@@ -1,4 +1,4 @@
-"""The weights of a model by their transformers names: file bytes for operators, floats for torch."""
+"""A model's weights by transformers name: file bytes for operators, floats for torch."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,18 @@ class Blocks:
 class Weights:
     """Parameters of one model.
 
-    gguf: the open file. config: fields of the transformers configuration.
+    gguf: the open file. config: fields of the transformers configuration. bytes_bound: of the file,
+    handed out so far (tensors used twice count twice).
     """
 
     def __init__(self, gguf, config: dict):
         self.gguf = gguf
         self.config = config
+        self.bytes_bound = 0
+
+    def _data(self, info) -> np.ndarray:
+        self.bytes_bound += info.nbytes
+        return self.gguf.data(info.name)
 
     def source(self, parameter: str) -> TensorSource:
         return tensor_source(parameter, self.gguf, self.config)
@@ -41,7 +47,7 @@ class Weights:
         shape = (1, *info.shape) if len(info.shape) == 1 and rows == 1 else info.shape
         if shape != (rows, cols):
             raise self._wrong_shape(info, (rows, cols))
-        data = self.gguf.data(info.name)
+        data = self._data(info)
         if source.kind == "pairs":
             data = unpair_rows(data.reshape(rows, -1), source.heads).reshape(-1)
         return Blocks(data, info.type, rows, cols, info.name)
@@ -54,7 +60,7 @@ class Weights:
                 info = self.gguf.tensor(names[0])
                 if info.shape != (count, rows, cols):
                     raise self._wrong_shape(info, (count, rows, cols))
-                data = self.gguf.data(info.name).reshape(count, -1)
+                data = self._data(info).reshape(count, -1)
                 parts.append(
                     [
                         Blocks(data[e], info.type, rows, cols, f"{info.name}[{e}]")
@@ -67,7 +73,7 @@ class Weights:
                 info = self.gguf.tensor(name)
                 if info.shape != (rows, cols):
                     raise self._wrong_shape(info, (rows, cols))
-                part.append(Blocks(self.gguf.data(name), info.type, rows, cols, name))
+                part.append(Blocks(self._data(info), info.type, rows, cols, name))
             parts.append(part)
         return parts
 
@@ -76,7 +82,7 @@ class Weights:
         info = self.gguf.tensor(name)
         if info.shape != (heads, rows, cols):
             raise self._wrong_shape(info, (heads, rows, cols))
-        data = self.gguf.data(name).reshape(heads, -1)
+        data = self._data(info).reshape(heads, -1)
         return [Blocks(data[h], info.type, rows, cols, f"{name}[{h}]") for h in range(heads)]
 
     def floats(self, parameter: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -99,6 +105,7 @@ class Weights:
         return np.ascontiguousarray(value)
 
     def _part(self, names: tuple[str, ...]) -> np.ndarray:
+        self.bytes_bound += sum(self.gguf.tensor(name).nbytes for name in names)
         if len(names) == 1:
             return self.gguf.dequantize(names[0])
         return np.stack([self.gguf.dequantize(name) for name in names])

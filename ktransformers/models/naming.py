@@ -3,7 +3,7 @@
 Names are uniform over the families: one table serves all. Three things are not one-to-one:
 
 * llama's q and k rows are stored in rotary pairs (2i, 2i + 1); transformers rotates halves.
-* experts: GGUF has gate and up apart (or, in old files, one tensor per expert); transformers stacks.
+* experts: GGUF has gate and up apart (in old files one tensor per expert); transformers stacks.
 * kv_b of MLA may be stored per head as k_b [latent, nope], transposed, and v_b [v, latent].
 
 Imports no torch.

@@ -45,7 +45,7 @@ def family_for(name: str) -> Family:
 
 
 def family_of(gguf) -> Family:
-    """The family of an open GGUF file. Raises UserError for an architecture that is not supported."""
+    """The family of an open GGUF file. Raises UserError for an unsupported architecture."""
     if gguf.architecture == "llama":
         experts = gguf.integer("llama.expert_count", 0, 1 << 16, default=0)
         return family_for("mixtral" if experts else "llama")

@@ -42,9 +42,8 @@ class Operator(nn.Module):
             return None
         core = getattr(child, "core", None)
         if core is None and self.reason is None:
-            self.reason = (
-                getattr(child, "reason", None) or f"{self.name}.{name} is {describe(child)}"
-            )
+            own = f"{self.name}.{name} is a torch {type(child).__name__}"
+            self.reason = getattr(child, "reason", None) or own
         return core
 
     def make_matrix(self, blocks) -> _core.Matrix:
@@ -55,10 +54,6 @@ class Operator(nn.Module):
 
     def extra_repr(self) -> str:
         return f"core={type(self.core).__name__}" if self.core is not None else "no core handle"
-
-
-def describe(module: nn.Module) -> str:
-    return f"a torch {type(module).__name__}"
 
 
 def to_rows(x: torch.Tensor) -> np.ndarray:

@@ -34,16 +34,17 @@ class Placement:
 
 def apply(
     model: nn.Module,
-    placements: Iterable[Placement],
+    placements: Iterable[Any],
     weights,
     engine,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Turns `model`, built on the meta device, into one that runs.
 
-    placements: in pre-order of the module tree; modules not named stay torch modules.
-    progress(done, total, module name) is called after each module's weights are bound.
-    Raises: UserError for a missing tensor, a wrong shape, or a module that cannot take its operator.
+    placements: in pre-order of the module tree, with the fields of `Placement` (a plan's rows have
+    them); modules not named stay torch modules. progress(bytes bound, bytes in all) is called after
+    each module.
+    Raises: UserError for a missing tensor, a wrong shape, or a module that cannot be its operator.
     """
     for placement in placements:
         if placement.operator in KEPT:
@@ -75,6 +76,7 @@ def _load(model: nn.Module, weights, progress) -> None:
             _replace(model, name, load_torch_module(module, name, weights, model.config))
     skip = tuple(f"{name}." for name in rotary)
     order = [n for n in reversed(names) if n not in rotary and not n.startswith(skip)]
+    total = weights.gguf.bytes_total
     for done, name in enumerate(order, 1):
         module = _find(model, name)
         if isinstance(module, Operator):
@@ -87,7 +89,8 @@ def _load(model: nn.Module, weights, progress) -> None:
         else:
             load_torch_module(module, name, weights, model.config)
         if progress:
-            progress(done, len(order), name)
+            last = done == len(order)
+            progress(total if last else min(weights.bytes_bound, total), total)
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:

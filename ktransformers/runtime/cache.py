@@ -65,7 +65,7 @@ class PagedCache(Cache):
         if mask is not None:
             if mask.dim() != 2 or mask.shape[0] != batch:
                 raise UserError(
-                    f"attention_mask: shape {list(mask.shape)}, a 2-D mask of {batch} rows is needed"
+                    f"attention_mask: shape {list(mask.shape)}, a mask of {batch} rows is needed"
                 )
             valid = mask[:, -length:].bool().numpy()
         position = np.zeros((batch, length), np.int32)

@@ -40,6 +40,15 @@ class KtGenerationMixin:
     def dtype(self) -> torch.dtype:
         return torch.float32
 
+    @property
+    def cache_lens(self) -> int:
+        """Positions the cache may hold, over all sequences."""
+        return self.kt.engine.cache_lens
+
+    def describe(self) -> str:
+        """One line: what was chosen."""
+        return self.kt.describe()
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -295,12 +304,7 @@ def _core_can(config) -> bool:
     """Whether every setting that differs from transformers' default is one the core has."""
     defaults = type(config)().to_dict()
     changed = {k for k, v in config.to_dict().items() if v is not None and defaults.get(k) != v}
-    ignored = {k for k in changed if k.startswith("_") or not v_truthy(config, k)}
+    ignored = {k for k in changed if k.startswith("_") or not getattr(config, k, None)}
     if getattr(config, "return_dict_in_generate", False):
         return False
     return not (changed - ignored - CORE_SETTINGS)
-
-
-def v_truthy(config, key: str) -> bool:
-    value = getattr(config, key, None)
-    return bool(value)

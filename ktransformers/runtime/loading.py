@@ -19,8 +19,24 @@ class Runtime:
     plan: Any
     decoder: Any = None
     notes: list[str] = field(default_factory=list)
-    rule_file: str = ""
     last_stats: Any = None
+    chunk_size: int = 512
+
+    def describe(self) -> str:
+        """What was chosen: ISA, threads, rules, arithmetic, memory."""
+        from ktransformers.optimize.report import size_text
+
+        context, engine = self.engine.context, self.engine
+        rules = Path(self.plan.rules_path).name
+        weights = sum(self.plan.device_bytes().values())
+        cache = engine.kv.bytes_per_position
+        types = "+".join(dict.fromkeys((engine.k_type, engine.v_type)))
+        return (
+            f"{context.isa}, {context.threads} threads, rules {rules}, activations "
+            f"{engine.activations}, weights {size_text(weights)}, cache {types} "
+            f"{size_text(cache)} a position, {size_text(cache * engine.cache_lens)} for "
+            f"{engine.cache_lens}"
+        )
 
 
 def load_model(
@@ -32,30 +48,35 @@ def load_model(
     cache_lens: int = 8192,
     kv_type: str | None = None,
     lowered: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device_map: dict[str, str] | None = None,
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
     gguf_path: file, part of a split model, or folder. model_path: a Hugging Face folder or id whose
-    config and tokenizer files win over the metadata. optimize_config_path: rule file; None takes the
-    family's. cpu_infer: worker threads; None takes every usable core. activations: "auto" |
+    config and tokenizer files win over the metadata. optimize_config_path: rule file; None takes
+    the family's. cpu_infer: worker threads; None takes every usable core. activations: "auto" |
     "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may hold, over all sequences.
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
     lowered: False runs module by module.
     Raises: UserError.
     """
-    from ktransformers.checkpoint.config import read_config
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.weights import Weights
-    from ktransformers.models.registry import family_for
-    from ktransformers.optimize.default_plan import make_plan
+    from ktransformers.optimize.plan import PlanContext, plan
+    from ktransformers.optimize.rules import load_rules
+    from ktransformers.optimize.shipped import shipped_rules
 
     threads = usable_threads(cpu_infer)
     gguf = open_model(gguf_path)
-    config = read_config(gguf, model_path)
-    family = family_for(config["model_type"])
+    family, config = model_config(gguf, model_path)
+    rules = load_rules(optimize_config_path or shipped_rules(family))
+
+    from ktransformers.optimize.tree import describe
+
     model = build_on_meta(family, config)
-    plan, rule_file = make_plan(model, family, gguf, config, optimize_config_path)
+    tree = describe(model, family, gguf)
+    made = plan(tree, rules, PlanContext(device_map=device_map or {}))
 
     from ktransformers.operators.engine import Engine
     from ktransformers.optimize.apply import apply
@@ -63,16 +84,44 @@ def load_model(
 
     engine = Engine(threads, activations, kv_type, cache_lens)
     weights = Weights(gguf, model.config.to_dict() | config)
-    apply(model, plan.placements, weights, engine, progress)
+    apply(model, made.rows, weights, engine, progress)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
-    runtime = Runtime(engine, gguf, family, plan, rule_file=rule_file)
+    runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
     if lowered:
         result = lower(model, engine)
-        runtime.decoder, runtime.notes = result.decoder, result.notes
+        runtime.decoder = result.decoder
+        runtime.notes += result.notes
     model.kt = runtime
     set_generation_config(model, gguf, model_path)
     return model.eval()
+
+
+def model_config(gguf, model_path: str | None = None) -> tuple[Any, dict]:
+    """(family, transformers configuration fields) of a file; a folder's config.json wins.
+
+    Raises: UserError for an architecture or model type that is not supported, and for a folder of
+    another family than the file. Imports no torch.
+    """
+    from ktransformers.models.registry import family_for, family_of
+
+    family = family_of(gguf)
+    config = family.config_from_gguf(gguf)
+    if model_path is not None:
+        from ktransformers.checkpoint.config_files import open_folder
+
+        folder = open_folder(model_path)
+        given = folder.json("config.json") or {}
+        kind = given.get("model_type")
+        where = folder.path / "config.json"
+        if kind is not None and kind not in family.hf_model_types:
+            other = f"'{kind}'" if isinstance(kind, str) else "no known model type"
+            raise UserError(f"{where}: is {other}, the GGUF file is a {family.name} model")
+        if kind is not None:
+            family = family_for(kind)
+            given.pop("auto_map", None)  # code is never taken from a folder
+            config |= {k: v for k, v in given.items() if not k.startswith("_") and k in config}
+    return family, config
 
 
 def usable_threads(cpu_infer: int | None) -> int:
@@ -107,6 +156,6 @@ def set_generation_config(model, gguf, model_path: str | None) -> None:
     """Stop ids of the model's own tokenizer; sampling settings of a folder's generation_config."""
     from transformers import GenerationConfig
 
-    from ktransformers.checkpoint.generation import generation_defaults
+    from ktransformers.checkpoint.generation_config import read_generation_config
 
-    model.generation_config = GenerationConfig(**generation_defaults(gguf, model_path))
+    model.generation_config = GenerationConfig(**read_generation_config(gguf, model_path))

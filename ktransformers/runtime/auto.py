@@ -1,0 +1,68 @@
+"""AutoModelForCausalLM and AutoTokenizer with transformers' call, for GGUF files."""
+
+from pathlib import Path
+
+from ktransformers.errors import UserError
+
+
+def resolve(path: str | Path) -> str:
+    """A local path as it is; `user/repo[:quant]` downloaded. Raises: UserError."""
+    from ktransformers.checkpoint.hub import resolve_model
+
+    return str(resolve_model(str(path)))
+
+
+class AutoModelForCausalLM:
+    """`AutoModelForCausalLM.from_pretrained("model.gguf")`: a real PreTrainedModel."""
+
+    def __init__(self):
+        raise TypeError("use AutoModelForCausalLM.from_pretrained(path)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        optimize_config_path: str | None = None,
+        cpu_infer: int | None = None,
+        activations: str = "auto",
+        *,
+        model_path: str | None = None,
+        cache_lens: int = 8192,
+        kv_type: str | None = None,
+        lowered: bool = True,
+        device_map: dict[str, str] | None = None,
+        progress=None,
+        **unused,
+    ):
+        """See runtime.loading.load_model for the arguments. Raises: UserError."""
+        if unused:
+            raise UserError(f"from_pretrained: {', '.join(sorted(unused))}: no such argument")
+        from ktransformers.runtime.loading import load_model
+
+        return load_model(
+            resolve(pretrained_model_name_or_path),
+            model_path,
+            optimize_config_path,
+            cpu_infer,
+            activations,
+            cache_lens=cache_lens,
+            kv_type=kv_type,
+            lowered=lowered,
+            progress=progress,
+            device_map=device_map,
+        )
+
+
+class AutoTokenizer:
+    """`AutoTokenizer.from_pretrained("model.gguf")`: a PreTrainedTokenizerFast."""
+
+    def __init__(self):
+        raise TypeError("use AutoTokenizer.from_pretrained(path)")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, model_path=None):
+        """From the file's metadata; a Hugging Face folder in `model_path` wins."""
+        from ktransformers.checkpoint.gguf import open_model
+        from ktransformers.checkpoint.tokenizer import build_tokenizer
+
+        return build_tokenizer(open_model(resolve(pretrained_model_name_or_path)), model_path)
