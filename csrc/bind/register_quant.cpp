@@ -40,6 +40,7 @@ py::array_t<float> dequantize(const py::buffer& data, const std::string& format)
   const int id = quant::format_id(format);
   py::array_t<float> out(quant::value_count(id, bytes.size()));
   const std::span<float> values{out.mutable_data(), static_cast<size_t>(out.size())};
+  const py::buffer_info held = data.request();  // nobody resizes it while other threads run
   const py::gil_scoped_release unlocked;
   quant::dequantize(id, bytes, values);
   return out;

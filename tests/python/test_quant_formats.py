@@ -4,6 +4,9 @@ The blocks are random bytes whose half-precision scales are replaced by chosen o
 signs, subnormals, the extremes, ordinary values, and, in a test of their own, NaN and infinity.
 """
 
+import sys
+import threading
+
 import gguf
 import numpy as np
 import pytest
@@ -161,3 +164,26 @@ def test_refused_types_are_named():
     for qtype in gguf.GGMLQuantizationType:
         if qtype.name.lower() not in FORMATS:
             assert refused[qtype.value].startswith(qtype.name.lower() + ": ")
+
+
+@pytest.mark.parametrize("work", ["dequantize", "quantize"])
+def test_other_threads_run_meanwhile(work):
+    """No thread is switched to unless the lock is given up: the interval is ten minutes."""
+    calls = {
+        "dequantize": lambda: _core.dequantize(np.zeros((1 << 16, 144), np.uint8), "q4_k"),
+        "quantize": lambda: _core.quantize(np.ones((512, 2048), np.float32), "q4_0"),
+    }
+    gate, seen = threading.Lock(), []
+    gate.acquire()
+    thread = threading.Thread(target=lambda: (gate.acquire(), seen.append("ran")))
+    thread.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(600)
+    try:
+        gate.release()
+        assert not seen
+        calls[work]()
+        assert seen == ["ran"]
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
