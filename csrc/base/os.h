@@ -41,6 +41,9 @@ void wake_all(std::atomic<uint32_t>& word);
 /// One short pause inside a spin loop.
 void spin_pause();
 
+/// Lets another thread that wants this core have it.
+void yield();
+
 /// Zeroed anonymous memory on huge pages where the system grants them.
 class Memory {
  public:

@@ -105,6 +105,8 @@ void wake_all(std::atomic<uint32_t>& word) {
 
 void spin_pause() { __builtin_ia32_pause(); }
 
+void yield() { sched_yield(); }
+
 Memory::Memory(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   void* base =

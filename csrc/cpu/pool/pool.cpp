@@ -31,34 +31,51 @@ Pool::Pool(int threads) {
 
 Pool::~Pool() {
   stop_ = true;
-  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.fetch_add(1);
   os::wake_all(epoch_);
   for (os::Thread& worker : workers_) worker.join();
 }
 
 void Pool::dispatch(int64_t count, Call call, void* context) {
-  count_ = count;
-  call_ = call;
-  context_ = context;
+  KT_CHECK(count < int64_t{1} << 31, "job of ", count, " indices");
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  count_.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
+  call_.store(call, std::memory_order_relaxed);
+  job_.store(context, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  next_.store(uint64_t{epoch} << 32, std::memory_order_release);
   // Sequentially consistent on both sides (here epoch then sleepers, in work() sleepers then
   // epoch), so that either the sleeper sees the new epoch or we see the sleeper.
-  epoch_.fetch_add(1);
+  epoch_.store(epoch);
   if (sleepers_.load() != 0) os::wake_all(epoch_);
-  take(0);
-  while (busy_.load(std::memory_order_acquire) != 0) os::spin_pause();
+  take(epoch, 0);
+  for (int spins = 0; done_.load(std::memory_order_acquire) != count; ++spins) {
+    // The worker at the last index may want this very core.
+    if (spins < kSpins)
+      os::spin_pause();
+    else
+      os::yield();
+  }
   if (failed_.load(std::memory_order_relaxed)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void Pool::take(int worker) noexcept {
-  try {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
-      call_(context_, i, worker);
-  } catch (...) {
-    next_.store(count_, std::memory_order_relaxed);  // nobody starts another index
-    if (!failed_.exchange(true)) error_ = std::current_exception();
+void Pool::take(uint32_t epoch, int worker) noexcept {
+  uint64_t ticket = next_.load(std::memory_order_acquire);
+  for (;;) {
+    const uint32_t count = count_.load(std::memory_order_relaxed);
+    const Call call = call_.load(std::memory_order_relaxed);
+    void* const job = job_.load(std::memory_order_relaxed);
+    const auto index = static_cast<uint32_t>(ticket);
+    if (ticket >> 32 != epoch || index >= count) return;
+    if (!next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    try {
+      if (!failed_.load(std::memory_order_relaxed)) call(job, index, worker);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+    done_.fetch_add(1, std::memory_order_acq_rel);
+    ticket = next_.load(std::memory_order_acquire);
   }
 }
 
@@ -66,8 +83,8 @@ void Pool::work(int worker) {
   os::pin_current_thread(cpus_[worker]);
   uint32_t seen = 0;
   for (;;) {
-    int spins = 0;
-    while (epoch_.load(std::memory_order_acquire) == seen) {
+    uint32_t epoch;
+    for (int spins = 0; (epoch = epoch_.load(std::memory_order_acquire)) == seen;) {
       if (++spins < kSpins) {
         os::spin_pause();
         continue;
@@ -76,10 +93,9 @@ void Pool::work(int worker) {
       if (epoch_.load() == seen) os::wait_on(epoch_, seen);
       sleepers_.fetch_sub(1);
     }
-    ++seen;
+    seen = epoch;
     if (stop_) return;
-    take(worker);
-    busy_.fetch_sub(1, std::memory_order_release);
+    take(epoch, worker);
   }
 }
 

@@ -4,6 +4,11 @@
 // is a plain function over [0, count), started by raising an epoch: workers spin on it for a short
 // while and then sleep, so a decode step (hundreds of jobs in a row) makes no system call, takes no
 // lock and allocates nothing. What a worker throws is thrown again by run().
+//
+// run() waits for the indices, not for the workers: one that the system has taken off its core
+// holds up the index it is at, and none else; it finds the job gone when it comes back. To make
+// that safe an index is taken by compare-and-swap on (epoch, index) in one word, so that a late
+// worker can take none of a job it has not seen.
 #pragma once
 
 #include <atomic>
@@ -49,19 +54,21 @@ class Pool {
   using Call = void (*)(void* context, int64_t index, int worker);
   void dispatch(int64_t count, Call call, void* context);
   void work(int worker);
-  void take(int worker) noexcept;
+  void take(uint32_t epoch, int worker) noexcept;
 
   // Each on its own cache line: workers poll one while others write the next.
-  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};   // of the newest job; workers sleep on it
   alignas(64) std::atomic<uint32_t> sleepers_{0};
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  alignas(64) std::atomic<uint64_t> next_{0};    // epoch << 32 | next index
+  alignas(64) std::atomic<int64_t> done_{0};     // indices finished
   alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr error_;
-  bool stop_ = false;
-  int64_t count_ = 0;
-  Call call_ = nullptr;
-  void* context_ = nullptr;
+  std::atomic<bool> stop_{false};
+  // The job. Atomic because a late worker may look while the next one is written; what it reads
+  // then is not used, as its compare-and-swap fails.
+  std::atomic<uint32_t> count_{0};
+  std::atomic<Call> call_{nullptr};
+  std::atomic<void*> job_{nullptr};
   std::vector<int> cpus_;
   std::vector<os::Thread> workers_;
 };
