@@ -21,7 +21,6 @@ CPU_OPERATORS = {
     "moe.router": "moe:Router",
     "moe.experts": "moe:Experts",
     "moe.block": "moe:Block",
-    "model": "model:Model",
 }
 
 for _name, _place in CPU_OPERATORS.items():
@@ -32,6 +31,9 @@ for _name, _place in CPU_OPERATORS.items():
         upstream=UPSTREAM_CLASSES.get(_name, ()),
     )
 
+# Not a module of ours: the layers are lowered to a program of the core (runtime/lowering.py).
+register("model", backend="cpu", factory="", upstream=UPSTREAM_CLASSES["model"])
+
 # The module transformers built, with its weights dequantised: correct for any module, and the way
 # to take one module out of the fast path.
 register(
@@ -39,7 +41,7 @@ register(
     backend="torch",
     kind="",
     resident="float32",
-    factory=f"{_HERE}.default:Default",
+    factory="",
     upstream=("default",),
 )
 

@@ -26,7 +26,8 @@ class OperatorSpec:
 
     kind: the kind of module it stands in for (`ModuleInfo.kind`); "" fits every module.
     options: frozen dataclass that the rule's `options` are checked against.
-    factory: the class itself, or "module:Class" to import it on first use.
+    factory: the class itself, or "module:Class" to import it on first use; "" where no module is
+        replaced (`model` says how the layers are run, `default` leaves transformers' module).
     resident: what stays in memory of a weight: the "file" bytes, or "float32" values.
     """
 

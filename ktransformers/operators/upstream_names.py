@@ -18,11 +18,12 @@ UPSTREAM_CLASSES: dict[str, tuple[str, ...]] = {
         "layernorm",
         "RMSNorm KQwen2MoeRMSNorm KQwen3MoeRMSNorm KGlm4MoeRMSNorm KSmallthinkerRMSNorm",
     ),
+    # The last one is a slip in rule files of v0.2.3post2, where it stands for a rotary embedding.
     "rope": _in(
         "RoPE",
         "RotaryEmbedding RotaryEmbeddingV2 RotaryEmbeddingV3 RotaryEmbeddingV4 YarnRotaryEmbedding"
         " YarnRotaryEmbeddingV3 DynamicNTKScalingRotaryEmbedding KQwen3MoeRotaryEmbedding"
-        " KGlm4MoeRotaryEmbedding KSmallthinkerRotaryEmbedding",
+        " KGlm4MoeRotaryEmbedding KSmallthinkerRotaryEmbedding KMoEGateDeepSeekV3",
     ),
     "attention.mla": (
         *_in("attention", "KDeepseekV2Attention DeepseekV2AttentionInjected flashinfer_attn"),
@@ -36,10 +37,7 @@ UPSTREAM_CLASSES: dict[str, tuple[str, ...]] = {
         ),
     ),
     "mlp.swiglu": _in("mlp", "kDeepseekV3MLP KQwen2MoeMLP KGlm4MoeMLP"),
-    "moe.router": (
-        *_in("gate", "KMoEGate KMoEGateDeepSeekV3 KMoEGateQwen2Moe"),
-        *_in("RoPE", "KMoEGateDeepSeekV3"),  # sic, in the rule files of v0.2.3post2
-    ),
+    "moe.router": _in("gate", "KMoEGate KMoEGateDeepSeekV3 KMoEGateQwen2Moe"),
     "moe.experts": _in(
         "experts",
         "KTransformersExperts KTransformersExpertsV2 KGlm4Experts KTransformersMLPExpert",

@@ -267,10 +267,10 @@ SHIPPED_NAMES = {
     "attention.gqa": "attention.KLlamaAttention balance_serve_attention.KQwen2MoeAttention"
     " balance_serve_attention.KQwen3MoeAttention balance_serve_attention.KGlm4MoeAttention"
     " balance_serve_attention.KSmallthinkerAttention",
-    "moe.router": "gate.KMoEGate gate.KMoEGateDeepSeekV3 RoPE.KMoEGateDeepSeekV3",
+    "moe.router": "gate.KMoEGate gate.KMoEGateDeepSeekV3",
     "rope": "RoPE.YarnRotaryEmbeddingV3 RoPE.YarnRotaryEmbedding RoPE.RotaryEmbedding"
     " RoPE.RotaryEmbeddingV2 RoPE.RotaryEmbeddingV3 RoPE.RotaryEmbeddingV4"
-    " RoPE.KQwen3MoeRotaryEmbedding RoPE.KGlm4MoeRotaryEmbedding RoPE.KSmallthinkerRotaryEmbedding",
+    " RoPE.KMoEGateDeepSeekV3 RoPE.KQwen3MoeRotaryEmbedding RoPE.KGlm4MoeRotaryEmbedding RoPE.KSmallthinkerRotaryEmbedding",
     "moe.block": "experts.KDeepseekV3MoE experts.KDeepseekV3MoEV2 experts.KDeepseekV2MoE"
     " experts.KQwen2MoeSparseMoeBlock experts.KQwen2MoeSparseMoeBlockV2"
     " experts.KQwen3MoeSparseMoeBlockV2 experts.KMistralSparseMoEBlock"
