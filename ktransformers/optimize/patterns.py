@@ -10,7 +10,7 @@ import time
 import regex
 
 MAX_LENGTH = 1024
-SECONDS_PER_PATTERN = 2.0  # for all names together; an honest pattern needs milliseconds
+SECONDS_PER_PATTERN = 1.0  # for all names together; an honest pattern needs milliseconds
 
 
 class PatternError(ValueError):

@@ -270,7 +270,8 @@ SHIPPED_NAMES = {
     "moe.router": "gate.KMoEGate gate.KMoEGateDeepSeekV3",
     "rope": "RoPE.YarnRotaryEmbeddingV3 RoPE.YarnRotaryEmbedding RoPE.RotaryEmbedding"
     " RoPE.RotaryEmbeddingV2 RoPE.RotaryEmbeddingV3 RoPE.RotaryEmbeddingV4"
-    " RoPE.KMoEGateDeepSeekV3 RoPE.KQwen3MoeRotaryEmbedding RoPE.KGlm4MoeRotaryEmbedding RoPE.KSmallthinkerRotaryEmbedding",
+    " RoPE.KMoEGateDeepSeekV3 RoPE.KQwen3MoeRotaryEmbedding"
+    " RoPE.KGlm4MoeRotaryEmbedding RoPE.KSmallthinkerRotaryEmbedding",
     "moe.block": "experts.KDeepseekV3MoE experts.KDeepseekV3MoEV2 experts.KDeepseekV2MoE"
     " experts.KQwen2MoeSparseMoeBlock experts.KQwen2MoeSparseMoeBlockV2"
     " experts.KQwen3MoeSparseMoeBlockV2 experts.KMistralSparseMoEBlock"
@@ -331,7 +332,7 @@ def test_a_factory_named_by_text_is_imported_on_use():
 def test_a_hostile_pattern_is_stopped():
     pattern = NamePattern(r"^(a|a)*(b|b)*\1\2(x+x+)+y$")
     start = time.monotonic()
-    with pytest.raises(PatternError, match="needs more than 2 s; simplify it"):
+    with pytest.raises(PatternError, match="needs more than 1 s; simplify it"):
         for _ in range(1000):
             pattern.search("a" * 60 + "x" * 60)
     assert time.monotonic() - start < 10
