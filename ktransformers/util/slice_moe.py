@@ -13,7 +13,7 @@ scales by E is exact. Where a scale of down would overflow, `up` of that layer t
 
 The result is a llama MoE as llama.cpp writes Mixtral: ffn_{gate,up,down}_exps of [E, out, in],
 ffn_gate_inp (F32), llama.expert_count, llama.expert_used_count, and llama.feed_forward_length of
-one expert. Needs NumPy; imports no torch.
+one expert. Imports no torch.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ktransformers import _core
+from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.errors import UserError
 
 
@@ -36,22 +38,24 @@ class Scaling:
     dtype: str = "<f2"
 
 
+PARTS = ("gate", "up", "down")
+
 # A block's values are linear in exactly these numbers, in every format listed.
 SCALINGS = {
-    "F32": Scaling(1, 4, (0,), "<f4"),
-    "F16": Scaling(1, 2, (0,)),
-    "Q4_0": Scaling(32, 18, (0,)),
-    "Q4_1": Scaling(32, 20, (0, 2)),
-    "Q5_0": Scaling(32, 22, (0,)),
-    "Q5_1": Scaling(32, 24, (0, 2)),
-    "Q8_0": Scaling(32, 34, (0,)),
-    "Q2_K": Scaling(256, 84, (80, 82)),
-    "Q3_K": Scaling(256, 110, (108,)),
-    "Q4_K": Scaling(256, 144, (0, 2)),
-    "Q5_K": Scaling(256, 176, (0, 2)),
-    "Q6_K": Scaling(256, 210, (208,)),
-    "IQ4_NL": Scaling(32, 18, (0,)),
-    "IQ4_XS": Scaling(256, 136, (0,)),
+    "f32": Scaling(1, 4, (0,), "<f4"),
+    "f16": Scaling(1, 2, (0,)),
+    "q4_0": Scaling(32, 18, (0,)),
+    "q4_1": Scaling(32, 20, (0, 2)),
+    "q5_0": Scaling(32, 22, (0,)),
+    "q5_1": Scaling(32, 24, (0, 2)),
+    "q8_0": Scaling(32, 34, (0,)),
+    "q2_k": Scaling(256, 84, (80, 82)),
+    "q3_k": Scaling(256, 110, (108,)),
+    "q4_k": Scaling(256, 144, (0, 2)),
+    "q5_k": Scaling(256, 176, (0, 2)),
+    "q6_k": Scaling(256, 210, (208,)),
+    "iq4_nl": Scaling(32, 18, (0,)),
+    "iq4_xs": Scaling(256, 136, (0,)),
 }
 
 
@@ -80,116 +84,96 @@ def split_columns(rows: np.ndarray, experts: int) -> np.ndarray:
     return np.ascontiguousarray(parts.transpose(1, 0, 2))
 
 
-def slice_layer(tensors: dict, layer: int, experts: int) -> dict:
-    """The MoE tensors of one layer: {name: (type, blocks [..., row_bytes] uint8)}.
-
-    tensors: {name: (type, shape (out, in), blocks [out, row_bytes])} of the dense file.
-    """
-    names = {part: f"blk.{layer}.ffn_{part}.weight" for part in ("gate", "up", "down")}
-    for name in names.values():
-        if name not in tensors:
-            raise UserError(f"tensor {name} is missing: the input must be a dense llama model")
-    width = tensors[names["gate"]][1][0]
-    kind, shape, down = tensors[names["down"]]
-    up_kind = tensors[names["up"]][0]
-    for name, one in ((names["down"], kind), (names["up"], up_kind)):
-        if one not in SCALINGS:
-            raise UserError(f"tensor {name} has type {one}; can slice {', '.join(SCALINGS)}")
-    scaling = SCALINGS[kind]
-    if shape[1] != width or width % experts or width // experts % scaling.values:
+def layer_tensors(model: GGUFFile, layer: int, experts: int) -> dict[str, tuple]:
+    """{name: (type, shape)} of the MoE tensors that replace a layer's FFN, in the order of
+    `layer_bytes`. Raises: UserError for a layer that cannot be cut."""
+    gate, up, down = (model.tensor(f"blk.{layer}.ffn_{part}.weight") for part in PARTS)
+    for info in (up, down):
+        if info.type not in SCALINGS:
+            raise UserError(
+                f"{model.path}: tensor {info.name} has type {info.type}; can slice "
+                + ", ".join(SCALINGS)
+            )
+    hidden, width = down.shape
+    block = SCALINGS[down.type].values
+    if width % (experts * block):
         raise UserError(
-            f"tensor {names['down']} has {shape[1]} columns of type {kind}: {experts} experts"
-            f" need a multiple of {experts * scaling.values}"
+            f"{model.path}: tensor {down.name} has {width} columns of type {down.type};"
+            f" {experts} experts need a multiple of {experts * block}"
         )
-    parts = {}
-    for part in ("gate", "up"):
-        part_kind, part_shape, blocks = tensors[names[part]]
-        if part_shape[0] != width:
-            raise UserError(f"tensor {names[part]} has {part_shape[0]} rows, expected {width}")
-        parts[part] = (part_kind, blocks.reshape(experts, width // experts, -1))
-    scaled = multiply(down, scaling, experts)
+    for info in (gate, up):
+        if info.shape != (width, hidden):
+            raise UserError(
+                f"{model.path}: tensor {info.name} has shape {info.shape},"
+                f" {down.name} asks for {(width, hidden)}"
+            )
+    tensors = {f"blk.{layer}.ffn_gate_inp.weight": ("f32", (experts, hidden))}
+    for info, part in zip((gate, up, down), PARTS, strict=True):
+        rows, columns = (hidden, width // experts) if part == "down" else (width // experts, hidden)
+        tensors[f"blk.{layer}.ffn_{part}_exps.weight"] = (info.type, (experts, rows, columns))
+    return tensors
+
+
+def layer_bytes(model: GGUFFile, layer: int, experts: int) -> list[np.ndarray]:
+    """The bytes of `layer_tensors`. Raises: UserError where a scale of both `down` and `up` would
+    overflow."""
+    names = [f"blk.{layer}.ffn_{part}.weight" for part in PARTS]
+    gate, up, down = (model.data(name) for name in names)
+    up_type, down_type = (model.tensor(name).type for name in names[1:])
+    hidden = model.tensor(names[2]).shape[0]
+    scaled = multiply(down, SCALINGS[down_type], experts)
     if scaled is None:
         scaled = down
-        up = multiply(parts["up"][1], SCALINGS[up_kind], experts)
+        up = multiply(up, SCALINGS[up_type], experts)
         if up is None:
-            raise UserError(f"tensor {names['down']}: its block scales times {experts} overflow")
-        parts["up"] = (up_kind, up)
-    parts["down"] = (kind, split_columns(scaled, experts))
-    hidden = shape[0]
-    router = np.zeros((experts, hidden), np.float32)
-    return {
-        f"blk.{layer}.ffn_gate_inp.weight": ("F32", router.view(np.uint8)),
-        **{f"blk.{layer}.ffn_{part}_exps.weight": value for part, value in parts.items()},
-    }
+            raise UserError(
+                f"{model.path}: tensor {names[2]}: its block scales times {experts} overflow"
+            )
+    router = np.zeros(experts * hidden, np.float32)
+    return [router, gate, up, split_columns(scaled.reshape(hidden, -1), experts)]
 
 
 def slice_moe(source: Path, target: Path, experts: int = 8) -> None:
     """Writes `target`, the sliced form of the dense llama GGUF `source`.
 
-    Raises: UserError with one line for anything that cannot be sliced.
+    Raises: UserError with one line for anything that cannot be sliced; OSError.
     """
-    import gguf
-
     source, target = Path(source), Path(target)
     if experts < 2 or experts & (experts - 1):
         raise UserError(f"--experts {experts}: must be a power of two, 2 or more")
-    if not source.is_file():
-        raise UserError(f"{source}: no such file")
-    if target.exists() and target.samefile(source):
+    if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: the output would overwrite the input")
-    try:
-        reader = gguf.GGUFReader(source)
-    except Exception as error:  # the reader raises many kinds for a file that is not GGUF
-        raise UserError(f"{source}: not a readable GGUF file ({error})") from error
+    model = open_model(source, architectures=("llama",))
+    if model.integer("llama.expert_count", default=0):
+        raise UserError(f"{source}: is a mixture of experts already")
+    width = model.integer("llama.feed_forward_length")
+    layers = range(model.integer("llama.block_count"))
+    moe = [layer_tensors(model, layer, experts) for layer in layers]
+    dense = {f"blk.{layer}.ffn_{part}.weight" for layer in layers for part in PARTS}
+    kept = [info for info in model.tensors.values() if info.name not in dense]
 
-    fields = reader.fields
-    architecture = fields["general.architecture"].contents()
-    if architecture != "llama":
-        raise UserError(f"{source}: architecture {architecture!r}, can slice 'llama' only")
-    if "llama.expert_count" in fields and fields["llama.expert_count"].contents():
-        raise UserError(f"{source}: already a mixture of experts")
-    layers = int(fields["llama.block_count"].contents())
-    width = int(fields["llama.feed_forward_length"].contents())
-    tensors = {
-        t.name: (
-            t.tensor_type.name,
-            tuple(int(n) for n in reversed(t.shape)),
-            t.data.view(np.uint8),
-        )
-        for t in reader.tensors
+    writer = _core.GgufWriter(str(target))
+    changed = {
+        "llama.feed_forward_length": width // experts,
+        "llama.expert_count": experts,
+        "llama.expert_used_count": experts,
     }
-
-    part = target.with_name(target.name + ".part")
-    writer = gguf.GGUFWriter(part, architecture)
-    for field in fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        value, kind = field.contents(), field.types[0]
-        if field.name == "llama.feed_forward_length":
-            value = width // experts
-        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, value, kind, sub)
-    writer.add_expert_count(experts)
-    writer.add_expert_used_count(experts)
-
-    sliced = {}
-    for layer in range(layers):
-        sliced |= slice_layer(tensors, layer, experts)
-    dense = (".ffn_gate.", ".ffn_up.", ".ffn_down.")
-    keep = {
-        name: (kind, blocks)
-        for name, (kind, _, blocks) in tensors.items()
-        if not any(infix in name for infix in dense)
-    }
-    for name, (kind, blocks) in {**keep, **sliced}.items():
-        raw = gguf.GGMLQuantizationType[kind]
-        data = blocks.view(np.float32) if kind == "F32" else blocks
-        writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    part.replace(target)
+    for key, value in model.metadata.items():
+        if key not in changed and not key.startswith("split."):
+            writer.add(key, model.metadata.type_of(key), value)
+    for key, value in changed.items():
+        writer.add(key, "u32", value)
+    for info in kept:
+        writer.add_tensor(info.name, info.type, info.shape)
+    for tensors in moe:
+        for name, (kind, shape) in tensors.items():
+            writer.add_tensor(name, kind, shape)
+    for info in kept:
+        writer.write(model.data(info.name))
+    for layer in layers:
+        for data in layer_bytes(model, layer, experts):
+            writer.write(data)
+    writer.finish()
 
 
 def main(argv: list[str] | None = None) -> int:
