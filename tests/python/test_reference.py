@@ -17,7 +17,6 @@ from tests.support.compare import (
     greedy_match,
     kl,
     margins,
-    nmse,
 )
 from tests.support.families import families
 from tests.support.miniatures import Tensor, miniature, write
@@ -129,14 +128,16 @@ def test_measures_on_numbers_worked_out_by_hand():
     b = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]])) + 3.0  # a shift changes nothing
     assert np.allclose(kl(a, b), [0.25 * np.log(2.0), 0.0], atol=1e-12)
     assert np.isclose(entropy(a)[0], 1.5 * np.log(2.0))
-    assert np.isclose(nmse(np.array([[3.0, 4.0]]), np.array([[3.0, 4.5]])), 0.01)
+    assert np.isclose(compare(np.array([[3.0, 4.0]]), np.array([[3.0, 4.5]])).nmse, 0.01)
     result = compare(a, b)
     assert result.top1 == 0.5 and result.near_ties == 0 and result.tokens == 2
+    many = np.tile(a, (100, 1)), np.tile(b, (100, 1))  # more rows than are compared at a time
+    assert np.isclose(compare(*many).kl_mean, result.kl_mean) and compare(*many).tokens == 200
     tied = np.array([[1.0, 1.0005, 0.0], [2.0, 0.0, 0.0]])
     flipped = tied[:, [1, 0, 2]] * [[1.0], [0.0]] + tied * [[0.0], [1.0]]
     assert compare(tied, flipped).top1 == 1.0 and compare(tied, flipped).near_ties == 1
     broken = np.where(np.arange(3) == 1, np.nan, a)
-    assert compare(a, broken) == Comparison(2, np.inf, np.inf, np.inf, 0.0, 0)
+    assert compare(a, broken) == Comparison(0, np.inf, np.inf, np.inf, 0.0, 0)
 
 
 def test_greedy_match_forgives_near_ties_only():

@@ -25,12 +25,6 @@ def entropy(logits: np.ndarray) -> np.ndarray:
     return -(np.exp(p) * p).sum(axis=-1)
 
 
-def nmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared error over the reference's squared logits."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(((a - b) ** 2).sum() / (a**2).sum())
-
-
 def margins(logits: np.ndarray) -> np.ndarray:
     """Best minus second-best logit of each position."""
     best = np.partition(logits, -2, axis=-1)[..., -2:].astype(np.float64)
@@ -49,22 +43,53 @@ class Comparison:
     near_ties: int
 
 
-def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """Logits [tokens, vocabulary] of the reference and of ours.
+class Tally:
+    """Adds up comparisons of pieces of a text, some rows at a time to bound memory."""
 
-    A position that is not finite counts as infinitely wrong instead of vanishing from the mean.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"logits of shape {b.shape} against the reference's {a.shape}")
-    if not np.isfinite(b).all():
-        return Comparison(len(a), np.inf, np.inf, np.inf, 0.0, 0)
-    each = kl(a, b)
-    clear = margins(a) > NEAR_TIE
-    same = a.argmax(axis=-1) == b.argmax(axis=-1)
-    top1 = float(same[clear].mean()) if clear.any() else 1.0
-    return Comparison(
-        len(a), float(each.mean()), float(each.max()), nmse(a, b), top1, int((~clear).sum())
-    )
+    ROWS = 64
+
+    def __init__(self):
+        self.kl: list[np.ndarray] = []
+        self.error = self.power = 0.0
+        self.clear = self.same = self.near_ties = 0
+        self.is_finite = True
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Logits [tokens, vocabulary] of the reference and of ours."""
+        if a.shape != b.shape:
+            raise ValueError(f"logits of shape {b.shape} against the reference's {a.shape}")
+        for i in range(0, len(a), self.ROWS):
+            self._add_rows(a[i : i + self.ROWS], b[i : i + self.ROWS])
+
+    def _add_rows(self, a: np.ndarray, b: np.ndarray) -> None:
+        if not np.isfinite(b).all():
+            self.is_finite = False
+            return
+        self.kl.append(kl(a, b))
+        self.error += float(((a.astype(np.float64) - b) ** 2).sum())
+        self.power += float((a.astype(np.float64) ** 2).sum())
+        clear = margins(a) > NEAR_TIE
+        self.clear += int(clear.sum())
+        self.near_ties += int((~clear).sum())
+        self.same += int((clear & (a.argmax(axis=-1) == b.argmax(axis=-1))).sum())
+
+    def result(self) -> Comparison:
+        """A row that is not finite is infinitely wrong instead of vanishing from the mean."""
+        if not self.is_finite:
+            return Comparison(0, np.inf, np.inf, np.inf, 0.0, 0)
+        each = np.concatenate(self.kl)
+        top1 = self.same / self.clear if self.clear else 1.0
+        nmse = self.error / self.power
+        return Comparison(
+            len(each), float(each.mean()), float(each.max()), nmse, top1, self.near_ties
+        )
+
+
+def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
+    """Logits [tokens, vocabulary] of the reference and of ours."""
+    tally = Tally()
+    tally.add(a, b)
+    return tally.result()
 
 
 @dataclass(frozen=True)

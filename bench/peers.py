@@ -1,0 +1,28 @@
+"""Other engines: they live in .venv-peers (`make peers`) and run in a process of their own."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from bench.report import ROOT
+
+PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+
+
+def llama_cpp_greedy(model: Path, prompts: list[list[int]], count: int) -> list[list[int]] | None:
+    """llama.cpp's greedy continuation of each prompt (ids); None where it is not installed."""
+    if not PYTHON.exists():
+        return None
+    done = subprocess.run(
+        [str(PYTHON), str(Path(__file__).with_name("peer_llama_cpp.py"))],
+        input=json.dumps({"model": str(model), "prompts": prompts, "count": count}),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    if done.returncode == 3:
+        return None
+    if done.returncode != 0:
+        raise RuntimeError(f"llama.cpp failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
