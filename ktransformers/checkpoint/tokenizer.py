@@ -1,109 +1,42 @@
-"""A transformers tokenizer built from GGUF metadata alone, or from a Hugging Face folder as data.
+"""A transformers tokenizer from GGUF metadata alone, or from a Hugging Face folder as data.
 
-The vocabulary becomes a `tokenizers.Tokenizer`; nothing is imported, downloaded or executed on
-behalf of the model. `transformers` and `tokenizers` are imported inside the functions.
+Nothing is imported or executed on behalf of the model. `transformers` and `tokenizers` are imported
+inside the functions.
 """
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from ktransformers.checkpoint import metadata as md
-from ktransformers.checkpoint.pretokenizers import PRE_TOKENIZERS, build_pre_tokenizer
-from ktransformers.checkpoint.tokenizer_spm import merges_by_score
-from ktransformers.checkpoint.tokenizer_vocab import (
-    CONTROL,
-    UNKNOWN,
-    USER_DEFINED,
-    Vocabulary,
-    read_vocabulary,
-)
+from ktransformers.checkpoint.chat_template import set_chat_template
+from ktransformers.checkpoint.config_files import open_folder
+from ktransformers.checkpoint.tokenizer_build import build_backend, wrap_tokenizer
+from ktransformers.checkpoint.tokenizer_files import tokenizer_from_folder
+from ktransformers.checkpoint.tokenizer_vocab import Vocabulary, read_vocabulary
+
+log = logging.getLogger("ktransformers.tokenizer")
 
 
-def build_tokenizer(gguf: Any, model_path: str | None = None):
-    """`transformers.PreTrainedTokenizerFast` for the model in `gguf`.
+def build_tokenizer(gguf: Any, model_path: str | Path | None = None):
+    """`transformers.PreTrainedTokenizerFast` for the model in `gguf`, chat template included.
 
-    Raises: UserError for metadata that do not describe a usable tokenizer.
+    model_path: a Hugging Face folder or Hub name whose tokenizer files win over the metadata.
+    Raises: UserError for metadata or files that do not describe a usable tokenizer.
     """
-    vocab = read_vocabulary(gguf)
-    return wrap_tokenizer(build_backend(vocab), **tokenizer_options(gguf, vocab))
-
-
-def build_backend(vocab: Vocabulary):
-    """`tokenizers.Tokenizer`: text -> ids with the begin and end tokens the vocabulary asks for."""
-    from tokenizers import AddedToken, Tokenizer, processors
-
-    backend = Tokenizer(_spm_model(vocab) if vocab.kind == "llama" else _bpe_model(vocab))
-    (_set_spm_stages if vocab.kind == "llama" else _set_bpe_stages)(backend, vocab)
-
-    ends = set(vocab.end_ids())
-    special, plain = [], []
-    for token_id, kind in enumerate(vocab.types):
-        if kind not in (CONTROL, UNKNOWN, USER_DEFINED) or vocab.is_padding(token_id):
-            continue
-        is_special = kind != USER_DEFINED or token_id in ends
-        token = AddedToken(vocab.tokens[token_id], normalized=False, special=is_special)
-        (special if is_special else plain).append(token)
-    backend.add_special_tokens(special)
-    backend.add_tokens(plain)
-
-    # Named by role in the template, for a token's text may contain the template's own signs.
-    before = ["bos"] if vocab.add_bos and "bos" in vocab.special else []
-    after = ["eos"] if vocab.add_eos and "eos" in vocab.special else []
-    single = [*before, "$A", *after]
-    backend.post_processor = processors.TemplateProcessing(
-        single=single,
-        pair=single + [part.replace("$A", "$B") + ":1" for part in single],
-        special_tokens=[
-            {"id": role, "ids": [vocab.special[role]], "tokens": [vocab.text(role)]}
-            for role in before + after
-        ],
-    )
-    return backend
-
-
-def _bpe_model(vocab: Vocabulary):
-    from tokenizers import models
-
-    return models.BPE(
-        vocab={token: index for index, token in enumerate(vocab.tokens)},
-        merges=vocab.merges,
-        ignore_merges=PRE_TOKENIZERS[vocab.pre].ignore_merges,
-    )
-
-
-def _set_bpe_stages(backend: Any, vocab: Vocabulary) -> None:
-    from tokenizers import decoders, normalizers
-
-    entry = PRE_TOKENIZERS[vocab.pre]
-    if entry.nfc:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = build_pre_tokenizer(entry)
-    backend.decoder = decoders.ByteLevel()
-
-
-def _spm_model(vocab: Vocabulary):
-    from tokenizers import models
-
-    return models.BPE(
-        vocab={token: index for index, token in enumerate(vocab.tokens)},
-        merges=merges_by_score(vocab),
-        unk_token=vocab.text("unk"),
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-
-
-def _set_spm_stages(backend: Any, vocab: Vocabulary) -> None:
-    """SentencePiece writes a space as U+2581 and puts one before the text."""
-    from tokenizers import decoders, normalizers
-
-    steps = [normalizers.Prepend("▁")] if vocab.add_space_prefix else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    strip = [decoders.Strip(content=" ", left=1, right=0)] if vocab.add_space_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    tokenizer = folder = None
+    if model_path is not None:
+        folder = open_folder(model_path)
+        tokenizer = tokenizer_from_folder(folder, gguf)
+        if tokenizer is None:
+            log.warning("%s: no tokenizer files; using the GGUF's tokenizer", folder.path)
+    if tokenizer is None:
+        vocab = read_vocabulary(gguf)
+        tokenizer = wrap_tokenizer(build_backend(vocab), **tokenizer_options(gguf, vocab))
+    set_chat_template(tokenizer, gguf, folder)
+    return tokenizer
 
 
 def tokenizer_options(gguf: Any, vocab: Vocabulary) -> dict[str, Any]:
@@ -120,18 +53,3 @@ def tokenizer_options(gguf: Any, vocab: Vocabulary) -> dict[str, Any]:
     if context is not None:
         options["model_max_length"] = context
     return options
-
-
-def wrap_tokenizer(backend: Any, **options: Any):
-    """`PreTrainedTokenizerFast` around `backend`; decoded text is returned unchanged."""
-    from transformers import PreTrainedTokenizerFast
-
-    # The class copies what it is given by writing and reading it as JSON, half of the time that a
-    # large vocabulary takes; nobody else holds this backend, so it may be taken as it is.
-    backend.__deepcopy__ = lambda memo: backend
-    try:
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend, clean_up_tokenization_spaces=False, **options
-        )
-    finally:
-        del backend.__deepcopy__

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ktransformers.checkpoint import metadata as md
 from ktransformers.checkpoint.pretokenizers import PRE_TOKENIZERS, known_names
+from ktransformers.errors import UserError
 
 log = logging.getLogger("ktransformers.tokenizer")
 
@@ -23,6 +25,8 @@ MAX_TOKENS = 1 << 21
 # Longest piece: real vocabularies end near 260 characters. The bound keeps work on a hostile file
 # linear: merges by score look at every cut of every token.
 MAX_TOKEN_CHARS = {"gpt2": 4096, "llama": 320}
+
+Fail = Callable[[str], UserError]
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>\Z")
 _PADDING = re.compile(r"\[PAD\d+\]\Z")
@@ -102,16 +106,20 @@ def read_vocabulary(gguf: Any) -> Vocabulary:
     if kind == "gpt2" and pre == "":
         log.warning("%s names no pre-tokenizer; text may be cut wrongly", md.file_name(gguf))
 
-    tokens = _read_tokens(gguf, prefix + "tokens", MAX_TOKEN_CHARS[kind])
-    types = _read_types(gguf, prefix + "token_type", tokens)
+    def fail(key: str) -> Fail:
+        return lambda problem: md.fail(gguf, prefix + key, problem)
+
+    tokens = md.get_list(gguf, prefix + "tokens", str)
+    tokens = checked_tokens(tokens, MAX_TOKEN_CHARS[kind], fail("tokens"))
     count = len(tokens)
+    types = md.get_list(gguf, prefix + "token_type", int, count, default=None)
+    types = [NORMAL] * count if types is None else types
+    check_types(types, tokens, fail("token_type"))
     scores: list[float] = []
     merges: list[tuple[str, str]] = []
     if kind == "llama":
         scores = md.get_list(gguf, prefix + "scores", float, count)
-        bad = next((i for i, score in enumerate(scores) if score != score), None)
-        if bad is not None:
-            raise md.fail(gguf, prefix + "scores", f"element {bad} is not a number")
+        check_scores(scores, fail("scores"))
     else:
         merges = _read_merges(gguf, prefix + "merges", tokens)
 
@@ -132,42 +140,44 @@ def read_vocabulary(gguf: Any) -> Vocabulary:
     )
 
 
-def _read_tokens(gguf: Any, key: str, max_chars: int) -> list[str]:
-    tokens = md.get_list(gguf, key, str)
+def checked_tokens(tokens: list[str], max_chars: int, fail: Fail) -> list[str]:
+    """`tokens` with names for empty ones; `fail(problem)` makes the error for what cannot be."""
     if not 1 <= len(tokens) <= MAX_TOKENS:
-        raise md.fail(gguf, key, f"{len(tokens)} tokens, expected 1..{MAX_TOKENS}")
-    for index, token in enumerate(tokens):
-        if not token:
-            tokens[index] = f"[EMPTY_{index}]"
-        elif len(token) > max_chars:
-            raise md.fail(
-                gguf, key, f"token {index} has {len(token)} characters (at most {max_chars})"
-            )
+        raise fail(f"{len(tokens)} tokens, expected 1..{MAX_TOKENS}")
+    lengths = list(map(len, tokens))
+    if max(lengths) > max_chars:
+        index = lengths.index(max(lengths))
+        raise fail(f"token {index} has {lengths[index]} characters (at most {max_chars})")
+    if min(lengths) == 0:
+        tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if len(set(tokens)) != len(tokens):
         first: dict[str, int] = {}
         for index, token in enumerate(tokens):
             if first.setdefault(token, index) != index:
-                both = f"tokens {first[token]} and {index} are both {md.shown(token)}"
-                raise md.fail(gguf, key, both)
+                raise fail(f"tokens {first[token]} and {index} are both {md.shown(token)}")
     try:
         "".join(tokens).encode("utf-8")
     except UnicodeEncodeError:
         bad = next(i for i, t in enumerate(tokens) if any("\ud800" <= c <= "\udfff" for c in t))
-        raise md.fail(gguf, key, f"token {bad} is not valid UTF-8") from None
+        raise fail(f"token {bad} is not valid UTF-8") from None
     return tokens
 
 
-def _read_types(gguf: Any, key: str, tokens: list[str]) -> list[int]:
-    types = md.get_list(gguf, key, int, len(tokens), default=None)
-    if types is None:
-        return [NORMAL] * len(tokens)
+def check_types(types: list[int], tokens: list[str], fail: Fail) -> None:
+    """Every type must be known, and every byte token name a byte."""
     for index, kind in enumerate(types):
         if not 0 <= kind <= BYTE:
-            raise md.fail(gguf, key, f"token {index} has type {kind}, expected 0..{BYTE}")
+            raise fail(f"token {index} has type {kind}, expected 0..{BYTE}")
         if kind == BYTE and not _BYTE_TOKEN.match(tokens[index]):
-            problem = f"byte token {index} is {md.shown(tokens[index])}, expected <0x00>..<0xFF>"
-            raise md.fail(gguf, key, problem)
-    return types
+            shown = md.shown(tokens[index])
+            raise fail(f"byte token {index} is {shown}, expected <0x00>..<0xFF>")
+
+
+def check_scores(scores: list[float], fail: Fail) -> None:
+    """Scores order the merges, so each must be a number."""
+    bad = next((index for index, score in enumerate(scores) if score != score), None)
+    if bad is not None:
+        raise fail(f"element {bad} is not a number")
 
 
 def _read_merges(gguf: Any, key: str, tokens: list[str]) -> list[tuple[str, str]]:

@@ -17,8 +17,8 @@ def run(
     Rules and file are checked before torch is imported.
     Raises: UserError.
     """
-    from ktransformers.checkpoint.config import read_config
     from ktransformers.checkpoint.gguf import open_model
+    from ktransformers.models.config import read_config
     from ktransformers.models.registry import family_for
     from ktransformers.optimize.default_plan import make_plan, parse_device_map
     from ktransformers.optimize.rules import load_rules

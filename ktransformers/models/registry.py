@@ -28,7 +28,7 @@ def family_for(name: str) -> Family:
     """The family of a transformers model type, or of a GGUF architecture only one family has.
 
     A GGUF of architecture "llama" may be Llama or Mixtral, "deepseek2" V2 or V3: there the model
-    type that checkpoint.config derives decides.
+    type that models.config derives decides.
     Raises UserError when no family, or more than one, has that name.
     """
     for family in families():

@@ -103,25 +103,11 @@ def model_config(gguf, model_path: str | None = None) -> tuple[Any, dict]:
     Raises: UserError for an architecture or model type that is not supported, and for a folder of
     another family than the file. Imports no torch.
     """
-    from ktransformers.models.registry import family_for, family_of
+    from ktransformers.models.config import read_config
+    from ktransformers.models.registry import family_for
 
-    family = family_of(gguf)
-    config = family.config_from_gguf(gguf)
-    if model_path is not None:
-        from ktransformers.checkpoint.config_files import open_folder
-
-        folder = open_folder(model_path)
-        given = folder.json("config.json") or {}
-        kind = given.get("model_type")
-        where = folder.path / "config.json"
-        if kind is not None and kind not in family.hf_model_types:
-            other = f"'{kind}'" if isinstance(kind, str) else "no known model type"
-            raise UserError(f"{where}: is {other}, the GGUF file is a {family.name} model")
-        if kind is not None:
-            family = family_for(kind)
-            given.pop("auto_map", None)  # code is never taken from a folder
-            config |= {k: v for k, v in given.items() if not k.startswith("_") and k in config}
-    return family, config
+    config = read_config(gguf, model_path)
+    return family_for(config["model_type"]), config
 
 
 def usable_threads(cpu_infer: int | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,44 @@ def tiny_spm(**changes) -> Metadata:
         "tokenizer.ggml.eos_token_id": 2,
     }
     return Metadata(values).but(**changes)
+
+
+def varint(number: int) -> bytes:
+    """An unsigned number as protobuf writes it; negative ones as 64 bits."""
+    number &= 2**64 - 1
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def field(number: int, value) -> bytes:
+    """One protobuf field: int as varint, float as 32 bits, str and bytes with their length."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    raw = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(raw)) + raw
+
+
+def spm_model(gguf: Metadata, model_type: int = 2, charsmap: bytes = b"") -> bytes:
+    """A SentencePiece model file with the vocabulary of `gguf`."""
+    lists = (gguf.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
+    out = b""
+    for token, score, kind in zip(*lists, strict=True):
+        out += field(1, field(1, token) + field(2, float(score)) + field(3, int(kind)))
+    trainer = field(3, model_type) + field(35, 1) + field(40, 0) + field(41, 1) + field(42, 2)
+    normalizer = field(1, "identity") + field(2, charsmap) + field(3, 1) + field(4, 0)
+    return out + field(2, trainer + field(43, -1)) + field(3, normalizer)
+
+
+def tiktoken_ranks(gguf: Metadata, count: int) -> bytes:
+    """The first `count` tokens of a byte-level vocabulary as tiktoken's "base64 rank" lines."""
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    lines = []
+    for rank, token in enumerate(gguf.metadata["tokenizer.ggml.tokens"][:count]):
+        raw = bytes(byte_of[character] for character in token)
+        lines.append(base64.b64encode(raw) + b" " + str(rank).encode())
+    return b"\n".join(lines) + b"\n"
