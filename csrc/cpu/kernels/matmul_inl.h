@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
-#include "cpu/kernels/tile_inl.h"
+#include "cpu/kernels/float_tile_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {

@@ -74,13 +74,13 @@ KT_INLINE I mul(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 KT_INLINE I band(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 KT_INLINE I bor(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 KT_INLINE I bxor(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
-template <int n>
-KT_INLINE I shl(I a) {
-  return {_mm512_slli_epi32(a.v, n)};
-}
-template <int n>
-KT_INLINE I shr(I a) {  // logical
-  return {_mm512_srli_epi32(a.v, n)};
+// Shifts by a count known after unrolling.
+KT_INLINE I shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+KT_INLINE I shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+KT_INLINE I sar(I a, int n) { return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+// Every byte, which must be 0..15, replaced by table[byte].
+KT_INLINE I lookup16(I a, const uint8_t* table) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), a.v)};
 }
 KT_INLINE F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // The low 16 bits of each lane as binary16.
@@ -159,13 +159,23 @@ KT_INLINE I mul(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_e
 KT_INLINE I band(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 KT_INLINE I bor(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 KT_INLINE I bxor(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
-template <int n>
-KT_INLINE I shl(I x) {
-  return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};
+// Shifts by a count known after unrolling.
+KT_INLINE I shl(I x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_sll_epi32(x.a, by), _mm256_sll_epi32(x.b, by)};
 }
-template <int n>
-KT_INLINE I shr(I x) {  // logical
-  return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)};
+KT_INLINE I shr(I x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_srl_epi32(x.a, by), _mm256_srl_epi32(x.b, by)};
+}
+KT_INLINE I sar(I x, int n) {
+  const __m128i by = _mm_cvtsi32_si128(n);
+  return {_mm256_sra_epi32(x.a, by), _mm256_sra_epi32(x.b, by)};
+}
+// Every byte, which must be 0..15, replaced by table[byte].
+KT_INLINE I lookup16(I x, const uint8_t* table) {
+  const __m256i wide = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+  return {_mm256_shuffle_epi8(wide, x.a), _mm256_shuffle_epi8(wide, x.b)};
 }
 KT_INLINE F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 KT_INLINE __m256 half_lanes(__m256i x) {
@@ -222,14 +232,16 @@ KT_INLINE I mul(I a, I b) { KT_LANES a.v[i] *= b.v[i]; return a; }
 KT_INLINE I band(I a, I b) { KT_LANES a.v[i] &= b.v[i]; return a; }
 KT_INLINE I bor(I a, I b) { KT_LANES a.v[i] |= b.v[i]; return a; }
 KT_INLINE I bxor(I a, I b) { KT_LANES a.v[i] ^= b.v[i]; return a; }
-template <int n>
-KT_INLINE I shl(I a) {
-  KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] << n);
-  return a;
-}
-template <int n>
-KT_INLINE I shr(I a) {  // logical
-  KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] >> n);
+// Shifts by a count known after unrolling.
+KT_INLINE I shl(I a, int n) { KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] << n); return a; }
+KT_INLINE I shr(I a, int n) { KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] >> n); return a; }
+KT_INLINE I sar(I a, int n) { KT_LANES a.v[i] >>= n; return a; }
+// Every byte, which must be 0..15, replaced by table[byte].
+KT_INLINE I lookup16(I a, const uint8_t* table) {
+  uint8_t bytes[64];
+  memcpy(bytes, a.v, 64);
+  for (int i = 0; i < 64; ++i) bytes[i] = table[bytes[i]];
+  memcpy(a.v, bytes, 64);
   return a;
 }
 KT_INLINE F to_float(I a) { F r; KT_LANES r.v[i] = (float)a.v[i]; return r; }

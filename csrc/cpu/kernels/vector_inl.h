@@ -59,7 +59,7 @@ KT_INLINE F exp_f(F x) {
   p = fma(p, t, set_f(1.0f));
   float power[16];
   int32_t bits[16];
-  store_i(bits, shl<23>(add(to_int(n), set_i(127))));
+  store_i(bits, shl(add(to_int(n), set_i(127)), 23));
   memcpy(power, bits, sizeof bits);
   return mul(p, load_f(power));
 }

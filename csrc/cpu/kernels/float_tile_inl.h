@@ -1,0 +1,55 @@
+// Weights as floats, [k][row], for the reference arithmetic and for products that stay in float.
+#pragma once
+
+#include "cpu/kernels/unpack_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+// The tile's weights as floats, [k][row].
+template <class Q>
+KT_INLINE void tile_to_float(const Tile<Q>& tile, float (*out)[16]) {
+  const I byte = set_i(255), offset = set_i(-Q::kOffset);
+  for (int g = 0; g < Tile<Q>::kGroups; ++g) {
+    const F scale = load_f(tile.scale[g]);
+    const F low = Q::kHasMin ? load_f(tile.min[Q::kHasMin ? g : 0]) : zero_f();
+    for (int j = 0; j < Tile<Q>::kVectors; ++j) {
+      const int w = g * Tile<Q>::kVectors + j;
+      const I word = load_i(tile.u[w]);
+      const I q[4] = {band(word, byte), band(shr(word, 8), byte), band(shr(word, 16), byte),
+                      shr(word, 24)};
+      for (int i = 0; i < 4; ++i) {
+        const F value = mul(scale, to_float(add(q[i], offset)));
+        store_f(out[w * 4 + i], Q::kHasMin ? add(value, low) : value);
+      }
+    }
+  }
+}
+
+// Values handled at a time in the float kernels.
+template <class Q>
+inline constexpr int kFloatChunk = Q::kValues > 32 ? Q::kValues : 32;
+
+// `count` (<= kFloatChunk) columns from record `first_record` on as floats, [k][row].
+template <class Q>
+KT_INLINE void unpack_floats(const uint8_t* records, int count, float (*out)[16]) {
+  if constexpr (Q::kGroup == 0) {
+    for (int i = 0; i < count; ++i) {
+      const uint8_t* record = records + i * quant::R16<Q>::kRecordBytes;
+      if constexpr (Q::kGgufId == quant::F32::kGgufId)
+        store_f(out[i], load_f((const float*)record));
+      else if constexpr (Q::kGgufId == quant::F16::kGgufId)
+        store_f(out[i], load_half((const uint16_t*)record));
+      else
+        store_f(out[i], load_bf16((const uint16_t*)record));
+    }
+  } else {
+    Tile<Q> tile;
+    unpack_tile(records, tile);
+    tile_to_float(tile, out);
+    (void)count;
+  }
+}
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA
