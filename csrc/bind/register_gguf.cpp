@@ -24,8 +24,8 @@ using gguf::ValueType;
 
 // Bytes that are no UTF-8 (byte tokens of a vocabulary) survive as surrogates, as with file names.
 py::str to_str(std::string_view text) {
-  PyObject* str = PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()),
-                                       "surrogateescape");
+  PyObject* str =
+      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "surrogateescape");
   if (str == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::str>(str);
 }
@@ -105,9 +105,11 @@ Value encode(const std::string& text, const py::object& object, std::string& byt
   const bool is_array = text.size() > 2 && text.front() == '[' && text.back() == ']';
   const std::string name = is_array ? text.substr(1, text.size() - 2) : text;
   uint32_t id = 0;
-  while (id < gguf::kNumValueTypes && name != gguf::value_type_name(static_cast<ValueType>(id))) ++id;
-  KT_CHECK(id < gguf::kNumValueTypes && name != "array", "value type '", text,
-           "' is unknown; known are u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool string, and each in []");
+  while (id < gguf::kNumValueTypes && name != gguf::value_type_name(static_cast<ValueType>(id)))
+    ++id;
+  KT_CHECK(
+      id < gguf::kNumValueTypes && name != "array", "value type '", text,
+      "' is unknown; known are u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool string, and each in []");
   value.element = static_cast<ValueType>(id);
   value.type = is_array ? ValueType::kArray : value.element;
 
@@ -168,69 +170,78 @@ void register_file(py::module_& module) {
            })
       .def("has",
            [](const gguf::File& self, const std::string& key) { return self.find(key) != nullptr; })
-      .def("value",
-           [](const gguf::File& self, const std::string& key) {
-             return to_python(value_of(self, key));
-           },
-           "int, float, bool, str, a list of str or a 1-d array of numbers. Raises: KeyError.")
-      .def("value_type",
-           [](const gguf::File& self, const std::string& key) {
-             return type_text(value_of(self, key));
-           },
-           "The type as GgufWriter.add takes it: 'u32', '[string]', ... Raises: KeyError.")
-      .def("count",
-           [](const gguf::File& self, const std::string& key) { return value_of(self, key).count; },
-           "Elements of an array without making it; 1 for other values. Raises: KeyError.")
-      .def("tensors",
-           [](const gguf::File& self) {
-             py::list list;
-             for (const gguf::TensorRef& ref : self.tensors()) {
-               const gguf::Tensor& tensor = *ref.tensor;
-               py::tuple shape(tensor.num_dims);
-               for (int i = 0; i < tensor.num_dims; ++i) {
-                 shape[tensor.num_dims - 1 - i] = tensor.ne[i];
-               }
-               list.append(py::make_tuple(to_str(tensor.name), tensor.type->name, shape,
-                                          tensor.bytes, ref.part, tensor.offset));
-             }
-             return list;
-           },
-           "(name, type, shape, bytes, part, offset in its file) of every tensor; numpy axis order.")
-      .def("data",
-           [](const std::shared_ptr<gguf::File>& self, const std::string& name) {
-             const auto bytes = self->data(self->tensor(name));
-             py::array_t<uint8_t> view({static_cast<py::ssize_t>(bytes.size())}, {1}, bytes.data(),
-                                       py::cast(self));
-             view.attr("flags").attr("writeable") = false;
-             return view;
-           },
-           py::arg("name"), "A tensor's bytes: a read-only view that keeps the map alive.")
-      .def("advise",
-           [](const gguf::File& self, const std::string& name, const std::string& advice) {
-             const std::pair<const char*, os::Advice> kNames[] = {
-                 {"normal", os::Advice::kNormal},
-                 {"sequential", os::Advice::kSequential},
-                 {"willneed", os::Advice::kWillNeed},
-                 {"dontneed", os::Advice::kDontNeed}};
-             for (const auto& [text, value] : kNames) {
-               if (advice == text) return self.advise(self.tensor(name), value);
-             }
-             throw InvalidArgument("advice '" + advice +
-                                   "' is unknown; known are normal, sequential, willneed, dontneed");
-           },
-           py::arg("name"), py::arg("advice"), "Tells the system how a tensor's pages will be used.")
-      .def("check_model", [](const gguf::File& self) { gguf::check_model(self); },
-           "The second pass: counts, widths and the vocabulary agree. Raises: FormatError.")
-      .def("find_int",
-           [](const gguf::File& self, const std::string& key, int64_t least, int64_t most) {
-             return gguf::find_int(self, key, least, most);
-           },
-           py::arg("key"), py::arg("least"), py::arg("most"))
-      .def("find_float",
-           [](const gguf::File& self, const std::string& key, double least, double most) {
-             return gguf::find_float(self, key, least, most);
-           },
-           py::arg("key"), py::arg("least"), py::arg("most"))
+      .def(
+          "value",
+          [](const gguf::File& self, const std::string& key) {
+            return to_python(value_of(self, key));
+          },
+          "int, float, bool, str, a list of str or a 1-d array of numbers. Raises: KeyError.")
+      .def(
+          "value_type",
+          [](const gguf::File& self, const std::string& key) {
+            return type_text(value_of(self, key));
+          },
+          "The type as GgufWriter.add takes it: 'u32', '[string]', ... Raises: KeyError.")
+      .def(
+          "count",
+          [](const gguf::File& self, const std::string& key) { return value_of(self, key).count; },
+          "Elements of an array without making it; 1 for other values. Raises: KeyError.")
+      .def(
+          "tensors",
+          [](const gguf::File& self) {
+            py::list list;
+            for (const gguf::TensorRef& ref : self.tensors()) {
+              const gguf::Tensor& tensor = *ref.tensor;
+              py::tuple shape(tensor.num_dims);
+              for (int i = 0; i < tensor.num_dims; ++i) {
+                shape[tensor.num_dims - 1 - i] = tensor.ne[i];
+              }
+              list.append(py::make_tuple(to_str(tensor.name), tensor.type->name, shape,
+                                         tensor.bytes, ref.part, tensor.offset));
+            }
+            return list;
+          },
+          "(name, type, shape, bytes, part, offset in its file) of every tensor; numpy axis order.")
+      .def(
+          "data",
+          [](const std::shared_ptr<gguf::File>& self, const std::string& name) {
+            const auto bytes = self->data(self->tensor(name));
+            py::array_t<uint8_t> view({static_cast<py::ssize_t>(bytes.size())}, {1}, bytes.data(),
+                                      py::cast(self));
+            view.attr("flags").attr("writeable") = false;
+            return view;
+          },
+          py::arg("name"), "A tensor's bytes: a read-only view that keeps the map alive.")
+      .def(
+          "advise",
+          [](const gguf::File& self, const std::string& name, const std::string& advice) {
+            const std::pair<const char*, os::Advice> kNames[] = {
+                {"normal", os::Advice::kNormal},
+                {"sequential", os::Advice::kSequential},
+                {"willneed", os::Advice::kWillNeed},
+                {"dontneed", os::Advice::kDontNeed}};
+            for (const auto& [text, value] : kNames) {
+              if (advice == text) return self.advise(self.tensor(name), value);
+            }
+            throw InvalidArgument("advice '" + advice +
+                                  "' is unknown; known are normal, sequential, willneed, dontneed");
+          },
+          py::arg("name"), py::arg("advice"), "Tells the system how a tensor's pages will be used.")
+      .def(
+          "check_model", [](const gguf::File& self) { gguf::check_model(self); },
+          "The second pass: counts, widths and the vocabulary agree. Raises: FormatError.")
+      .def(
+          "find_int",
+          [](const gguf::File& self, const std::string& key, int64_t least, int64_t most) {
+            return gguf::find_int(self, key, least, most);
+          },
+          py::arg("key"), py::arg("least"), py::arg("most"))
+      .def(
+          "find_float",
+          [](const gguf::File& self, const std::string& key, double least, double most) {
+            return gguf::find_float(self, key, least, most);
+          },
+          py::arg("key"), py::arg("least"), py::arg("most"))
       .def("find_string", [](const gguf::File& self, const std::string& key) -> py::object {
         const auto text = gguf::find_string(self, key);
         return text ? py::object(to_str(*text)) : py::none();
@@ -243,29 +254,33 @@ void register_writer(py::module_& module) {
       "Writes a GGUF file: add keys, add_tensor every shape, write their bytes in order, finish.")
       .def(py::init<const std::string&, uint64_t>(), py::arg("path"),
            py::arg("alignment") = gguf::kDefaultAlignment)
-      .def("add",
-           [](gguf::Writer& self, const std::string& key, const std::string& type,
-              const py::object& object) {
-             std::string bytes;
-             const Value value = encode(type, object, bytes);
-             self.add(key, value);
-           },
-           py::arg("key"), py::arg("type"), py::arg("value"))
-      .def("copy_key",
-           [](gguf::Writer& self, const gguf::File& from, const std::string& key) {
-             self.add(key, value_of(from, key));
-           },
-           py::arg("file"), py::arg("key"), "The key with its exact type and bytes.")
-      .def("add_tensor",
-           [](gguf::Writer& self, const std::string& name, const std::string& type,
-              std::vector<uint64_t> shape) {
-             std::reverse(shape.begin(), shape.end());
-             self.add_tensor(name, gguf::tensor_type_id(type), shape);
-           },
-           py::arg("name"), py::arg("type"), py::arg("shape"), "shape: numpy order.")
-      .def("write",
-           [](gguf::Writer& self, const py::buffer& data) { self.write(bytes_of(data, "write")); },
-           py::arg("data"), "The next bytes of tensor data, in pieces of any size.")
+      .def(
+          "add",
+          [](gguf::Writer& self, const std::string& key, const std::string& type,
+             const py::object& object) {
+            std::string bytes;
+            const Value value = encode(type, object, bytes);
+            self.add(key, value);
+          },
+          py::arg("key"), py::arg("type"), py::arg("value"))
+      .def(
+          "copy_key",
+          [](gguf::Writer& self, const gguf::File& from, const std::string& key) {
+            self.add(key, value_of(from, key));
+          },
+          py::arg("file"), py::arg("key"), "The key with its exact type and bytes.")
+      .def(
+          "add_tensor",
+          [](gguf::Writer& self, const std::string& name, const std::string& type,
+             std::vector<uint64_t> shape) {
+            std::reverse(shape.begin(), shape.end());
+            self.add_tensor(name, gguf::tensor_type_id(type), shape);
+          },
+          py::arg("name"), py::arg("type"), py::arg("shape"), "shape: numpy order.")
+      .def(
+          "write",
+          [](gguf::Writer& self, const py::buffer& data) { self.write(bytes_of(data, "write")); },
+          py::arg("data"), "The next bytes of tensor data, in pieces of any size.")
       .def("finish", &gguf::Writer::finish);
 }
 

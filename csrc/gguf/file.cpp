@@ -50,6 +50,18 @@ File::File(const std::vector<std::string>& paths) {
   merge();
 }
 
+File File::over(std::span<const std::span<const uint8_t>> parts) {
+  KT_CHECK(!parts.empty() && parts.size() <= static_cast<size_t>(kMaxParts), "no parts, or over ",
+           kMaxParts);
+  File file;
+  for (const auto part : parts) {
+    file.readers_.emplace_back(part, concat("memory", file.readers_.size() + 1));
+  }
+  file.check_split();
+  file.merge();
+  return file;
+}
+
 void File::check_split() const {
   const auto given = static_cast<int64_t>(readers_.size());
   int64_t tensors = 0;
@@ -89,9 +101,8 @@ void File::merge() {
       if (part == 0 || !is_of_one_part(key.name)) all.push_back({&key, part});
     }
   }
-  std::stable_sort(all.begin(), all.end(), [](const PartKey& a, const PartKey& b) {
-    return a.key->name < b.key->name;
-  });
+  std::stable_sort(all.begin(), all.end(),
+                   [](const PartKey& a, const PartKey& b) { return a.key->name < b.key->name; });
   keys_.reserve(all.size());
   for (const PartKey& item : all) {
     if (keys_.empty() || keys_.back().name != item.key->name) {
@@ -108,9 +119,8 @@ void File::merge() {
   }
   if (readers_.size() == 1) return;  // the reader has refused duplicates inside one file
   std::vector<TensorRef> sorted = tensors_;
-  std::sort(sorted.begin(), sorted.end(), [](const TensorRef& a, const TensorRef& b) {
-    return a.tensor->name < b.tensor->name;
-  });
+  std::sort(sorted.begin(), sorted.end(),
+            [](const TensorRef& a, const TensorRef& b) { return a.tensor->name < b.tensor->name; });
   for (size_t i = 1; i < sorted.size(); ++i) {
     KT_CHECK_FORMAT(sorted[i - 1].tensor->name != sorted[i].tensor->name, path(), ": tensor ",
                     quoted(sorted[i].tensor->name), " is in two parts of the model, ",
@@ -148,8 +158,8 @@ std::optional<double> find_float(const File& file, std::string_view key, double 
                                  double most) {
   const Value* value = file.find(key);
   if (value == nullptr) return std::nullopt;
-  const bool is_number = value->is_integer() || value->type == ValueType::kF32 ||
-                         value->type == ValueType::kF64;
+  const bool is_number =
+      value->is_integer() || value->type == ValueType::kF32 || value->type == ValueType::kF64;
   KT_CHECK_FORMAT(is_number, file.path(), ": key ", quoted(key), " is of type ",
                   value_type_name(value->type), ", must be a number", kDownloadAgain);
   const auto number = load_number<double>(value->type, value->bytes.data());

@@ -29,15 +29,18 @@ class File {
   /// one model (missing, twice, out of order, from another model, a tensor or a tensor count off).
   explicit File(const std::vector<std::string>& paths);
 
+  /// The same over bytes in memory, which must outlive the file; `advise` then does nothing.
+  static File over(std::span<const std::span<const uint8_t>> parts);
+
   size_t num_parts() const { return readers_.size(); }
   const Reader& part(size_t i) const { return readers_[i]; }
   /// The file messages about the whole model name: the first part.
   const std::string& path() const { return readers_.front().file(); }
 
-  const std::vector<Key>& keys() const { return keys_; }               // of all parts, each once
-  const std::vector<TensorRef>& tensors() const { return tensors_; }   // part by part
+  const std::vector<Key>& keys() const { return keys_; }              // of all parts, each once
+  const std::vector<TensorRef>& tensors() const { return tensors_; }  // part by part
 
-  const Value* find(std::string_view key) const;                       // nullptr if absent
+  const Value* find(std::string_view key) const;  // nullptr if absent
   std::optional<TensorRef> find_tensor(std::string_view name) const;
   /// Raises: InvalidArgument naming the tensor that is missing.
   TensorRef tensor(std::string_view name) const;
@@ -46,10 +49,11 @@ class File {
     return readers_[ref.part].data(*ref.tensor);
   }
   void advise(const TensorRef& ref, os::Advice advice) const {
-    maps_[ref.part].advise(ref.tensor->offset, ref.tensor->bytes, advice);
+    if (!maps_.empty()) maps_[ref.part].advise(ref.tensor->offset, ref.tensor->bytes, advice);
   }
 
  private:
+  File() = default;
   void check_split() const;
   void merge();
 
@@ -61,7 +65,8 @@ class File {
 
 // Typed access to metadata. Each returns nullopt for an absent key and raises FormatError naming
 // file, key and value for a wrong type or a value out of range.
-std::optional<int64_t> find_int(const File& file, std::string_view key, int64_t least, int64_t most);
+std::optional<int64_t> find_int(const File& file, std::string_view key, int64_t least,
+                                int64_t most);
 std::optional<double> find_float(const File& file, std::string_view key, double least, double most);
 std::optional<std::string_view> find_string(const File& file, std::string_view key);
 

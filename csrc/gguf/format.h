@@ -37,15 +37,16 @@ inline constexpr uint32_t kNumValueTypes = 13;
 inline constexpr uint32_t kVersion = 3;  // what the writer writes; the reader takes 2 and 3
 inline constexpr int kMaxDims = 4;
 inline constexpr uint64_t kDefaultAlignment = 32;
-inline constexpr uint64_t kMinAlignment = 8;          // the specification's own unit
+inline constexpr uint64_t kMinAlignment = 8;           // the specification's own unit
 inline constexpr uint64_t kMaxAlignment = 1ull << 30;  // the largest page there is
 // The largest models known have some 60 keys and 50,000 tensors (every expert on its own). The
 // limits also bound what a small hostile file can make us remember: some 100 bytes an entry.
 inline constexpr uint64_t kMaxKeys = 1u << 16;
 inline constexpr uint64_t kMaxTensors = 1u << 16;
 inline constexpr uint64_t kMaxKeyBytes = 65535;  // the specification's limit
-inline constexpr uint64_t kMaxNameBytes = 255;   // ours; the specification says 64, peers write more
-inline constexpr uint64_t kMaxStrings = 1u << 21;  // in one array; four times the longest merge list
+inline constexpr uint64_t kMaxNameBytes = 255;  // ours; the specification says 64, peers write more
+inline constexpr uint64_t kMaxStrings = 1u
+                                        << 21;  // in one array; four times the longest merge list
 
 /// Bytes of one value of a fixed-size type; 0 for strings and arrays.
 constexpr size_t value_bytes(ValueType type) {
@@ -73,12 +74,14 @@ constexpr size_t value_bytes(ValueType type) {
 }
 
 constexpr const char* value_type_name(ValueType type) {
-  constexpr const char* kNames[kNumValueTypes] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
-                                                  "bool", "string", "array", "u64", "i64", "f64"};
+  constexpr const char* kNames[kNumValueTypes] = {"u8",  "i8",  "u16",  "i16",    "u32",
+                                                  "i32", "f32", "bool", "string", "array",
+                                                  "u64", "i64", "f64"};
   return static_cast<uint32_t>(type) < kNumValueTypes ? kNames[static_cast<uint32_t>(type)] : "?";
 }
 
-/// A tensor's storage type: a weight format of quant/formats.h, or plain numbers that are no weights.
+/// A tensor's storage type: a weight format of quant/formats.h, or plain numbers that are no
+/// weights.
 struct TensorType {
   const char* name;
   int id;

@@ -169,11 +169,11 @@ void check_model(const File& file) {
   const auto architecture = find_string(file, "general.architecture");
   KT_CHECK_FORMAT(architecture, file.path(), ": has no key 'general.architecture'",
                   "; it is not a model (an adapter or a table?), give the model's file");
-  const bool plain = !architecture->empty() && architecture->size() <= 64 &&
-                     std::all_of(architecture->begin(), architecture->end(), [](char c) {
-                       return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' ||
-                              c == '_' || c == '.';
-                     });
+  const bool plain =
+      !architecture->empty() && architecture->size() <= 64 &&
+      std::all_of(architecture->begin(), architecture->end(), [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+      });
   KT_CHECK_FORMAT(plain, file.path(), ": key 'general.architecture' is ", quoted(*architecture),
                   ", must be a plain name", kDownloadAgain);
   const std::string prefix = std::string(*architecture) + ".";

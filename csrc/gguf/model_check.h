@@ -7,8 +7,8 @@ namespace kt::gguf {
 
 /// Checks the facts every architecture shares: general.architecture; layer, head, expert and width
 /// counts in range; every number under "<architecture>." finite; tokens = rows of token_embd.weight
-/// = scores = token types; special token ids below the number of tokens; the split of width to heads.
-/// Raises: FormatError naming file, key and value.
+/// = scores = token types; special token ids below the number of tokens; the split of width to
+/// heads. Raises: FormatError naming file, key and value.
 void check_model(const File& file);
 
 }  // namespace kt::gguf

@@ -11,7 +11,7 @@ namespace kt::gguf {
 namespace {
 
 // The least bytes an entry can take; counts that need more than the file has are lies.
-constexpr uint64_t kLeastKeyBytes = 8 + 1 + 4 + 1;          // length, 1 character, type, u8
+constexpr uint64_t kLeastKeyBytes = 8 + 1 + 4 + 1;             // length, 1 character, type, u8
 constexpr uint64_t kLeastTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // name, dims, one ne, type, offset
 
 void check_name(const Cursor& cursor, uint64_t place, const char* what, std::string_view name) {
@@ -97,10 +97,11 @@ uint64_t read_alignment(const Value* value, const std::string& file) {
   KT_CHECK_FORMAT(value->type == ValueType::kU32, file, ": key 'general.alignment' is ",
                   value_type_name(value->type), ", must be u32", kDownloadAgain);
   const uint64_t alignment = load_number<uint64_t>(value->type, value->bytes.data());
-  KT_CHECK_FORMAT(
-      alignment >= kMinAlignment && alignment <= kMaxAlignment && (alignment & (alignment - 1)) == 0,
-      file, ": key 'general.alignment' is ", alignment, ", must be a power of two from ",
-      kMinAlignment, " to ", kMaxAlignment, kDownloadAgain);
+  KT_CHECK_FORMAT(alignment >= kMinAlignment && alignment <= kMaxAlignment &&
+                      (alignment & (alignment - 1)) == 0,
+                  file, ": key 'general.alignment' is ", alignment,
+                  ", must be a power of two from ", kMinAlignment, " to ", kMaxAlignment,
+                  kDownloadAgain);
   return alignment;
 }
 
@@ -123,8 +124,8 @@ Tensor read_tensor(Cursor& cursor, const std::string& file, const char* sizes) {
     place = cursor.position();
     tensor.ne[i] = i < num_dims ? cursor.read<uint64_t>("dimension") : 1;
     if (tensor.ne[i] == 0 || tensor.ne[i] > INT64_MAX / values) {
-      cursor.refuse(place, "tensor ", quoted(tensor.name), " has dimension ", i, " = ", tensor.ne[i],
-                    ", which makes no tensor", kDownloadAgain);
+      cursor.refuse(place, "tensor ", quoted(tensor.name), " has dimension ", i, " = ",
+                    tensor.ne[i], ", which makes no tensor", kDownloadAgain);
     }
     values *= tensor.ne[i];
   }
@@ -215,7 +216,8 @@ Reader::Reader(std::span<const uint8_t> bytes, std::string file)
 
   const std::string sizes = file_ + ": tensor sizes and offsets";  // named if one of them wraps
   tensors_.reserve(num_tensors);
-  for (uint64_t i = 0; i < num_tensors; ++i) tensors_.push_back(read_tensor(cursor, file_, sizes.c_str()));
+  for (uint64_t i = 0; i < num_tensors; ++i)
+    tensors_.push_back(read_tensor(cursor, file_, sizes.c_str()));
   tensor_order_ = index_by_name(tensors_, file_, "tensor");
 
   const uint64_t data_start = checked_round_up(cursor.position(), alignment_, sizes.c_str());
@@ -225,8 +227,8 @@ Reader::Reader(std::span<const uint8_t> bytes, std::string file)
                     kDownloadAgain);
     tensor.offset = checked_add(data_start, tensor.offset, sizes.c_str());
     const uint64_t end = checked_add(tensor.offset, tensor.bytes, sizes.c_str());
-    KT_CHECK_FORMAT(end <= bytes_.size(), file_, ": tensor ", quoted(tensor.name),
-                    " ends at byte ", end, ", the file has ", bytes_.size(), kDownloadAgain);
+    KT_CHECK_FORMAT(end <= bytes_.size(), file_, ": tensor ", quoted(tensor.name), " ends at byte ",
+                    end, ", the file has ", bytes_.size(), kDownloadAgain);
   }
   check_no_overlap(tensors_, file_);
 }

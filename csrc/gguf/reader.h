@@ -1,5 +1,5 @@
-// One GGUF file's header, parsed from memory: every count, length and offset is proven to lie inside
-// the file before anything is allocated or followed. Nothing is copied but names.
+// One GGUF file's header, parsed from memory: every count, length and offset is proven to lie
+// inside the file before anything is allocated or followed. Nothing is copied but names.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ class Reader {
   const std::vector<Key>& keys() const { return keys_; }           // in the file's order
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the file's order
 
-  const Value* find(std::string_view key) const;            // nullptr if absent
-  const Tensor* find_tensor(std::string_view name) const;   // nullptr if absent
+  const Value* find(std::string_view key) const;           // nullptr if absent
+  const Tensor* find_tensor(std::string_view name) const;  // nullptr if absent
 
   std::span<const uint8_t> data(const Tensor& tensor) const {
     return bytes_.subspan(tensor.offset, tensor.bytes);

@@ -22,8 +22,8 @@ void check_name(const std::string& file, const char* what, std::string_view name
   const bool printable = std::all_of(name.begin(), name.end(), [](char c) {
     return static_cast<unsigned char>(c) >= 0x20 && c != 0x7F;
   });
-  KT_CHECK(!name.empty() && name.size() <= most && printable && is_utf8(name), file, ": ", what, " ",
-           quoted(name), " must be 1 to ", most, " bytes of printable UTF-8");
+  KT_CHECK(!name.empty() && name.size() <= most && printable && is_utf8(name), file, ": ", what,
+           " ", quoted(name), " must be 1 to ", most, " bytes of printable UTF-8");
 }
 
 // A value's bytes must be exactly what the reader would delimit.
@@ -56,11 +56,10 @@ Writer::Writer(const std::string& path, uint64_t alignment) : file_(path), align
            kMaxAlignment);
   if (alignment == kDefaultAlignment) return;
   const auto value = static_cast<uint32_t>(alignment);
-  add("general.alignment",
-      {.type = ValueType::kU32,
-       .element = ValueType::kU32,
-       .count = 1,
-       .bytes = {reinterpret_cast<const uint8_t*>(&value), sizeof value}});
+  add("general.alignment", {.type = ValueType::kU32,
+                            .element = ValueType::kU32,
+                            .count = 1,
+                            .bytes = {reinterpret_cast<const uint8_t*>(&value), sizeof value}});
 }
 
 void Writer::add(std::string_view key, const Value& value) {
@@ -128,7 +127,8 @@ void Writer::start_data() {
   append(header, num_keys_);
   const uint64_t size = header.size() + keys_.size() + infos_.size();
   const std::string padding(checked_round_up(size, alignment_, "header") - size, '\0');
-  for (const std::string* part : std::initializer_list<const std::string*>{&header, &keys_, &infos_, &padding}) {
+  for (const std::string* part :
+       std::initializer_list<const std::string*>{&header, &keys_, &infos_, &padding}) {
     file_.write({reinterpret_cast<const uint8_t*>(part->data()), part->size()});
   }
   in_data_ = true;

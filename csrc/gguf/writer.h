@@ -49,10 +49,10 @@ class Writer {
   uint64_t num_keys_ = 0;
   std::unordered_set<std::string> names_;  // of keys, then of tensors with a leading zero byte
   std::vector<uint64_t> tensor_bytes_;
-  uint64_t data_bytes_ = 0;   // end of the last tensor added, relative to the data section
+  uint64_t data_bytes_ = 0;  // end of the last tensor added, relative to the data section
   bool in_data_ = false;
-  size_t current_ = 0;        // tensor being written
-  uint64_t written_ = 0;      // bytes of it
+  size_t current_ = 0;    // tensor being written
+  uint64_t written_ = 0;  // bytes of it
 };
 
 }  // namespace kt::gguf

@@ -1,4 +1,5 @@
-// The GGUF reader on files built byte by byte here, sound and damaged; the writer against the reader.
+// The GGUF reader on files built byte by byte here, sound and damaged; the writer against the
+// reader.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -67,10 +68,10 @@ std::string refusal(const Bytes& file) {
   return "";
 }
 
-#define EXPECT_REFUSED(file, words)                                            \
-  do {                                                                         \
-    const std::string message = refusal(file);                                 \
-    EXPECT_NE(message.find("m.gguf: "), std::string::npos) << message;         \
+#define EXPECT_REFUSED(file, words)                                              \
+  do {                                                                           \
+    const std::string message = refusal(file);                                   \
+    EXPECT_NE(message.find("m.gguf: "), std::string::npos) << message;           \
     EXPECT_NE(message.find(words), std::string::npos) << "message: " << message; \
   } while (0)
 
@@ -191,7 +192,8 @@ TEST(GgufReader, NamesWhatIsNoGguf) {
 }
 
 TEST(GgufCursor, KnowsUtf8) {
-  for (const char* good : {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"}) {
+  for (const char* good :
+       {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"}) {
     EXPECT_TRUE(is_utf8(good)) << quoted(good);
   }
   for (const char* bad : {"\x80", "\xC0\x80", "\xC1\xBF", "\xC3", "\xE0\x80\x80", "\xED\xA0\x80",
@@ -214,7 +216,8 @@ class GgufFiles : public ::testing::Test {
   std::string save(const std::string& name, const Bytes& file) {
     const std::string path = folder_ / name;
     std::ofstream(path, std::ios::binary)
-        .write(reinterpret_cast<const char*>(file.data.data()), static_cast<long>(file.data.size()));
+        .write(reinterpret_cast<const char*>(file.data.data()),
+               static_cast<long>(file.data.size()));
     return path;
   }
 
