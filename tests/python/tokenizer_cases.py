@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.vocabulary import byte_characters
+
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / ".cache" / "token-vectors"
 SEPARATOR = "\n__ggml_vocab_test__\n"
@@ -54,19 +56,12 @@ def vectors(name: str) -> list[tuple[str, list[int]]]:
     ]
 
 
-def byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes 0..255 in byte-level vocabularies."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in kept else chr(next(others)) for b in range(256)]
-
-
 def tiny_bpe(**changes) -> Metadata:
     """Byte-level: 256 bytes, some merges, three control tokens and a user-defined one."""
     merges = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
     whole = [m.replace(" ", "") for m in merges]
     special = ["<|begin|>", "<|im_end|>", "<|im_start|>", "<think>"]
-    tokens = [*byte_alphabet(), *whole, *special]
+    tokens = [*byte_characters(), *whole, *special]
     types = [1] * (256 + len(whole)) + [3, 3, 3, 4]
     values = {
         "general.architecture": "llama",
@@ -149,7 +144,7 @@ def spm_model(gguf: Metadata, model_type: int = 2, charsmap: bytes = b"") -> byt
 
 def tiktoken_ranks(gguf: Metadata, count: int) -> bytes:
     """The first `count` tokens of a byte-level vocabulary as tiktoken's "base64 rank" lines."""
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     lines = []
     for rank, token in enumerate(gguf.metadata["tokenizer.ggml.tokens"][:count]):
         raw = bytes(byte_of[character] for character in token)
