@@ -181,7 +181,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: A
     text = render_chat(tokenizer, messages, **options)
     # A lone surrogate (an undecodable byte of a terminal or file) is no text a vocabulary knows.
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 class _TimeOut(Exception):

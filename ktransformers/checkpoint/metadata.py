@@ -25,8 +25,12 @@ def fail(gguf: Any, key: str, problem: str) -> UserError:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """`repr(value)` cut to `limit` characters, so that a hostile value cannot flood a message."""
-    text = repr(value)
+    """`value` for a message: one line of at most `limit` characters, whatever it is."""
+    if isinstance(value, (str, bytes)):
+        value = value[:limit]
+    elif hasattr(value, "__len__") and len(value) > 4:
+        return f"an array of {len(value)}"
+    text = " ".join(repr(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -186,6 +186,37 @@ def test_bad_metadata_is_refused_in_one_line(case):
     assert "\n" not in message and len(message) < 700
 
 
+HOSTILE = [
+    None, True, 0, 1, -1, 2**31, 2**64 - 1, 0.5, float("nan"), "", "x", "x" * 2000, "\udcff", [],
+    [""], ["a", "a"], [0], [-1] * 270, [2**40] * 270, [0.5] * 270, ["a b"] * 3, [[1]], [None], {},
+    np.zeros(270, np.int32), np.zeros(274, np.float32), np.full(274, np.inf, np.float32),
+    np.zeros((2, 2)), b"x", object(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_bpe, tiny_spm])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_any_value_under_any_key_is_an_error_or_a_tokenizer(make, value):
+    gguf = make(
+        unknown_token_id=0, padding_token_id=0, eot_token_id=0, eom_token_id=0, add_bos_token=True,
+        add_eos_token=True, add_space_prefix=True,
+    )  # fmt: skip
+    gguf.metadata["tokenizer.chat_template"] = gguf.metadata["llama.context_length"] = None
+    for key in gguf.metadata:
+        if key == "general.architecture":
+            continue
+        try:
+            tokenizer = build_tokenizer(Metadata(gguf.metadata | {key: value}))
+        except UserError as error:
+            # A list of another length is told by the list it should fit to.
+            assert key in str(error) or "elements, expected" in str(error)
+            assert "\n" not in str(error) and len(str(error)) < 700
+        else:
+            ids = tokenizer.encode("hello <|im_end|>é")
+            assert all(0 <= i < len(tokenizer) for i in ids)
+            tokenizer.decode(ids)
+
+
 @pytest.mark.parametrize("value", [270, 2**32 - 1, -1])
 def test_padding_id_outside_is_not_used(value, caplog):
     tokenizer = build_tokenizer(tiny_bpe(padding_token_id=value))
