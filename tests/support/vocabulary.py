@@ -3,7 +3,7 @@
 MERGES = (
     "Ġ t|h e|i n|Ġ a|r e|o n|Ġt he|e r|Ġ s|a t|n d|Ġ w|o r|Ġ o|e n|Ġ c|i s|i t|a n|e s|Ġ b|o u|"
     "Ġ f|e d|Ġ m|in g|Ġ p|Ġ in|a l|Ġa nd|a r|Ġt o|Ġo f|Ġ d|l l|o m|Ġ h|i c|r o|Ġ l|a s|Ġ re|en t|"
-    "i on|Ġ n|l e|v e|o t|Ġ g|u t|s t|i l|Ġ e|Ġ y|Ġy ou|i m|e t|c e|o w|Ġ th|c h|l o|Ġ is|Ġb e|i d|"
+    "i on|Ġ n|l e|v e|o t|Ġ g|u t|s t|i l|Ġ e|Ġ y|Ġy ou|i m|e t|c e|o w|Ġt h|c h|l o|Ġ is|Ġb e|i d|"
     "Ġf or|u r|Ġth at|g h|a m"
 ).split("|")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
