@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ktransformers.checkpoint.naming import TensorSource, tensor_source
 from ktransformers.errors import UserError
-from ktransformers.models.naming import TensorSource, tensor_source
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _weight(parameter: str, shape: tuple[int, ...], config: dict, gguf: Any) -> 
     if gguf is None:
         bare = WeightInfo((), "", shape, 0)
         return WeightInfo((), "f32", shape, bare.float_bytes)
-    from ktransformers.models.naming import tensor_source
+    from ktransformers.checkpoint.naming import tensor_source
 
     names = tensor_source(parameter, gguf, config).names
     infos = [gguf.tensor(name) for name in names]
