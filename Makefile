@@ -86,7 +86,7 @@ dev_install: $(done)/test core
 
 install: $(done)/torch $(done)/tools
 	@scripts/numa_note.sh
-	@$(pip) install --no-build-isolation .
+	@KT_BUILD_DIR=$(abspath $(BUILD))/install $(pip) install --no-build-isolation .
 	@echo 'installed; activate with:  . $(VENV)/bin/activate'
 
 wheel: $(done)/tools

@@ -1,6 +1,7 @@
 """Builds ktransformers._core with CMake; everything else is declared in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ class CMakeExtension(Extension):
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        wanted = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # An editable install shares its build folder with `make core`, which builds beside the
+        # sources; setuptools wants a copy to put there itself.
+        output = ROOT / "ktransformers" if self.editable_mode else wanted.parent
         build = Path(os.environ.get("KT_BUILD_DIR", self.build_temp)).resolve()
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
@@ -28,6 +32,9 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
+        if self.editable_mode:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(output / wanted.name, wanted)
 
 
 setup(ext_modules=[CMakeExtension("ktransformers._core")], cmdclass={"build_ext": CMakeBuild})
