@@ -1,5 +1,74 @@
-"""The console command `ktransformers`."""
+"""The console command `ktransformers`: a word names a command, an option starts the server.
+
+Typer, torch and the rest are imported only by the commands that use them: --help, --version and
+doctor answer at once, and doctor also on a broken installation.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from ktransformers import __version__
+from ktransformers.errors import UserError
+
+USAGE_ERROR = 2
 
 
-def main() -> int:
-    raise SystemExit("error: no command is built yet")
+def fail(line: str) -> int:
+    """Prints a user's error as one line; returns the exit status."""
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Runs a command; what a user can have caused ends as one line and status 2."""
+    try:
+        return command() or 0
+    except (UserError, ValueError, NotImplementedError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return fail(str(error) or type(error).__name__)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 (doctor found something), 2 (user's error), 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0] if words else "--help"
+    if first in ("--version", "-V", "version"):
+        return guarded(show_version)
+    if first == "doctor" and len(words) == 1:
+        from ktransformers.cli.doctor import main as doctor
+
+        return guarded(doctor)
+    if first == "chat":
+        from ktransformers.local_chat import main as chat
+
+        return chat(words[1:])
+    if first.startswith("-") and first not in ("--help", "-h"):
+        return fail(
+            f"{first}: an option right after `ktransformers` starts the server, and serving is not "
+            "in this version; `ktransformers chat` talks in the terminal, --help lists all"
+        )
+    return guarded(lambda: run_typer(words or ["--help"]))
+
+
+def run_typer(words: list[str]) -> int | None:
+    """Hands the words to typer; what it refuses becomes one line as any other error."""
+    from ktransformers.cli.commands import app
+
+    try:
+        return app(words, prog_name="ktransformers", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise UserError(f"{error.format_message()} `ktransformers --help` lists all") from None
+
+
+def show_version() -> None:
+    print(f"ktransformers {__version__}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The commands of `ktransformers` as typer reads them; what each does is in a file of its own."""
+
+from typing import Annotated
+
+import typer
+
+from ktransformers.cli import main as entry
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Very large Mixture-of-Experts language models on one ordinary machine.",
+)
+ANY_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=ANY_WORDS)
+def chat(context: typer.Context) -> None:
+    """Talk to a model in the terminal: chat --gguf_path FILE (flags: chat --help)."""
+    from ktransformers.local_chat import main
+
+    raise typer.Exit(main(context.args))
+
+
+@app.command()
+def run(
+    model: str = typer.Argument(help="GGUF file, folder of one model's files, or user/repo:quant"),
+    prompt: str = typer.Argument("", help="answered once; without it a chat opens"),
+) -> None:
+    """Answer one prompt with a model, or chat with it."""
+    from ktransformers.local_chat import main
+
+    raise typer.Exit(main(["--gguf_path", model, *([f"--prompt={prompt}"] if prompt else [])]))
+
+
+@app.command()
+def inspect(
+    model: str = typer.Argument(help="GGUF file, or folder of one model's files"),
+    tensors: bool = typer.Option(False, "--tensors", help="list every tensor"),
+    json: bool = typer.Option(False, "--json", help="everything, as one JSON document"),
+) -> None:
+    """Print a model file's metadata, types and sizes."""
+    from ktransformers.cli.inspect import run
+
+    run(model, tensors, json)
+
+
+def spelled(name: str, text: str):
+    """An option in upstream's spelling and with dashes."""
+    return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help=text)
+
+
+GgufPath = Annotated[str, spelled("gguf_path", "GGUF file, folder or user/repo:quant")]
+RulePath = Annotated[str, spelled("optimize_config_path", "rule file; else the family's own")]
+ModelPath = Annotated[str, spelled("model_path", "folder with config; else the GGUF's is used")]
+DeviceMap = Annotated[list[str], spelled("device_map", "a rule's device, as in cuda:0=cpu")]
+
+
+@app.command()
+def plan(
+    gguf_path: GgufPath,
+    optimize_config_path: RulePath = None,
+    model_path: ModelPath = None,
+    device_map: DeviceMap = (),
+    json: bool = typer.Option(False, "--json", help="everything, as one JSON document"),
+    every_layer: bool = typer.Option(False, "--all", help="one line per module, none summed up"),
+) -> None:
+    """Print which operator each module of a model gets, where, and why, without loading it."""
+    from ktransformers.checkpoint.hub import resolve_model
+    from ktransformers.cli.plan_command import run
+
+    path = str(resolve_model(gguf_path))
+    run(path, optimize_config_path, model_path, device_map or (), json, every_layer)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and installation, and say what to do."""
+    from ktransformers.cli.doctor import main
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    entry.show_version()
