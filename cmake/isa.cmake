@@ -1,6 +1,8 @@
 # One kernel source, compiled once per instruction set into its own OBJECT library and namespace.
 # Only these targets ever see -m flags; everything else is baseline x86-64.
 set(KT_ISA_LIST "" CACHE INTERNAL "")
+# The symbol test builds the kernels with -O0 too, where nothing is inlined away.
+set(KT_ISA_OPTIMIZE -O3 CACHE STRING "optimization of the kernels")
 
 function(kt_add_isa name)
   file(GLOB sources CONFIGURE_DEPENDS csrc/cpu/kernels/*.cpp)
@@ -12,7 +14,7 @@ function(kt_add_isa name)
   string(TOUPPER ${name} upper)
   target_compile_definitions(kt_isa_${name} PRIVATE KT_ISA_${upper}=1)
   # No exceptions or RTTI: kernels are noexcept raw-pointer code, and nothing weak may be emitted.
-  target_compile_options(kt_isa_${name} PRIVATE -O3 -fno-exceptions -fno-rtti -fno-math-errno ${ARGN})
+  target_compile_options(kt_isa_${name} PRIVATE ${KT_ISA_OPTIMIZE} -fno-exceptions -fno-rtti -fno-math-errno ${ARGN})
   set(KT_ISA_LIST ${KT_ISA_LIST} ${name} CACHE INTERNAL "")
 endfunction()
 
