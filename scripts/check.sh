@@ -20,6 +20,7 @@ export py
 
 $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
+$step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
   case $part in
     long) $step "long tests" "$py" -m pytest -m check -o junit_family=xunit1 --junitxml="$KT_REPORT/long.xml" ;;
@@ -36,7 +37,7 @@ for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
       $step "TSan build" bash -c 'cmake_build build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKT_SANITIZE=thread'
       $step "TSan tests" bash -c 'ctest_in build/tsan tsan'
       ;;
-    fuzz) $step "fuzzing" tests/tools/fuzz.sh ;;
+    fuzz) $step "fuzzing" env PYTHON="$py" tests/tools/fuzz.sh "${FUZZ_EXECUTIONS:-10000000}" ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
     *) echo "error: CHECK names $part; known: long symbols wheel sanitize thread fuzz chroot" >&2; exit 2 ;;
   esac

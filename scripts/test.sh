@@ -17,6 +17,7 @@ $step "C++ configure" cmake -S . -B "$build" -G Ninja -DPython_EXECUTABLE="$py" 
 $step "C++ build" cmake --build "$build" -- --quiet || report
 $step "package and dependencies" make test_env || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py"
+$step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "C++ tests" ctest --test-dir "$build" --no-tests=error --output-on-failure --progress \
   --timeout 300 --output-junit "$PWD/$KT_REPORT/cpp.xml"
 $step "Python tests" "$py" -m pytest -m "not check" -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}
