@@ -4,10 +4,12 @@
 #include <pybind11/numpy.h>
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 
 #include "base/error.h"
+#include "cpu/ops/context.h"
 
 namespace kt::bind {
 
@@ -15,6 +17,16 @@ namespace kt::bind {
 using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 using IntArray = pybind11::array_t<int32_t, pybind11::array::c_style | pybind11::array::forcecast>;
 using ByteArray = pybind11::array_t<uint8_t, pybind11::array::c_style | pybind11::array::forcecast>;
+
+/// While it lives, other Python threads run, and this one alone uses the context.
+class Running {
+ public:
+  explicit Running(cpu::Context& context) : lock_(context.busy) {}
+
+ private:
+  pybind11::gil_scoped_release release_;  // before the lock: its holder may be waiting for the GIL
+  std::lock_guard<std::recursive_mutex> lock_;
+};
 
 /// A read-only view of any C-contiguous buffer as bytes; throws InvalidArgument naming `what`.
 inline std::span<const uint8_t> bytes_of(const pybind11::buffer& buffer, const char* what) {

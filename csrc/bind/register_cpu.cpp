@@ -50,7 +50,7 @@ FloatArray linear_forward(const cpu::Linear& linear, Context& context, const Flo
   if (m == 0) return out;
   float* y = out.mutable_data();
   const float* in = x.data();
-  py::gil_scoped_release release;
+  const Running running(context);
   cpu::Arena::Scope scope(context.arena);
   const cpu::Activations input(context, in, linear.cols(), m, linear.cols(), marks);
   const cpu::LinearCall call[] = {{&linear, &input, y, linear.rows()}};
@@ -66,7 +66,7 @@ FloatArray feed_forward(const cpu::FeedForward& op, Context& context, const Floa
   if (m == 0) return out;
   float* y = out.mutable_data();
   const float* in = x.data();
-  py::gil_scoped_release release;
+  const Running running(context);
   op.forward(context, in, m, marks, y);
   return out;
 }
@@ -113,7 +113,7 @@ FloatArray attention_forward(const cpu::Attention& op, Context& context, const F
   const auto& options = pool.options();
   const cpu::AttentionRows rows{m, position.data(), marks, pages.data(), sequence.data(),
                                 options.k_type, options.v_type};
-  py::gil_scoped_release release;
+  const Running running(context);
   op.forward(context, rows, in, y);
   return out;
 }
@@ -125,7 +125,7 @@ void register_weights(py::module_& m) {
                        int64_t rows, int64_t cols, const std::string& name) {
              const auto bytes = bytes_of(data, name.c_str());
              const int id = quant::format_id(format);
-             py::gil_scoped_release release;
+             const Running running(context);
              return std::const_pointer_cast<cpu::Matrix>(
                  cpu::Matrix::repack(context, bytes, id, rows, cols, name));
            }),
@@ -277,8 +277,13 @@ void register_ffn(py::module_& m) {
              const py::ssize_t k = router.num_experts_per_tok();
              IntArray ids({py::ssize_t{rows}, k});
              FloatArray weights({py::ssize_t{rows}, k});
-             if (rows > 0)
-               router.forward(context, x.data(), rows, ids.mutable_data(), weights.mutable_data());
+             const float* in = x.data();
+             int32_t* chosen = ids.mutable_data();
+             float* shares = weights.mutable_data();
+             if (rows > 0) {
+               const Running running(context);
+               router.forward(context, in, rows, chosen, shares);
+             }
              return std::pair(ids, weights);
            },
            "x: [m, hidden] -> (ids int32 [m, k], weights float32 [m, k]).");
@@ -307,9 +312,12 @@ void register_ffn(py::module_& m) {
              FloatArray out({py::ssize_t{rows}, py::ssize_t{experts.hidden_size()}});
              if (rows == 0) return out;
              float* y = out.mutable_data();
-             py::gil_scoped_release release;
-             experts.forward(context, x.data(), rows, static_cast<int>(ids.shape(1)), ids.data(),
-                             weights.data(), marks, y);
+             const float* in = x.data();
+             const int k = static_cast<int>(ids.shape(1));
+             const int32_t* chosen = ids.data();
+             const float* shares = weights.data();
+             const Running running(context);
+             experts.forward(context, in, rows, k, chosen, shares, marks, y);
              return out;
            },
            py::arg("context"), py::arg("x"), py::arg("ids"), py::arg("weights"),

@@ -174,7 +174,7 @@ py::tuple step(Decoder& decoder, const IntArray& token, const IntArray& position
   step.want_hidden = want_hidden;
   auto out = std::make_unique<program::StepOut>();
   {
-    py::gil_scoped_release release;
+    const Running running(decoder.context());
     decoder.step(step, *out);
   }
   program::StepOut* raw = out.release();
@@ -274,7 +274,7 @@ void register_program(py::module_& module) {
                 return on_token(sequence, token).cast<bool>();
               };
             }
-            py::gil_scoped_release release;
+            const Running running(decoder.context());
             return program::generate(decoder, sequences, prompts, options, callback);
           },
           py::arg("sequences"), py::arg("prompts"), py::arg("options"),

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "base/os.h"
@@ -49,6 +50,9 @@ class Arena {
 struct Context {
   explicit Context(int threads);
 
+  /// Held by whoever runs operators: pool and arena serve one caller at a time. Recursive, because a
+  /// step may call out to Python, whose modules call operators of the same context.
+  std::recursive_mutex busy;
   Pool pool;
   const KernelTable& kernels;
   Arena arena;
