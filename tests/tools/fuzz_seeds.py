@@ -91,7 +91,15 @@ def seeds() -> dict[str, bytes]:
         )
         for i in range(2)
     ]
-    types = [(0, 4, 1), (1, 2, 1), (2, 18, 32), (8, 34, 32), (12, 144, 256), (14, 210, 256)]
+    types = [
+        (0, 4, 1),
+        (1, 2, 1),
+        (2, 18, 32),
+        (8, 34, 32),
+        (12, 144, 256),
+        (14, 210, 256),
+        (27, 8, 1),
+    ]
     infos, data = [], b""
     for kind, each, values in types:
         infos.append(tensor(f"t{kind}", kind, [values, 2], len(data)))
@@ -118,9 +126,9 @@ def seeds() -> dict[str, bytes]:
 
 
 def dictionary() -> list[bytes]:
-    numbers = [0, 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
+    numbers = [0, 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
     words = [struct.pack("<Q", n) for n in numbers]
-    words += [struct.pack("<I", n) for n in (8, 9, 10, 12, 16, 18, 39, 40, 135)]
+    words += [struct.pack("<I", n) for n in (8, 9, 10, 12, 16, 18, 27, 28, 39, 40, 135)]
     names = "block_count embedding_length vocab_size attention.head_count expert_count".split()
     words += [text(f"llama.{name}") for name in names]
     names = "general.alignment general.architecture split.no split.count split.tensors.count llama "

@@ -36,7 +36,8 @@ void use_key(const File& file, const kt::gguf::Key& key) {
       if (!text.empty()) sum += static_cast<uint8_t>(text.front() ^ text.back());
     });
   } else {
-    require(value->bytes.size() == value->count * kt::gguf::value_bytes(value->element));
+    const size_t each = kt::gguf::value_bytes(value->element);
+    require(value->bytes.size() / each == value->count && value->bytes.size() % each == 0);
     for (const uint8_t byte : value->bytes) sum += byte;
   }
   sink = sum;
@@ -57,7 +58,8 @@ void use_tensor(const File& file, const kt::gguf::TensorRef& ref) {
   uint64_t values = 1;
   for (const uint64_t n : tensor.ne) values *= n;
   const uint64_t blocks = values / static_cast<uint64_t>(tensor.type->values_per_block);
-  require(blocks * tensor.type->bytes_per_block == data.size());
+  require(data.size() / tensor.type->bytes_per_block == blocks);
+  require(data.size() % tensor.type->bytes_per_block == 0);
 }
 
 }  // namespace
