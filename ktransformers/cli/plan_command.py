@@ -18,24 +18,23 @@ def run(
     Raises: UserError.
     """
     from ktransformers.checkpoint.gguf import open_model
-    from ktransformers.models.config import read_config
-    from ktransformers.models.registry import family_for
-    from ktransformers.optimize.default_plan import make_plan, parse_device_map
-    from ktransformers.optimize.rules import load_rules
-
-    devices = parse_device_map(device_map)
-    if optimize_config_path:
-        load_rules(optimize_config_path)
-    gguf = open_model(gguf_path)
-    config = read_config(gguf, model_path)
-    family = family_for(config["model_type"])
-
+    from ktransformers.optimize.devices import parse_device_map
+    from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.report import print_plan, to_json
-    from ktransformers.runtime.loading import build_on_meta
+    from ktransformers.optimize.rules import load_rules
+    from ktransformers.optimize.shipped import shipped_rules
+    from ktransformers.runtime.loading import build_on_meta, model_config
 
-    model = build_on_meta(family, config)
-    plan, _ = make_plan(model, family, gguf, config, optimize_config_path, devices)
+    context = PlanContext(device_map=parse_device_map(device_map))
+    rules = load_rules(optimize_config_path) if optimize_config_path else None
+    gguf = open_model(gguf_path)
+    family, config = model_config(gguf, model_path)
+    rules = rules or load_rules(shipped_rules(family))
+
+    from ktransformers.optimize.tree import describe
+
+    made = plan(describe(build_on_meta(family, config), family, gguf), rules, context)
     if as_json:
-        print(json.dumps(to_json(plan), indent=1))
+        print(json.dumps(to_json(made), indent=1))
     else:
-        print_plan(plan, every_layer)
+        print_plan(made, every_layer)

@@ -1,6 +1,6 @@
 """A model on the meta device, described for the planner: names, classes, kinds, weights.
 
-    tree = describe(model, family, gguf, config)
+    tree = describe(model, family, gguf)
 
 Planning touches torch only here, and only through the model it is given.
 """
@@ -11,17 +11,15 @@ from ktransformers.models.base import Family
 from ktransformers.optimize.plan import ModuleInfo, WeightInfo
 
 
-def describe(
-    model: Any, family: Family, gguf: Any = None, config: dict[str, Any] | None = None
-) -> list[ModuleInfo]:
+def describe(model: Any, family: Family, gguf: Any = None) -> list[ModuleInfo]:
     """The tree of transformers' `model`, in pre-order.
 
-    gguf: where the weights come from (`checkpoint.gguf.GGUFFile`), named with the fields of
-    `config`; without it sizes are those of the parameters as float32.
+    gguf: where the weights come from (`checkpoint.gguf.GGUFFile`); without it sizes are those of
+    the parameters as float32.
     Raises UserError when the file lacks a tensor that the model needs.
     """
     num_layers = model.config.num_hidden_layers
-    config = model.config.to_dict() | (config or {})
+    config = model.config.to_dict()
     tree = []
     for name, module in model.named_modules():
         class_names = _class_names(type(module))

@@ -11,7 +11,7 @@ from ktransformers.errors import UserError
 from ktransformers.models.registry import families as project_families
 from ktransformers.models.registry import family_for
 from ktransformers.optimize import report
-from ktransformers.optimize.default_plan import parse_device_map
+from ktransformers.optimize.devices import parse_device_map
 from ktransformers.optimize.plan import ModuleInfo, PlanContext, WeightInfo, plan
 from ktransformers.optimize.rules import load_rules, parse_rules
 from ktransformers.optimize.shipped import shipped_rules
@@ -440,7 +440,7 @@ def test_planning_imports_no_torch():
     code = (
         "import sys\n"
         "import ktransformers.optimize.plan, ktransformers.optimize.report\n"
-        "import ktransformers.optimize.tree, ktransformers.optimize.default_plan\n"
+        "import ktransformers.optimize.tree, ktransformers.optimize.devices\n"
         "import ktransformers.cli.plan_command\n"
         "from ktransformers.optimize.rules import load_rules\n"
         "from ktransformers.optimize.shipped import FOLDER\n"
