@@ -23,12 +23,19 @@ CPU_OPERATORS = {
     "moe.block": "moe:Block",
 }
 
+# Attention reads and writes the cache, which belongs to the core: its parts must be there too.
+NEEDS = {
+    "attention.gqa": ("linear", "norm.rms", "rope"),
+    "attention.mla": ("linear", "norm.rms", "rope"),
+}
+
 for _name, _place in CPU_OPERATORS.items():
     register(
         _name,
         backend="cpu",
         factory=f"{_HERE}.{_place}",
         upstream=UPSTREAM_CLASSES.get(_name, ()),
+        needs=NEEDS.get(_name, ()),
     )
 
 # Not a module of ours: the layers are lowered to a program of the core (runtime/lowering.py).

@@ -29,6 +29,8 @@ class OperatorSpec:
     factory: the class itself, or "module:Class" to import it on first use; "" where no module is
         replaced (`model` says how the layers are run, `default` leaves transformers' module).
     resident: what stays in memory of a weight: the "file" bytes, or "float32" values.
+    needs: kinds of modules, its children or the model's rotary embedding, without whose operators
+        it cannot run; where one of them is a torch module it has to be one too.
     """
 
     name: str
@@ -36,7 +38,8 @@ class OperatorSpec:
     kind: str
     options: type
     factory: str | Callable[..., Any]
-    resident: Literal["file", "float32"]
+    resident: Literal["file", "float32"] = "file"
+    needs: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """The operator class; imports its module (and torch) if need be."""
@@ -74,6 +77,7 @@ class Registry:
         options: type = NoOptions,
         upstream: Iterable[str] = (),
         resident: Literal["file", "float32"] = "file",
+        needs: tuple[str, ...] = (),
         factory: str | None = None,
     ) -> Callable[[Any], Any]:
         """Registers `factory`, or, used as a decorator, the class below it (and returns it).
@@ -85,7 +89,7 @@ class Registry:
             if (name, backend) in self._specs:
                 raise ValueError(f"operator {name} is registered twice for backend {backend}")
             spec = OperatorSpec(
-                name, backend, name if kind is None else kind, options, made, resident
+                name, backend, name if kind is None else kind, options, made, resident, needs
             )
             self._specs[name, backend] = spec
             for alias in upstream:

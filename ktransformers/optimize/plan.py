@@ -5,7 +5,7 @@ imports no torch, so a plan can be printed and tested without a model in memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ktransformers.errors import UserError
@@ -176,6 +176,7 @@ class _Planner:
                 closed, whole = module.name + ".", self.own
             self.add(module, rule, below if self.own else ())
         notes = [*self.rules.notes, *self.unused_rules(tree), *self.device_notes()]
+        notes += self.follow_parts()
         if self.unmatched and self.own:
             notes.append(
                 f"{self.rules.path}: no rule for {len(self.unmatched)} modules, the first is "
@@ -264,6 +265,31 @@ class _Planner:
         if device.startswith("cuda") and self.registry.has(kind, "cuda"):
             return self.registry.lookup(kind, "cuda"), device
         return self.registry.lookup(kind, "cpu"), "cpu"
+
+    def follow_parts(self) -> list[str]:
+        """Makes torch modules of operators that need a part which is one; one line says which."""
+        parts: dict[str, list[PlanRow]] = {}
+        for row in self.rows:
+            owner = "rope" if row.kind == "rope" else row.module.rpartition(".")[0]
+            parts.setdefault(owner, []).append(row)
+        first, count = "", 0
+        for index, row in enumerate(self.rows):
+            needs = self.registry.lookup(row.operator, row.backend).needs
+            below = [
+                *parts.get(row.module, ()),
+                *(parts.get("rope", ()) if "rope" in needs else ()),
+            ]
+            lost = [part for part in below if part.kind in needs and part.operator == "default"]
+            if lost:
+                first, count = first or f"{row.module}, because {lost[0].module} is", count + 1
+                plain = self.registry.lookup("default", "torch")
+                self.rows[index] = replace(
+                    row, operator=plain.name, backend=plain.backend, options=plain.options()
+                )
+        if not count:
+            return []
+        what = f"{count} modules have" if count > 1 else "1 module has"
+        return [f"{self.rules.path}: {what} to be plain torch, the first is {first}"]
 
     def device(self, rule: Rule) -> str:
         """The device of this machine that a rule's device stands for."""

@@ -88,7 +88,7 @@ def load_model(
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
-    if lowered:
+    if lowered and made.lowered:
         result = lower(model, engine)
         runtime.decoder = result.decoder
         runtime.notes += result.notes

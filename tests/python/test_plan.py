@@ -102,14 +102,14 @@ def notes(text: str, **context) -> tuple[str, ...]:
 def test_the_first_rule_wins_and_children_are_matched_on_their_own():
     rows = planned(
         own(
-            "name: self_attn$ -> attention.gqa",
-            "class: Linear, name: q_proj -> default",
+            "name: 'layers.0.self_attn$|rotary' -> default",
+            "class: Linear, name: head -> default",
             "class: torch.nn.Linear -> linear",
         )
     )
-    assert rows["model.layers.0.self_attn"] == ("attention.gqa", "cpu", "cpu", 1)
-    assert rows["model.layers.0.self_attn.q_proj"] == ("default", "torch", "cpu", 4)
-    assert rows["lm_head"] == ("linear", "cpu", "cpu", 7)
+    assert rows["model.layers.0.self_attn"] == ("default", "torch", "cpu", 1)
+    assert rows["model.layers.0.self_attn.q_proj"] == ("linear", "cpu", "cpu", 7)
+    assert rows["lm_head"] == ("default", "torch", "cpu", 4)
 
 
 def test_containers_and_the_root_get_no_row():
@@ -270,6 +270,26 @@ def test_placements_and_lowering():
     made = plan(TREE, parse_rules(own("name: '^model$' -> model", "name: lm_head -> linear"), "f"))
     assert made.lowered and [row.module for row in made.placements] == ["lm_head"]
     assert not plan(TREE, parse_rules(own("name: lm_head -> linear"), "f")).lowered
+
+
+def test_an_operator_follows_a_part_it_needs():
+    text = own(
+        "name: q_proj -> default",
+        "name: self_attn$ -> attention.gqa",
+        "class: Linear -> linear",
+        "class: Rotary -> rope",
+        "name: '.*' -> default",
+    )
+    assert planned(text)["model.layers.0.self_attn"] == ("default", "torch", "cpu", 4)
+    (note,) = notes(text)
+    assert note == (
+        "f: 1 module has to be plain torch, the first is model.layers.0.self_attn, because "
+        "model.layers.0.self_attn.q_proj is"
+    )
+    text = text.replace("{name: q_proj}", "{name: rotary}")
+    text = text.replace("- match: {class: Rotary}\n  replace: {operator: rope}\n  why: x\n", "")
+    assert planned(text)["model.layers.0.self_attn"][0] == "default"
+    assert "because model.rotary_emb is" in notes(text)[0]
 
 
 def test_a_slow_pattern_is_named():

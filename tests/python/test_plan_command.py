@@ -172,18 +172,28 @@ def test_moved_layers_compute_the_same(name, files, tmp_path):
     from ktransformers.optimize.shipped import shipped_rules
 
     shipped = shipped_rules(family_of(open_model(files(name)))).read_text()
-    for pattern, more in (
-        (r"^model\.layers\.1\.mlp$", "  recursive: false\n"),
-        (r"^model\.layers\.0\.self_attn\.o_proj$", ""),
-        (r"^model\.layers\.1\.input_layernorm$", ""),
-    ):
-        path = tmp_path / "moved.yaml"
-        path.write_text(
-            f"- match: {{name: '{pattern}'}}\n  replace: {{operator: default}}\n"
-            f"  why: to compare\n{more}\n" + shipped
+    texts = {
+        f"- match: {{name: '{pattern}'}}\n  replace: {{operator: default}}\n  why: x\n{more}"
+        + shipped
+        for pattern, more in (
+            (r"^model\.layers\.1\.mlp$", "  recursive: false\n"),
+            (r"^model\.layers\.1\.self_attn$", ""),
+            (r"^model\.layers\.0\.self_attn\.o_proj$", ""),
+            (r"^model\.layers\.1\.input_layernorm$", ""),
         )
+    }
+    for module in (r"model\.rotary_emb", r"model\.embed_tokens", "lm_head", "model"):
+        rule = f"{{name: '^{module}$'}}\n  replace: {{operator: "
+        before, _, after = shipped.partition(rule)
+        texts.add(f"{before}{rule}default}}{after[after.index(chr(10)) :]}")
+    assert len(texts) == 8
+    path = tmp_path / "moved.yaml"
+    for text in texts:
+        path.write_text(text)
         moved, runtime = logits(str(path))
-        (row,) = [row for row in runtime.plan.rows if row.operator == "default"]
-        assert row.rule is not None and row.rule.line == 1
+        changed = [row for row in runtime.plan.rows if row.operator == "default"]
+        assert changed and all(row.rule for row in changed)
+        told = any("not lowered" in note for note in runtime.notes)
+        assert (runtime.decoder is None) == (told or not runtime.plan.lowered)
         error = (moved - wanted).pow(2).mean() / wanted.pow(2).mean()
-        assert error < 1e-8, (pattern, error)
+        assert error < 1e-8, (text[:300], error)
