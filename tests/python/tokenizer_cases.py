@@ -46,8 +46,8 @@ def vectors(name: str) -> list[tuple[str, list[int]]]:
     path = VECTORS / f"ggml-vocab-{name}.gguf"
     texts = path.with_suffix(".gguf.inp").read_bytes().decode("utf-8").split(SEPARATOR)
     lines = path.with_suffix(".gguf.out").read_text().splitlines()
-    # The file ends in a separator or not; a text may be empty, its line of ids is then too.
-    texts = texts[: len(lines)]
+    if texts[-1] == "":  # a separator ends the file
+        texts.pop()
     if len(texts) != len(lines):
         raise ValueError(f"{path}: {len(texts)} texts for {len(lines)} lines of ids")
     return [
