@@ -14,14 +14,9 @@ from typing import Any
 if not __package__:  # run as a file, or by name from inside this folder: let the package be found
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from ktransformers.cli.chat_flags import PARSER, USAGE, Request, check_request, sampling_defaults
+from ktransformers.cli.chat_flags import PARSER, USAGE, Request, check_request
 from ktransformers.cli.fire_flags import asks_for_help
 from ktransformers.cli.main import guarded
-
-SAMPLING_FLAGS = (
-    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "max_new_tokens",
-)  # fmt: skip
 
 
 class Progress:
@@ -67,9 +62,7 @@ def load(request: Request, runtime: Any) -> Any:
     )
     print(model.describe(), file=sys.stderr)
     tokenizer = runtime.build_tokenizer(request.gguf, options["model_path"])
-    chosen = sampling_defaults(request.gguf, options["model_path"])
-    chosen |= {name: options[name] for name in SAMPLING_FLAGS if options[name] is not None}
-    sampling = runtime.SamplingOptions(**chosen, stop_ids=runtime.stop_ids(request.gguf, tokenizer))
+    sampling = runtime.SamplingOptions(**request.sampling)
     session = runtime.ChatSession(model, tokenizer)
     return Conversation(
         session, tokenizer, sampling, model.cache_lens, force_think=options["force_think"]

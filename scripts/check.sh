@@ -21,6 +21,7 @@ export py
 $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
+$step "real chat model" make chat_model || report
 for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
   case $part in
     long) $step "long tests" "$py" -m pytest -m check -o junit_family=xunit1 --junitxml="$KT_REPORT/long.xml" ;;

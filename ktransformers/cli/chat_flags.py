@@ -1,6 +1,5 @@
 """The flags of the chat and all that can be said against them before torch is imported."""
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -64,11 +63,16 @@ GPU_FLAGS = ("use_cuda_graph", "device")
 
 @dataclass
 class Request:
-    """What the command line asked for, checked; `gguf` is the opened model file."""
+    """What the command line asked for, checked.
+
+    gguf: the opened model; sampling: arguments of SamplingOptions; prompt_text: what --prompt_file
+    holds.
+    """
 
     options: dict[str, Any]
     gguf: Any
-    prompt_text: str | None  # content of --prompt_file
+    sampling: dict[str, Any]
+    prompt_text: str | None
 
 
 def note(line: str) -> None:
@@ -134,32 +138,25 @@ def check_request(words: list[str]) -> Request:
                 f"--model_path {folder}: no such folder; it holds config.json and the tokenizer's "
                 "files (without the flag the GGUF's own are used)"
             )
-    return Request(options, gguf, prompt_text)
+    return Request(options, gguf, sampling_of(options, gguf), prompt_text)
 
 
-def sampling_defaults(gguf: Any, model_path: str | None) -> dict[str, Any]:
-    """temperature, top_p, top_k, min_p, repeat_penalty as the model's makers recommend them.
+SAMPLING_FLAGS = (
+    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "max_new_tokens",
+)  # fmt: skip
 
-    From generation_config.json of model_path, else from the GGUF's general.sampling.*, else
-    upstream's 0.6 and 0.95.
-    """
-    values: dict[str, Any] = {}
-    file = Path(model_path or "", "generation_config.json")
-    if model_path and file.is_file():
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON: {error}") from None
-        names = {"repetition_penalty": "repeat_penalty"}
-        for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
-            if isinstance(config.get(key), (int, float)):
-                values[names.get(key, key)] = config[key]
-        if config.get("do_sample") is False:
-            values["temperature"] = 0.0
-    else:
-        names = {"temp": "temperature", "penalty_repeat": "repeat_penalty"}
-        for key in ("temp", "top_p", "top_k", "min_p", "penalty_repeat"):
-            value = gguf.metadata.get(f"general.sampling.{key}")
-            if value is not None:
-                values[names.get(key, key)] = value
-    return values or {"temperature": 0.6, "top_p": 0.95}
+
+def sampling_of(options: dict[str, Any], gguf: Any) -> dict[str, Any]:
+    """Arguments of SamplingOptions: the flags; where they are silent what the model's makers
+    recommend; where they are too, upstream's 0.6 and 0.95. Raises UserError."""
+    from ktransformers.checkpoint.generation_config import read_generation_config
+
+    config = read_generation_config(gguf, options["model_path"])
+    config["repeat_penalty"] = config.pop("repetition_penalty", None)
+    values = {name: config[name] for name in SAMPLING_FLAGS if config.get(name) is not None}
+    if config.get("do_sample") is False:
+        values = {"temperature": 0.0}
+    values = values or {"temperature": 0.6, "top_p": 0.95}
+    values |= {name: options[name] for name in SAMPLING_FLAGS if options[name] is not None}
+    return values | {"stop_ids": tuple(config["eos_token_id"])}

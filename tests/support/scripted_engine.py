@@ -12,13 +12,11 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 
-from ktransformers.checkpoint import tokenizer as gguf_tokenizer
+from ktransformers.checkpoint.tokenizer import build_tokenizer as build_tokenizer
 from ktransformers.local_chat import main
-
-EOS = 2  # of tests/support/vocabulary.py
 
 
 @dataclass
@@ -32,17 +30,7 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     seed: int | None = None
     max_new_tokens: int = 1000
-    stop_ids: list[int] = field(default_factory=list)
-
-
-def build_tokenizer(gguf, model_path=None):
-    tokenizer = gguf_tokenizer.build_tokenizer(gguf, model_path)
-    tokenizer.chat_template = gguf.metadata["tokenizer.chat_template"]
-    return tokenizer
-
-
-def stop_ids(gguf, tokenizer) -> list[int]:
-    return [tokenizer.eos_token_id]
+    stop_ids: tuple[int, ...] = ()
 
 
 class Model:
