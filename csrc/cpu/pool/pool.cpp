@@ -44,7 +44,7 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
   job_.store(context, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  next_.store(uint64_t{epoch} << 32, std::memory_order_release);
+  next_.store(uint64_t{epoch} << 32 | static_cast<uint32_t>(count), std::memory_order_release);
   // Sequentially consistent on both sides (here epoch then sleepers, in work() sleepers then
   // epoch), so that either the sleeper sees the new epoch or we see the sleeper.
   epoch_.store(epoch);
@@ -57,18 +57,23 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
     else
       os::yield();
   }
-  if (failed_.load(std::memory_order_relaxed)) std::rethrow_exception(std::exchange(error_, nullptr));
+  if (failed_.load(std::memory_order_relaxed))
+    std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Pool::take(uint32_t epoch, int worker) noexcept {
   uint64_t ticket = next_.load(std::memory_order_acquire);
   for (;;) {
-    const uint32_t count = count_.load(std::memory_order_relaxed);
+    // Of a finished job nothing is left, so a worker that comes late stops here even while the next
+    // job is being written; what it reads below counts only if the ticket is still the same then.
+    const auto left = static_cast<uint32_t>(ticket);
+    if (ticket >> 32 != epoch || left == 0) return;
+    const uint32_t index = count_.load(std::memory_order_relaxed) - left;
     const Call call = call_.load(std::memory_order_relaxed);
     void* const job = job_.load(std::memory_order_relaxed);
-    const auto index = static_cast<uint32_t>(ticket);
-    if (ticket >> 32 != epoch || index >= count) return;
-    if (!next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    if (!next_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
+                                     std::memory_order_acquire))
+      continue;
     try {
       if (!failed_.load(std::memory_order_relaxed)) call(job, index, worker);
     } catch (...) {

@@ -7,8 +7,9 @@
 //
 // run() waits for the indices, not for the workers: one that the system has taken off its core
 // holds up the index it is at, and none else; it finds the job gone when it comes back. To make
-// that safe an index is taken by compare-and-swap on (epoch, index) in one word, so that a late
-// worker can take none of a job it has not seen.
+// that safe an index is taken by compare-and-swap on (epoch, indices left) in one word: a late
+// worker can take none of a job it has not seen, nor one more of a job that is over, whatever is
+// being written for the next.
 #pragma once
 
 #include <atomic>
@@ -42,9 +43,12 @@ class Pool {
       return;
     }
     using Plain = std::remove_reference_t<Body>;
-    dispatch(count, [](void* context, int64_t index, int worker) {
-      (*static_cast<Plain*>(context))(index, worker);
-    }, const_cast<std::remove_const_t<Plain>*>(&body));
+    dispatch(
+        count,
+        [](void* context, int64_t index, int worker) {
+          (*static_cast<Plain*>(context))(index, worker);
+        },
+        const_cast<std::remove_const_t<Plain>*>(&body));
   }
 
   /// The count run by default: usable physical cores, within the cgroup's quota.
@@ -57,10 +61,10 @@ class Pool {
   void take(uint32_t epoch, int worker) noexcept;
 
   // Each on its own cache line: workers poll one while others write the next.
-  alignas(64) std::atomic<uint32_t> epoch_{0};   // of the newest job; workers sleep on it
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // of the newest job; workers sleep on it
   alignas(64) std::atomic<uint32_t> sleepers_{0};
-  alignas(64) std::atomic<uint64_t> next_{0};    // epoch << 32 | next index
-  alignas(64) std::atomic<int64_t> done_{0};     // indices finished
+  alignas(64) std::atomic<uint64_t> next_{0};  // epoch << 32 | indices not taken yet
+  alignas(64) std::atomic<int64_t> done_{0};   // indices finished
   alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr error_;
   std::atomic<bool> stop_{false};

@@ -1,0 +1,177 @@
+// The worker pool: every index once, whatever the threads do; failures reach the caller; a pool
+// with more threads than cores, idle or dying, is still a pool. TSan runs this file too
+// (tests/tools/sanitize.sh), which is why shared state here is atomic or owned by one index.
+#include "cpu/pool/pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+
+namespace kt::cpu {
+namespace {
+
+// Longer than a worker spins before it sleeps.
+void let_workers_sleep() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+
+class PoolOf : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Threads, PoolOf, ::testing::Range(1, 9));
+
+TEST_P(PoolOf, CallsEveryIndexOnceOnAWorkerThatExists) {
+  Pool pool(GetParam());
+  ASSERT_EQ(pool.threads(), GetParam());
+  for (const int64_t count : {0, 1, 2, 3, 7, 64, 1000}) {
+    std::vector<std::atomic<int>> calls(count + 1);
+    std::atomic<int> bad_workers{0};
+    pool.run(count, [&](int64_t index, int worker) {
+      ++calls[index];
+      if (worker < 0 || worker >= pool.threads()) ++bad_workers;
+    });
+    for (int64_t i = 0; i < count; ++i) EXPECT_EQ(calls[i], 1) << "index " << i << " of " << count;
+    EXPECT_EQ(calls[count], 0);
+    EXPECT_EQ(bad_workers, 0);
+  }
+}
+
+// No two indices run on one worker at the same time: operators keep scratch memory per worker.
+TEST_P(PoolOf, AWorkerDoesOneIndexAtATime) {
+  Pool pool(GetParam());
+  std::vector<std::atomic<int>> inside(pool.threads());
+  std::atomic<int> overlaps{0};
+  for (int round = 0; round < 50; ++round) {
+    pool.run(40, [&](int64_t, int worker) {
+      if (++inside[worker] != 1) ++overlaps;
+      --inside[worker];
+    });
+  }
+  EXPECT_EQ(overlaps, 0);
+}
+
+// What an index wrote is visible to the caller after run(), and what the caller wrote before run()
+// to every index: plain memory on purpose, so that TSan judges the hand-off.
+TEST_P(PoolOf, HandsMemoryOverBothWays) {
+  Pool pool(GetParam());
+  std::vector<int64_t> in(257), out(257);
+  for (int64_t round = 0; round < 200; ++round) {
+    for (auto& value : in) value = round;
+    pool.run(static_cast<int64_t>(in.size()), [&](int64_t i, int) { out[i] = in[i] + i; });
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], round + static_cast<int64_t>(i));
+  }
+}
+
+TEST_P(PoolOf, RethrowsAndGoesOn) {
+  Pool pool(GetParam());
+  for (int round = 0; round < 50; ++round) {
+    try {
+      pool.run(100, [&](int64_t index, int) {
+        if (index == round) throw std::out_of_range("index " + std::to_string(index));
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const std::out_of_range& error) {
+      EXPECT_EQ(error.what(), "index " + std::to_string(round));
+    }
+    std::atomic<int> calls{0};
+    pool.run(100, [&](int64_t, int) { ++calls; });
+    ASSERT_EQ(calls, 100) << "after round " << round;
+  }
+}
+
+TEST_P(PoolOf, OneOfManyFailuresIsRethrown) {
+  Pool pool(GetParam());
+  for (int round = 0; round < 20; ++round)
+    EXPECT_THROW(pool.run(64, [](int64_t, int) { throw InvalidArgument("all fail"); }),
+                 InvalidArgument);
+  std::atomic<int> calls{0};
+  pool.run(64, [&](int64_t, int) { ++calls; });
+  EXPECT_EQ(calls, 64);
+}
+
+// Jobs of different sizes in quick succession: a worker that wakes up late finds a job that is
+// over, or the next one being written, and must take an index of neither. Every job has counters of
+// its own, so an index taken from the wrong job, twice or not at all shows.
+TEST_P(PoolOf, ManyTinyJobs) {
+  Pool pool(GetParam());
+  constexpr int kJobs = 4000, kLargest = 24;
+  struct Job {
+    std::atomic<int> calls[kLargest];
+  };
+  for (int round = 0; round < kJobs; ++round) {
+    const int count = round % 2 == 0 ? 2 : 2 + round % (kLargest - 2);
+    Job job{};
+    pool.run(count, [&job](int64_t index, int) { job.calls[index].fetch_add(1); });
+    for (int i = 0; i < kLargest; ++i)
+      ASSERT_EQ(job.calls[i], i < count) << round << ", index " << i;
+  }
+}
+
+TEST_P(PoolOf, WakesUpAfterSleeping) {
+  Pool pool(GetParam());
+  for (int round = 0; round < 3; ++round) {
+    let_workers_sleep();
+    std::atomic<int> calls{0};
+    pool.run(500, [&](int64_t, int) { ++calls; });
+    EXPECT_EQ(calls, 500);
+  }
+}
+
+TEST_P(PoolOf, EndsAtOnceWhetherAsleepSpinningOrUnused) {
+  {
+    Pool unused(GetParam());
+  }
+  {
+    Pool spinning(GetParam());
+    spinning.run(10, [](int64_t, int) {});
+  }
+  Pool asleep(GetParam());
+  asleep.run(10, [](int64_t, int) {});
+  let_workers_sleep();
+}
+
+// run() inside a body is a misuse that pool.h documents; the one form of it that is harmless, and
+// that operators rely on, is a job of a single index, which runs on the calling thread.
+TEST(Pool, AJobOfOneIndexRunsOnTheCaller) {
+  Pool pool(4);
+  const auto caller = std::this_thread::get_id();
+  std::thread::id seen;
+  int worker_seen = -1;
+  pool.run(1,
+           [&](int64_t, int worker) { seen = std::this_thread::get_id(), worker_seen = worker; });
+  EXPECT_EQ(seen, caller);
+  EXPECT_EQ(worker_seen, 0);
+}
+
+TEST(Pool, RefusesANegativeCountOfThreadsAndJobsBeyondItsCounter) {
+  EXPECT_THROW(Pool(-1), InvalidArgument);
+  Pool pool(2);
+  EXPECT_THROW(pool.run(int64_t{1} << 31, [](int64_t, int) {}), InvalidArgument);
+  std::atomic<int> calls{0};
+  pool.run(-5, [&](int64_t, int) { ++calls; });
+  EXPECT_EQ(calls, 0);
+}
+
+TEST(Pool, TakesTheUsableCoresByDefault) {
+  EXPECT_GE(Pool::default_threads(), 1);
+  EXPECT_EQ(Pool(0).threads(), Pool::default_threads());
+}
+
+// Two pools in one process do not share jobs.
+TEST(Pool, PoolsAreIndependent) {
+  Pool first(3), second(2);
+  std::atomic<int> a{0}, b{0};
+  std::thread other([&] {
+    for (int i = 0; i < 300; ++i) second.run(8, [&](int64_t, int) { ++b; });
+  });
+  for (int i = 0; i < 300; ++i) first.run(8, [&](int64_t, int) { ++a; });
+  other.join();
+  EXPECT_EQ(a, 2400);
+  EXPECT_EQ(b, 2400);
+}
+
+}  // namespace
+}  // namespace kt::cpu
