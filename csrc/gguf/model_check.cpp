@@ -181,7 +181,7 @@ void check_model(const File& file) {
   for (const IntRange& range : kIntRanges) {
     const auto number = find_int(file, prefix + range.key, range.least, range.most);
     KT_CHECK_FORMAT(number || !range.required, file.path(), ": has no key '", prefix, range.key,
-                    "'", kDownloadAgain);
+                    "'; it is no language model, or damaged: download another file of it");
   }
   const int64_t num_layers = *find_int(file, prefix + "block_count", 1, 1024);
   for (const PerLayer& range : kPerLayer) {

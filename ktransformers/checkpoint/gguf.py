@@ -177,12 +177,14 @@ def open_model(path: str | Path, architectures: Collection[str] | None = None) -
     Raises: UserError with one line for everything that can be wrong.
     """
     model = GGUFFile(find_parts(Path(path).expanduser()))
-    model.check_model()
-    if architectures is not None and model.architecture not in architectures:
+    architecture = model.text("general.architecture", default=None)
+    if architectures is not None and architecture and architecture not in architectures:
+        shown = repr(architecture[:80])
         raise UserError(
-            f"{model.path}: architecture '{model.architecture}' is not supported; supported are "
+            f"{model.path}: architecture {shown} is not supported; supported are "
             + ", ".join(sorted(architectures))
         )
+    model.check_model()
     return model
 
 
