@@ -1,9 +1,11 @@
 """`user/repo:quant` against a Hub on the loopback: choosing, resuming, verifying, offline."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from ktransformers import _core
+from ktransformers.checkpoint import download
 from ktransformers.checkpoint.hub import choices, choose, resolve_model
 from ktransformers.errors import UserError
 
@@ -363,3 +366,21 @@ def test_models_in_folders_of_one_name_are_told_apart():
     found = choices({"Q4_0/model.gguf": 1, "Q8_0/model.gguf": 2})
     assert [c.label for c in found] == ["Q4_0/model", "Q8_0/model"]
     assert choose("u/r", found, "Q8_0").files == ["Q8_0/model.gguf"]
+
+
+def test_two_downloads_of_one_file_do_not_mix(tmp_path):
+    blob = tmp_path / ("0" * 64)
+    remote = download.RemoteFile("http://127.0.0.1:9/x", blob.name, 100)
+    with (tmp_path / f"{blob.name}.kt-partial").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="u/r/m.gguf: another process is downloading it"):
+            download.fetch(blob, remote, "u/r/m.gguf")
+    assert not blob.exists()
+
+
+def test_a_download_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"needs 2\.9 GB, 3\.0 GB are free; make room"):
+        download.check_space(tmp_path / "not" / "yet", 2_900_000_000)
+    download.check_space(tmp_path, 2_500_000_000)
