@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,6 +13,8 @@
 namespace kt::os {
 
 using Thread = std::thread;
+using RecursiveMutex = std::recursive_mutex;
+using RecursiveLock = std::lock_guard<RecursiveMutex>;
 
 /// One logical CPU this process may run on.
 struct Cpu {

@@ -4,7 +4,6 @@
 #include <pybind11/numpy.h>
 
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <string>
 
@@ -25,7 +24,7 @@ class Running {
 
  private:
   pybind11::gil_scoped_release release_;  // before the lock: its holder may be waiting for the GIL
-  std::lock_guard<std::recursive_mutex> lock_;
+  os::RecursiveLock lock_;
 };
 
 /// A read-only view of any C-contiguous buffer as bytes; throws InvalidArgument naming `what`.

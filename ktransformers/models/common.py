@@ -15,7 +15,7 @@ def base_config(gguf) -> dict:
         "vocab_size": gguf.tensor("token_embd.weight").shape[0],
         "hidden_size": hidden,
         "intermediate_size": gguf.integer(f"{arch}.feed_forward_length", 1, 1 << 24),
-        "num_hidden_layers": gguf.integer(f"{arch}.block_count", 1, 1 << 12),
+        "num_hidden_layers": decoder_layers(gguf),
         "num_attention_heads": heads,
         "num_key_value_heads": gguf.integer(
             f"{arch}.attention.head_count_kv", 1, 1 << 16, default=heads
@@ -35,6 +35,13 @@ def base_config(gguf) -> dict:
             f"{config['num_key_value_heads']} key heads"
         )
     return config
+
+
+def decoder_layers(gguf) -> int:
+    """Layers that make the text: blocks at the end that only draft tokens (MTP) are left out."""
+    arch = gguf.architecture
+    blocks = gguf.integer(f"{arch}.block_count", 1, 1 << 12)
+    return blocks - gguf.integer(f"{arch}.nextn_predict_layers", 0, blocks - 1, default=0)
 
 
 def head_dim(gguf, config: dict) -> int:

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "base/os.h"
@@ -52,7 +51,7 @@ struct Context {
 
   /// Held by whoever runs operators: pool and arena serve one caller at a time. Recursive, because a
   /// step may call out to Python, whose modules call operators of the same context.
-  std::recursive_mutex busy;
+  os::RecursiveMutex busy;
   Pool pool;
   const KernelTable& kernels;
   Arena arena;
