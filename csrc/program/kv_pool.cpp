@@ -13,6 +13,9 @@ using cpu::kv_bytes;
 Sequence::~Sequence() { truncate(0); }
 
 void Sequence::extend(int64_t end) {
+  KT_CHECK(end <= pool_->limit_ * kKvBlock, "the cache is full: ", end,
+           " positions are needed here, it holds ", pool_->limit_ * kKvBlock,
+           "; allow more positions (--cache_lens)");
   const int64_t needed = (end + kKvBlock - 1) / kKvBlock;
   int64_t missing = needed - static_cast<int64_t>(pages_.size());
   // The page that is written next may be shared with a fork.
@@ -34,13 +37,14 @@ void Sequence::extend(int64_t end) {
 }
 
 void Sequence::truncate(int64_t length) {
-  if (length >= length_) return;
-  const auto keep = static_cast<size_t>((length + kKvBlock - 1) / kKvBlock);
+  KT_CHECK(length >= 0, "a sequence cannot be truncated to ", length, " positions");
+  length_ = std::min(length_, length);
+  // Pages beyond the length, too: an extend that ran out of memory half way leaves some.
+  const auto keep = static_cast<size_t>((length_ + kKvBlock - 1) / kKvBlock);
   while (pages_.size() > keep) {
     pool_->release(pages_.back());
     pages_.pop_back();
   }
-  length_ = length;
 }
 
 std::shared_ptr<Sequence> Sequence::fork() const {

@@ -38,7 +38,8 @@ class Sequence {
   /// Makes positions [length, end) writable: pages there, none of them shared. Throws
   /// InvalidArgument, leaving the sequence as it was, where the cache is full.
   void extend(int64_t end);
-  /// Forgets positions from `length` on.
+  /// Forgets positions from `length` on; does nothing to a shorter sequence. Throws InvalidArgument
+  /// for a negative length.
   void truncate(int64_t length);
   /// A second sequence with the same content; pages are shared until one of them writes.
   std::shared_ptr<Sequence> fork() const;
