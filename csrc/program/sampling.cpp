@@ -40,10 +40,11 @@ int32_t Sampler::sample(std::span<const float> logits) {
       logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
     }
     for (const auto& [token, count] : generated_)
-      changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
+      if (token < vocab) changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
     logits = changed;
   }
 
+  KT_CHECK(vocab > 0, "sample: no logits");
   int32_t chosen = 0;
   for (int32_t i = 1; i < vocab; ++i) {
     if (logits[i] > logits[chosen] || std::isnan(logits[chosen])) chosen = i;
@@ -51,8 +52,9 @@ int32_t Sampler::sample(std::span<const float> logits) {
   KT_CHECK(!std::isnan(logits[chosen]), "every logit is NaN: the model's weights or cache are damaged");
 
   if (!options_.greedy) {
-    std::vector<int32_t> order(vocab);
-    std::iota(order.begin(), order.end(), 0);
+    std::vector<int32_t> order;  // of what can be chosen: a NaN has no place in an order
+    for (int32_t i = 0; i < vocab; ++i)
+      if (!std::isnan(logits[i])) order.push_back(i);
     const auto better = [&](int32_t a, int32_t b) {
       return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
     };
@@ -64,8 +66,10 @@ int32_t Sampler::sample(std::span<const float> logits) {
     const float top = logits[order[0]];
     std::vector<double> p(keep);
     double total = 0;
-    for (size_t i = 0; i < keep; ++i)
-      total += p[i] = std::exp((double{logits[order[i]]} - top) / options_.temperature);
+    for (size_t i = 0; i < keep; ++i) {
+      const float logit = logits[order[i]];  // equal ones first: infinities have no difference
+      total += p[i] = logit == top ? 1.0 : std::exp((double{logit} - top) / options_.temperature);
+    }
     if (options_.top_p < 1.0f) {
       double sum = 0;
       size_t n = 0;
@@ -124,6 +128,7 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
            prompts.size(), " prompts");
   KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0, "generate: max_new_tokens=",
            options.max_new_tokens, ", prompt_chunk=", options.prompt_chunk, " are out of range");
+  for (const auto& sequence : sequences) KT_CHECK(sequence, "generate: a sequence is none");
   const int count = static_cast<int>(sequences.size());
   const auto vocab = static_cast<size_t>(decoder.vocab_size());
   GenerateResult result;
