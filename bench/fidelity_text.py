@@ -41,7 +41,8 @@ def read_ids(text: Path | None, model: Path, count: int) -> list[int]:
 
     path = text or (WHOLE_TEXT if WHOLE_TEXT.is_file() else HELD_TEXT)
     content = path.read_text(encoding="utf-8")[: count * 8]
-    ids = AutoTokenizer.from_pretrained(str(model))(content, add_special_tokens=False).input_ids
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    ids = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < count:
         raise SystemExit(f"error: {path} has {len(ids)} tokens, {count} are needed")
     return list(ids[:count])
