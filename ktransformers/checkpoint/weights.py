@@ -1,11 +1,15 @@
 """A model's weights by transformers name: file bytes for operators, floats for torch."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from ktransformers.checkpoint.naming import TensorSource, tensor_source
 from ktransformers.errors import UserError
+
+EXTRA_TENSORS = {"rope_freqs.weight"}
+_BLOCK = re.compile(r"blk\.(?P<block>\d+)\.(?P<rest>.+)")
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,20 @@ class Weights:
         self.gguf = gguf
         self.config = config
         self.bytes_bound = 0
+        self._used: set[str] = set()
+
+    def unused(self) -> list[str]:
+        """Tensors of the file that no module took, but for those that are known to be extra."""
+        layers = self.config["num_hidden_layers"]
+        return [
+            name
+            for name in self.gguf.tensors
+            if name not in self._used and not is_extra(name, layers, self.gguf.tensors)
+        ]
 
     def _data(self, info) -> np.ndarray:
         self.bytes_bound += info.nbytes
+        self._used.add(info.name)
         return self.gguf.data(info.name)
 
     def source(self, parameter: str) -> TensorSource:
@@ -106,6 +121,7 @@ class Weights:
 
     def _part(self, names: tuple[str, ...]) -> np.ndarray:
         self.bytes_bound += sum(self.gguf.tensor(name).nbytes for name in names)
+        self._used.update(names)
         if len(names) == 1:
             return self.gguf.dequantize(names[0])
         return np.stack([self.gguf.dequantize(name) for name in names])
@@ -115,6 +131,23 @@ class Weights:
             f"{info.file}: {info.name}: shape {list(info.shape)}, the configuration needs "
             f"{list(expected)}; download another file of the model"
         )
+
+
+def is_extra(name: str, layers: int, tensors) -> bool:
+    """Whether a model of `layers` layers is whole without this tensor.
+
+    Frequencies (operators.rope reads them), layers that only draft tokens, and k_b/v_b beside the
+    kv_b they were made from.
+    """
+    if name in EXTRA_TENSORS:
+        return True
+    match = _BLOCK.match(name)
+    if not match:
+        return False
+    if int(match["block"]) >= layers:
+        return True
+    whole = f"blk.{match['block']}.attn_kv_b.weight"
+    return match["rest"] in ("attn_k_b.weight", "attn_v_b.weight") and whole in tensors
 
 
 def unpair_rows(rows: np.ndarray, heads: int) -> np.ndarray:

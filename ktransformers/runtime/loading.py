@@ -85,6 +85,7 @@ def load_model(
     engine = Engine(threads, activations, kv_type, cache_lens)
     weights = Weights(gguf, model.config.to_dict() | config)
     apply(model, made.rows, weights, engine, progress)
+    check_all_used(weights)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
@@ -95,6 +96,17 @@ def load_model(
     model.kt = runtime
     set_generation_config(model, gguf, model_path)
     return model.eval()
+
+
+def check_all_used(weights) -> None:
+    """Refuses a file with tensors this build does not know: left out, they would change answers."""
+    unused = weights.unused()
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise UserError(
+            f"{weights.gguf.path}: tensor {unused[0]}{more}: this build does not know what it is "
+            "for, and without it answers would be wrong; use another file of the model"
+        )
 
 
 def model_config(gguf, model_path: str | None = None) -> tuple[Any, dict]:

@@ -188,3 +188,19 @@ def test_sampling_in_metadata_is_checked():
     gguf.metadata["general.sampling.top_p"] = 7.0
     with pytest.raises(UserError, match="general.sampling.top_p: 7.0 is outside 0.0..1.0"):
         read_generation_config(gguf)
+
+
+def test_a_tensor_nobody_takes_is_refused(tmp_path):
+    import numpy as np
+    import pytest
+    from gguf import GGMLQuantizationType as Type
+
+    from ktransformers import AutoModelForCausalLM
+    from ktransformers.errors import UserError
+    from tests.support.miniatures import Tensor, miniature, write
+
+    model = miniature("llama")
+    model.tensors["blk.1.ffn_up.scale"] = Tensor(Type.F32, np.ones(1, np.float32).view(np.uint8))
+    path = write(model, tmp_path / "scaled.gguf")
+    with pytest.raises(UserError, match=r"scaled.gguf: tensor blk.1.ffn_up.scale: this build"):
+        AutoModelForCausalLM.from_pretrained(path, cpu_infer=1)
