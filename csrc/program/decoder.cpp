@@ -123,8 +123,13 @@ void Decoder::check(const Step& step) const {
            "step: ", m, " tokens, ", step.position.size(), " positions, ", step.sequence.size(),
            " sequences, ", step.is_prompt.size(), " prompt marks");
   std::vector<int64_t> next;
-  for (const auto& sequence : step.sequences) {
+  for (size_t s = 0; s < step.sequences.size(); ++s) {
+    const auto& sequence = step.sequences[s];
+    KT_CHECK(sequence, "step: sequence ", s, " is none");
     KT_CHECK(&sequence->pool() == kv_.get(), "step: a sequence of another model's cache");
+    for (size_t other = 0; other < s; ++other)
+      KT_CHECK(step.sequences[other] != sequence, "step: sequences ", other, " and ", s,
+               " are the same one");
     next.push_back(sequence->length());
   }
   for (size_t row = 0; row < m; ++row) {
