@@ -54,6 +54,10 @@ void Experts::forward(Context& context, const float* x, int m, int k, const int3
   Arena& arena = context.arena;
   const int64_t hidden = hidden_size(), inner = intermediate_size();
   const int assignments = m * k, experts = num_experts();
+  if (assignments == 0) {
+    std::fill_n(out, m * hidden, 0.0f);
+    return;
+  }
 
   // Counting sort of the assignments by expert; within one, in order of tokens.
   int* start = arena.take<int>(experts + 1);

@@ -61,6 +61,10 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
   Arena& arena = context.arena;
   const KernelTable& kernels = context.kernels;
   const int m = rows.m, dim = w_.head_dim;
+  // A head's values must start at a block of the cache's type.
+  KT_CHECK((rows.k_type != KvType::kQ8_0 && rows.v_type != KvType::kQ8_0) || dim % 32 == 0,
+           "a q8_0 cache needs heads that are multiples of 32, these have ", dim,
+           "; choose f16 or bf16");
   const int64_t q_width = w_.q->rows(), kv_width = w_.k->rows();
   const Activations input(context, x, hidden_size(), m, hidden_size(), rows.rounding);
   float* q = arena.take<float>(m * q_width);
