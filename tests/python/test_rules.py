@@ -331,11 +331,11 @@ def test_a_factory_named_by_text_is_imported_on_use():
 
 def test_a_hostile_pattern_is_stopped():
     pattern = NamePattern(r"^(a|a)*(b|b)*\1\2(x+x+)+y$")
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(PatternError, match="needs more than 1 s; simplify it"):
         for _ in range(1000):
             pattern.search("a" * 60 + "x" * 60)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_patterns_search_as_re_does():
