@@ -109,8 +109,10 @@ def deepseek_metadata(family: Family) -> dict:
         "expert_gating_func": 2 if sigmoid else 1,
         "expert_weights_scale": config["routed_scaling_factor"],
         "rope.dimension_count": rope,
-        "rope.scaling.yarn_log_multiplier": 0.1 * config["rope_parameters"]["mscale_all_dim"],
     }
+    if "mscale_all_dim" in config["rope_parameters"]:
+        mscale = config["rope_parameters"]["mscale_all_dim"]
+        keys["rope.scaling.yarn_log_multiplier"] = 0.1 * mscale
     if config["norm_topk_prob"]:
         keys["expert_weights_norm"] = True
     if config["q_lora_rank"] is not None:
