@@ -128,9 +128,9 @@ def figures(base: list[np.ndarray], logits: list[np.ndarray], windows: list[list
 
 def check_base(path: Path, base: list[np.ndarray], windows: list[list[int]]) -> float:
     """KL of our f32 logits to transformers' on the first window: the base is what it says."""
+    from tests.support import tiny_deepseek
     from tests.support.compare import compare
     from tests.support.reference import Reference
-    from tests.tools import tiny_deepseek
 
     return compare(
         Reference(tiny_deepseek.load_model(path)).logits(windows[0][:-1]), base[0]
