@@ -79,6 +79,7 @@ $(models)/SmolLM2-135M-Instruct-moe8.gguf: $(models)/SmolLM2-135M-Instruct.Q4_1.
 	@$(py) -m ktransformers.util.slice_moe $< $@
 
 chat_model: $(models)/SmolLM2-135M-Instruct-moe8.gguf
+	@:
 
 dev_install: $(done)/test core
 	@scripts/numa_note.sh

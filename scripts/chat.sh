@@ -12,7 +12,7 @@ export YES=${YES:-} PROMPT=${PROMPT:-} MODEL=${MODEL:-}
 
 mkdir -p .cache
 : >"$KT_DOWNLOADS" # what this run downloads, and no other
-make "$venv/.done/package"
+make -s "$venv/.done/package"
 make core >/dev/null
 [ -n "$MODEL" ] || make chat_model
 model=${MODEL:-.cache/models/SmolLM2-135M-Instruct-moe8.gguf}

@@ -128,6 +128,7 @@ def check_request(words: list[str]) -> Request:
         load_rules(rules)
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.hub import resolve_config, resolve_model
+    from ktransformers.runtime.loading import model_config
 
     options["gguf_path"] = str(resolve_model(options["gguf_path"] or ask_for_gguf_path()))
     gguf = open_model(options["gguf_path"])
@@ -138,6 +139,7 @@ def check_request(words: list[str]) -> Request:
                 f"--model_path {folder}: no such folder; it holds config.json and the tokenizer's "
                 "files (without the flag the GGUF's own are used)"
             )
+    model_config(gguf, options["model_path"])
     return Request(options, gguf, sampling_of(options, gguf), prompt_text)
 
 
