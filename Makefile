@@ -61,7 +61,7 @@ $(done)/test: $(done)/torch $(done)/tools pyproject.toml setup.py
 
 core: $(done)/tools
 	@[ -f $(BUILD)/build.ninja ] || cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(abspath $(py)) $(CMAKE_ARGS)
-	@cmake --build $(BUILD) --target _core -- --quiet
+	@cmake --build $(BUILD) --target _core
 
 # ---- use ----
 
