@@ -2,6 +2,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include "base/os.h"
 #include "bind/buffers.h"
 #include "bind/register.h"
 #include "cpu/isa.h"
@@ -79,6 +80,7 @@ py::tuple read_cache(const Sequence& sequence, int layer, int64_t end) {
 }
 
 void register_cache(py::module_& m) {
+  m.attr("KV_PAGE") = py::int_(cpu::kKvBlock);
   py::class_<KvPool, std::shared_ptr<KvPool>>(
       m, "KvPool", "Pages of keys and values of all sequences; widths: (k, v) per layer.")
       .def(py::init([](const std::vector<std::pair<int64_t, int64_t>>& widths,
@@ -266,7 +268,15 @@ void register_program(py::module_& module) {
           [](Decoder& decoder, const Sequences& sequences,
              const std::vector<std::vector<int32_t>>& prompts,
              const program::GenerateOptions& options, const py::object& on_token) {
-            std::function<bool(int, int32_t)> callback;
+            // Without a callback Python is looked at ten times a second, for Ctrl-C only.
+            double looked = os::seconds();
+            std::function<bool(int, int32_t)> callback = [&](int, int32_t) {
+              if (os::seconds() - looked < 0.1) return true;
+              py::gil_scoped_acquire acquire;
+              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+              looked = os::seconds();
+              return true;
+            };
             if (!on_token.is_none()) {
               callback = [&](int sequence, int32_t token) {
                 py::gil_scoped_acquire acquire;
