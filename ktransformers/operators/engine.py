@@ -41,6 +41,8 @@ class Engine:
     ):  # fmt: skip
         if activations not in ARITHMETIC:
             raise UserError(f"activations='{activations}': choose auto, exact or f32")
+        if cache_lens < 1:
+            raise UserError(f"cache_lens={cache_lens}: at least one position is needed")
         self.activations = activations
         self.arithmetic = ARITHMETIC[activations]
         self.context = _core.Context(threads)

@@ -1,33 +1,42 @@
 """The PreTrainedModel a script holds: transformers' class of the family, run by the core.
 
-`forward` evaluates one lowered step; `generate` runs the core's loop where the generation config
-asks only for what the core's sampler has, and transformers' own loop otherwise.
+`forward` evaluates lowered steps. `generate` is transformers' own up to its sampling loop, so that
+settings, warnings and stopping mean what they mean there; the loop itself runs in the core where
+the core's sampler has all that was asked for, and in transformers otherwise.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.runtime.cache import PagedCache
+from ktransformers.runtime.core_loop import core_options
+from ktransformers.runtime.restrictions import Restrictions
 
-# Generation settings the core's loop honours; another one that is set sends generate() through
-# transformers' loop.
-CORE_SETTINGS = {
-    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "do_sample", "temperature",
-    "top_k", "top_p", "min_p", "repetition_penalty", "eos_token_id", "pad_token_id",
-    "bos_token_id", "use_cache", "num_beams", "num_return_sequences", "transformers_version",
-    "disable_compile", "cache_implementation", "return_dict_in_generate",
-}  # fmt: skip
-NOT_BUILT = {"num_beams": "beam search", "penalty_alpha": "contrastive search",
-             "dola_layers": "DoLa", "prompt_lookup_num_tokens": "prompt lookup"}  # fmt: skip
+# What transformers does beyond choosing one token after another.
+NOT_BUILT = {
+    GenerationMode.BEAM_SEARCH: "beam search (num_beams)",
+    GenerationMode.BEAM_SAMPLE: "beam search with sampling (num_beams)",
+    GenerationMode.GROUP_BEAM_SEARCH: "group beam search (num_beam_groups)",
+    GenerationMode.CONSTRAINED_BEAM_SEARCH: "constrained beam search (constraints)",
+    GenerationMode.CONTRASTIVE_SEARCH: "contrastive search (penalty_alpha)",
+    GenerationMode.DOLA_GENERATION: "DoLa (dola_layers)",
+    GenerationMode.ASSISTED_GENERATION: "assisted decoding (assistant_model, prompt_lookup)",
+}
+# Tensors inside the model, which operators do not keep.
+NOT_KEPT = ("output_attentions", "output_hidden_states", "output_router_logits")
+# Arguments of transformers' loop that the core's loop needs nothing of.
+LOOP_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache",
+                  "logits_to_keep", "token_type_ids"}  # fmt: skip
 
 
-class KtGenerationMixin:
+class KtGenerationMixin(Restrictions):
     """Comes before transformers' *ForCausalLM in the class `wrap_class` makes."""
 
     kt: Any  # runtime.loading.Runtime, set by load_model
@@ -49,6 +58,7 @@ class KtGenerationMixin:
         """One line: what was chosen."""
         return self.kt.describe()
 
+    @torch.no_grad()
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -59,180 +69,196 @@ class KtGenerationMixin:
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple:
         """input_ids: [batch, length] -> logits float32 [batch, length or logits_to_keep, vocab].
 
-        Positions follow from the mask: `position_ids` other than that are not looked at. A forward
-        of one column after others is a generated token; anything else is a prompt (see Arithmetic).
+        Logits of padding are zero. A forward of one column after others is a generated token;
+        anything else is a prompt (see Arithmetic). A batch that is too large for the cache is
+        evaluated sequence by sequence, where none was passed in and use_cache is not set.
         """
-        if input_ids is None:
-            raise UserError("forward: input_ids are needed; inputs_embeds are not supported")
-        for name in ("output_attentions", "output_hidden_states"):
-            if kwargs.get(name):
-                raise UserError(f"forward: {name} is not supported: operators keep no such tensors")
+        _check_forward(input_ids, inputs_embeds, kwargs)
+        input_ids = input_ids.cpu()
         batch, length = input_ids.shape
-        cache = self._paged(past_key_values, batch)
-        is_prompt = length > 1 or cache.columns_seen == 0
-        engine = self.kt.engine
-        marks = lambda position, prompt: _core.rounding(engine.arithmetic, position, prompt)  # noqa: E731
-        rows = cache.rows_for(attention_mask, length, is_prompt, marks)
-        keep = _kept_columns(logits_to_keep, length)
-        if self.kt.decoder is not None:
-            logits = self._lowered(input_ids, rows, keep, is_prompt)
-            cache.finish(length)
-        else:
-            logits = self._by_module(input_ids, attention_mask, cache, rows, keep)
+        cache = self._paged(past_key_values)
+        with self.kt.lock:
+            rows = cache.new_rows(batch, length, attention_mask, position_ids)
+            is_prompt = length > 1 or cache.held.shape[1] == 0
+            columns = _kept_columns(logits_to_keep, length)
+            wanted = np.zeros((batch, length), bool)
+            wanted[:, columns] = True
+            fresh = past_key_values is None and use_cache is not True
+            if fresh and not self.kt.fits(cache.sequences, rows.sequence):
+                logits = self._one_by_one(input_ids, rows, wanted, cache)
+            else:
+                logits = self._evaluate(input_ids, rows, wanted, is_prompt, cache)
+        if isinstance(logits_to_keep, torch.Tensor):  # in the order asked for
+            order = np.searchsorted(np.unique(columns), columns)
+            logits = logits[:, torch.from_numpy(order)]
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(
+            loss = self.loss_function(logits, labels.cpu(), vocab_size=self.config.vocab_size)
+        out = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=cache if use_cache is not False else None
         )
+        return out.to_tuple() if return_dict is False else out
 
-    def _paged(self, cache: Cache | None, batch: int) -> PagedCache:
+    def _paged(self, cache: Cache | None) -> PagedCache:
         if isinstance(cache, PagedCache):
-            if len(cache.sequences) != batch:
-                raise UserError(f"cache of {len(cache.sequences)} sequences, batch of {batch}")
+            if cache.engine is not self.kt.engine:
+                raise UserError("past_key_values: is another model's cache")
             return cache
-        if cache is not None and cache.get_seq_length() > 0:
+        if cache is not None and (not isinstance(cache, Cache) or cache.get_seq_length() > 0):
             raise UserError(
-                f"a {type(cache).__name__} with content cannot be taken over; pass none, or the "
-                "cache an earlier forward returned"
+                f"past_key_values: a {type(cache).__name__} with content cannot be taken over; "
+                "pass none, or what an earlier forward or generate returned"
             )
-        return PagedCache(self.kt.engine, batch)
+        return PagedCache(self.kt.engine)
 
-    def _lowered(self, input_ids, rows, keep, is_prompt) -> torch.Tensor:
+    def _evaluate(self, input_ids, rows, wanted, is_prompt, cache) -> torch.Tensor:
+        """Evaluates the rows -> logits of the wanted columns, [batch, columns, vocab]."""
+        tokens = input_ids.reshape(-1).numpy()[rows.flat]
+        wanted = wanted.reshape(-1)
+        values = self.kt.evaluate(
+            tokens, rows.position, rows.sequence, is_prompt, cache.sequences,
+            np.flatnonzero(wanted[rows.flat]),
+        )  # fmt: skip
         batch, length = input_ids.shape
-        wanted = torch.zeros(batch, length, dtype=torch.bool)
-        wanted[:, keep] = True
-        row_of = {int(row): i for i, row in enumerate(rows.valid)}
-        flat = [int(i) for i in torch.nonzero(wanted.reshape(-1)).reshape(-1) if int(i) in row_of]
-        tokens = input_ids.reshape(-1)[rows.valid].to(torch.int32).numpy()
-        try:
-            values, _ = self.kt.decoder.step(
-                tokens, rows.position, rows.sequence, [int(is_prompt)] * len(tokens),
-                rows.sequences, [row_of[i] for i in flat],
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        values = torch.from_numpy(values)
-        if len(flat) == int(wanted.sum()):
-            return values.reshape(batch, -1, values.shape[-1])
-        logits = torch.zeros(batch * length, values.shape[-1])  # padding rows stay zero
-        logits[flat] = values
-        return logits.reshape(batch, length, -1)[:, keep]
+        cache.append(rows, length)
+        places = np.flatnonzero(wanted)
+        if len(values) < len(places):  # padding
+            full = np.zeros((len(places), values.shape[1]), np.float32)
+            full[np.isin(places, rows.flat)] = values
+            values = full
+        return torch.from_numpy(values).reshape(batch, -1, values.shape[-1])
 
-    def _by_module(self, input_ids, attention_mask, cache, rows, keep) -> torch.Tensor:
-        engine = self.kt.engine
-        length = input_ids.shape[1]
-        before = [sequence.length for sequence in cache.sequences]
-        try:
-            cache.extend()
-            engine.rows = rows
-            position_ids = torch.zeros(input_ids.numel(), dtype=torch.long)
-            position_ids[rows.valid] = torch.from_numpy(rows.position).long()
-            hidden = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids.reshape(input_ids.shape),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            logits = self.lm_head(hidden[:, keep])
-        except ValueError as error:
-            for sequence, length in zip(cache.sequences, before, strict=True):
-                sequence.truncate(length)
-            raise UserError(str(error)) from error
-        finally:
-            engine.rows = None
-        cache.finish(length)
-        return logits.float()
+    def _one_by_one(self, input_ids, rows, wanted, cache) -> torch.Tensor:
+        """`_evaluate` of prompts that do not fit into the cache together, which keeps nothing."""
+        cache.lost = (
+            f"past_key_values: {len(rows.flat)} positions did not fit into the cache together and "
+            f"were not kept; raise cache_lens (now {self.cache_lens}), or pass use_cache=True to "
+            "be told at once"
+        )
+        parts = []
+        for b, line in enumerate(input_ids):
+            one = PagedCache(self.kt.engine)
+            mask = np.zeros((1, len(line)), np.int64)
+            mask[0, rows.flat[rows.sequence == b] - b * len(line)] = 1
+            own = one.new_rows(1, len(line), torch.from_numpy(mask), None)
+            parts.append(self._evaluate(line[None], own, wanted[b : b + 1], True, one))
+        cache.sequences = []
+        return torch.cat(parts)
+
+    # ---- generate ----
 
     @torch.no_grad()
-    def generate(
-        self, inputs=None, generation_config=None, logits_processor=None, stopping_criteria=None,
-        streamer=None, **kwargs,
-    ):  # fmt: skip
-        """As transformers' generate. Beam search and assisted decoding are refused by name."""
-        if inputs is None:
-            inputs = kwargs.pop("input_ids", None)
-        if inputs is None:
-            raise UserError("generate: input_ids are needed")
-        if inputs.dim() != 2 or inputs.shape[1] == 0:
-            raise UserError(f"generate: input_ids of shape {list(inputs.shape)}: [batch, length]")
+    def generate(self, inputs=None, generation_config=None, **kwargs):
+        """As transformers' generate; what is not built is refused by name."""
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if kwargs.get("inputs_embeds") is not None:
+            raise UserError("generate: inputs_embeds are not supported; pass input_ids")
         if kwargs.get("assistant_model") is not None:
+            self._refuse_mode(GenerationMode.ASSISTED_GENERATION)
+        if ids is not None and (not isinstance(ids, torch.Tensor) or ids.dim() != 2):
+            what = list(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
             raise UserError(
-                "generate: assisted decoding is not built yet; leave assistant_model out"
+                f"generate: input_ids must be a tensor [batch, length], not {what}; a tokenizer "
+                'makes one with return_tensors="pt"'
             )
-        attention_mask = kwargs.pop("attention_mask", None)
-        config, rest = _merged_config(self, generation_config, kwargs)
-        for name, what in NOT_BUILT.items():
-            value = getattr(config, name, None)
-            if value and not (name == "num_beams" and value == 1):
-                raise UserError(f"generate: {what} ({name}={value}) is not built yet")
-        past = rest.pop("past_key_values", None)
-        simple = not (logits_processor or stopping_criteria or rest or past is not None)
-        if self.kt.decoder is not None and simple and _core_can(config):
-            return self._core_generate(inputs, attention_mask, config, streamer)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs)
-        # transformers expands the inputs for num_return_sequences itself.
-        count = inputs.shape[0] * (config.num_return_sequences or 1)
-        config.disable_compile = True
-        return super().generate(
-            inputs, generation_config=config, logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria, streamer=streamer, attention_mask=attention_mask,
-            past_key_values=past if past is not None else PagedCache(self.kt.engine, count), **rest,
-        )  # fmt: skip
+        if ids is not None and ids.numel() == 0:
+            raise UserError("generate: the prompt is empty")
+        return super().generate(inputs, generation_config, **kwargs)
 
-    def _core_generate(self, inputs, attention_mask, config, streamer) -> torch.Tensor:
-        repeat = config.num_return_sequences or 1
-        inputs = inputs.repeat_interleave(repeat, 0)
-        mask = torch.ones_like(inputs) if attention_mask is None else attention_mask
-        mask = mask.repeat_interleave(repeat, 0) if len(mask) != len(inputs) else mask
-        prompts = [row[m.bool()].tolist() for row, m in zip(inputs, mask, strict=True)]
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise UserError(f"generate: prompt {index} is empty")
-        options, room = core_options(config, inputs.shape[1])
-        longest = max(map(len, prompts))
-        lens = self.kt.engine.cache_lens
-        if longest > lens:
-            raise UserError(
-                f"the prompt has {longest} tokens, the cache holds {lens}; raise cache_lens"
+    def _refuse_mode(self, mode: GenerationMode) -> None:
+        if mode in NOT_BUILT:
+            raise UserError(f"generate: {NOT_BUILT[mode]} is not built yet")
+
+    def _get_deprecated_gen_repo(self, generation_mode, *args, **kwargs):
+        self._refuse_mode(generation_mode)  # transformers would fetch code from the hub here
+        return None
+
+    def _validate_generation_mode(self, generation_mode, *args, **kwargs):
+        self._refuse_mode(generation_mode)
+        return super()._validate_generation_mode(generation_mode, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """One kind of cache, whatever cache_implementation says: the pages of the core."""
+        if generation_config.use_cache is not False or model_kwargs.get("past_key_values"):
+            model_kwargs["past_key_values"] = self._paged(model_kwargs.get("past_key_values"))
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config,
+        synced_gpus=False, streamer=None, **model_kwargs,
+    ):  # fmt: skip
+        """transformers' decoding loop, in the core where it can be."""
+        options = None
+        if self.kt.decoder is not None and not set(model_kwargs) - LOOP_ARGUMENTS:
+            options = core_options(
+                input_ids, model_kwargs.get("attention_mask"), logits_processor,
+                stopping_criteria, generation_config, streamer,
+            )  # fmt: skip
+        cache = self._paged(model_kwargs.get("past_key_values"))
+        if options is not None and cache.held.any() and options.sampling.repetition_penalty != 1:
+            options = None  # the core's sampler knows only the tokens it is given
+        if options is None:
+            return super()._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config,
+                synced_gpus=synced_gpus, streamer=streamer, **model_kwargs,
+            )  # fmt: skip
+        mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+        total = mask.shape[1] if mask is not None else generation_config._mask_length
+        seen = cache.held.shape[1]
+        new = input_ids[:, seen:] if total == input_ids.shape[1] else input_ids
+        if new.shape[1] == 0:
+            raise UserError("generate: past_key_values holds the whole prompt already; crop it")
+        if positions is not None:
+            positions = positions[:, -new.shape[1] :]
+        pad = generation_config._pad_token_tensor
+        with self.kt.lock:
+            rows = cache.new_rows(len(new), new.shape[1], mask, positions)
+            tokens = self._core_loop(new, rows, options, cache, streamer)
+        width = max(map(len, tokens))
+        out = torch.full((len(tokens), width), 0 if pad is None else int(pad), dtype=new.dtype)
+        for line, generated in zip(out, tokens, strict=True):
+            line[: len(generated)] = torch.tensor(generated, dtype=new.dtype)
+        sequences = torch.cat([input_ids, out], dim=1)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache)
+
+    def _core_loop(self, new, rows, options, cache, streamer) -> list[list[int]]:
+        """Evaluates the new columns and generates; extends the cache -> tokens per sequence."""
+        flat = new.reshape(-1).numpy()[rows.flat]
+        prompts = [flat[rows.sequence == b].tolist() for b in range(len(new))]
+        if not all(prompts):
+            raise UserError(f"generate: prompt {[bool(p) for p in prompts].index(False)} is empty")
+        self.kt.check_room(prompts)
+
+        def on_token(_, token: int) -> bool:
+            streamer.put(torch.tensor([token]))
+            return True
+
+        before = [sequence.length for sequence in cache.sequences]
+        try:
+            result = self.kt.decoder.generate(
+                cache.sequences, prompts, options, None if streamer is None else on_token
             )
-        if streamer is not None:
-            if len(prompts) > 1:
-                raise UserError("generate: a streamer takes one sequence, the batch has more")
-            streamer.put(inputs.cpu())
-        on_token = None
-        if streamer is not None:
-
-            def on_token(sequence: int, token: int) -> bool:
-                streamer.put(torch.tensor([token]))
-                return True
-
-        sequences = [self.kt.engine.kv.make_sequence() for _ in prompts]
-        if room > 0:
-            try:
-                result = self.kt.decoder.generate(sequences, prompts, options, on_token)
-            except ValueError as error:
+        except BaseException as error:
+            for sequence, length in zip(cache.sequences, before, strict=True):
+                sequence.truncate(length)
+            if isinstance(error, ValueError):
                 raise UserError(str(error)) from error
-            self.kt.last_stats = result
-            new = result.tokens
-        else:
-            new = [[] for _ in prompts]
+            raise
+        self.kt.last_stats = result
+        cache.append(rows, new.shape[1])
+        # The last token of each sequence has not been evaluated.
+        kept = np.array([len(tokens) - 1 for tokens in result.tokens])
+        generated = np.arange(kept.max())[None] < kept[:, None]
+        cache.held = np.concatenate([cache.held, generated], axis=1)
         if streamer is not None:
             streamer.end()
-        width = max(map(len, new))
-        pad = config.pad_token_id
-        if pad is None:
-            pad = options.stop_ids[0] if options.stop_ids else 0
-        out = torch.full((len(new), width), pad, dtype=inputs.dtype)
-        for row, tokens in zip(out, new, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens, dtype=inputs.dtype)
-        return torch.cat([inputs, out], dim=1)
+        return result.tokens
 
 
 def wrap_class(cls: type[PreTrainedModel]) -> type:
@@ -240,71 +266,21 @@ def wrap_class(cls: type[PreTrainedModel]) -> type:
     return type(cls.__name__, (KtGenerationMixin, cls), {"__module__": cls.__module__})
 
 
-def core_options(config, prompt_columns: int) -> tuple[_core.GenerateOptions, int]:
-    """(core options, new tokens allowed) of a transformers GenerationConfig."""
-    sampling = _core.SamplingOptions()
-    sampling.greedy = not config.do_sample
-    sampling.repetition_penalty = _or(config.repetition_penalty, 1.0)
-    if config.do_sample:
-        sampling.temperature = _or(config.temperature, 1.0)
-        sampling.top_k = _or(config.top_k, 0)
-        sampling.top_p = _or(config.top_p, 1.0)
-        sampling.min_p = _or(config.min_p, 0.0)
-        # Drawn from torch's generator, so that torch.manual_seed makes a run repeatable.
-        sampling.seed = int(torch.randint(1 << 62, (1,)))
-    options = _core.GenerateOptions()
-    options.sampling = sampling
-    room = config.max_new_tokens
-    if room is None:
-        room = _or(config.max_length, 20) - prompt_columns
-    options.max_new_tokens = max(int(room), 0)
-    least = config.min_new_tokens
-    if least is None:
-        least = _or(config.min_length, 0) - prompt_columns
-    options.min_new_tokens = max(int(least), 0)
-    eos = config.eos_token_id
-    options.stop_ids = (
-        [] if eos is None else [int(i) for i in (eos if isinstance(eos, list) else [eos])]
-    )
-    return options, options.max_new_tokens
+def _check_forward(input_ids, inputs_embeds, kwargs: dict) -> None:
+    if inputs_embeds is not None:
+        raise UserError("forward: inputs_embeds are not supported; pass input_ids")
+    if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or not input_ids.numel():
+        what = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else input_ids
+        raise UserError(f"forward: input_ids must be a tensor [batch, length], not {what}")
+    if input_ids.is_floating_point():
+        raise UserError(f"forward: input_ids are {input_ids.dtype}; token ids are integers")
+    for name in NOT_KEPT:
+        if kwargs.get(name):
+            raise UserError(f"forward: {name} is not supported: operators keep no such tensors")
 
 
-def _or(value, default):
-    return default if value is None else value
-
-
-def _kept_columns(logits_to_keep, length: int):
+def _kept_columns(logits_to_keep, length: int) -> np.ndarray:
+    columns = np.arange(length)
     if isinstance(logits_to_keep, torch.Tensor):
-        return logits_to_keep.tolist()
-    return list(range(length))[-logits_to_keep:] if logits_to_keep else list(range(length))
-
-
-def _merged_config(model, generation_config, kwargs):
-    """(generation config with the call's settings in it, arguments that are no settings)."""
-    import copy
-
-    config = copy.deepcopy(generation_config or model.generation_config)
-    for key, value in model.generation_config.to_dict().items():
-        if getattr(config, key, None) is None:
-            setattr(config, key, value)
-    rest = {}
-    for key, value in kwargs.items():
-        if value is None:
-            continue
-        if hasattr(config, key):
-            setattr(config, key, value)
-        else:
-            rest[key] = value
-    if "max_new_tokens" not in kwargs and "max_length" in kwargs:
-        config.max_new_tokens = None
-    return config, rest
-
-
-def _core_can(config) -> bool:
-    """Whether every setting that differs from transformers' default is one the core has."""
-    defaults = type(config)().to_dict()
-    changed = {k for k, v in config.to_dict().items() if v is not None and defaults.get(k) != v}
-    ignored = {k for k in changed if k.startswith("_") or not getattr(config, k, None)}
-    if getattr(config, "return_dict_in_generate", False):
-        return False
-    return not (changed - ignored - CORE_SETTINGS)
+        return columns[logits_to_keep.cpu().numpy()]
+    return columns[-logits_to_keep:] if logits_to_keep else columns

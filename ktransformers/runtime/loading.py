@@ -1,9 +1,12 @@
 """checkpoint -> model on meta -> plan -> apply -> lower: one call."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ktransformers import _core
 from ktransformers.errors import UserError
@@ -11,16 +14,67 @@ from ktransformers.errors import UserError
 
 @dataclass
 class Runtime:
-    """What a loaded model carries beside its modules (`model.kt`)."""
+    """What a loaded model carries beside its modules (`model.kt`).
+
+    program: has the core's `step`: the decoder, or what runs the modules one by one. decoder: the
+    core's, None where nothing is lowered. lock: held while a step runs; the workers are one team.
+    """
 
     engine: Any
     gguf: Any
     family: Any
     plan: Any
+    program: Any = None
     decoder: Any = None
     notes: list[str] = field(default_factory=list)
     last_stats: Any = None
     chunk_size: int = 512
+    lock: Any = field(default_factory=threading.RLock)
+
+    def evaluate(self, token, position, sequence, is_prompt: bool, sequences, rows) -> np.ndarray:
+        """Steps of at most chunk_size rows -> logits of `rows` (ascending), [rows, vocab].
+
+        token, position, sequence: [m] as in the core's Step. Raises: UserError, leaving the
+        sequences as long as they were.
+        """
+        before = [one.length for one in sequences]
+        marks = np.full(len(token), is_prompt, np.uint8)
+        rows, parts = np.asarray(rows, np.int64), []
+        try:
+            with self.lock:
+                for start in range(0, len(token), self.chunk_size):
+                    part = slice(start, start + self.chunk_size)
+                    wanted = rows[(rows >= start) & (rows < part.stop)] - start
+                    logits, _ = self.program.step(
+                        token[part], position[part], sequence[part], marks[part], sequences, wanted
+                    )
+                    parts.append(logits)
+        except BaseException as error:
+            for one, length in zip(sequences, before, strict=True):
+                one.truncate(length)
+            if isinstance(error, ValueError):
+                raise UserError(str(error)) from error
+            raise
+        if not parts:
+            return np.zeros((0, self.program.vocab_size), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def fits(self, sequences, sequence: np.ndarray) -> bool:
+        """Whether the cache has pages for rows of these sequence numbers behind the others."""
+        pool, page = self.engine.kv, _core.KV_PAGE
+        new = np.bincount(sequence, minlength=len(sequences))
+        pages = sum(-(-(one.length + int(n)) // page) - len(one.pages)
+                    for one, n in zip(sequences, new, strict=True))  # fmt: skip
+        return pool.pages_in_use + pages <= pool.page_limit
+
+    def check_room(self, prompts: list[list[int]]) -> None:
+        """Raises: UserError for a prompt that the whole cache could not hold."""
+        longest = max(map(len, prompts))
+        if longest > self.engine.cache_lens:
+            raise UserError(
+                f"the prompt has {longest} tokens, the cache holds {self.engine.cache_lens}; "
+                "raise cache_lens"
+            )
 
     def describe(self) -> str:
         """What was chosen: ISA, threads, rules, arithmetic, memory."""
@@ -81,6 +135,7 @@ def load_model(
     from ktransformers.operators.engine import Engine
     from ktransformers.optimize.apply import apply
     from ktransformers.runtime.lowering import cache_widths, lower
+    from ktransformers.runtime.torch_layers import ModuleProgram
 
     engine = Engine(threads, activations, kv_type, cache_lens)
     weights = Weights(gguf, model.config.to_dict() | config)
@@ -89,10 +144,13 @@ def load_model(
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
-    if lowered and made.lowered:
+    if lowered and not made.lowered:
+        runtime.notes.append(f"not lowered: {made.rules_path} gives model no operator model")
+    elif lowered:
         result = lower(model, engine)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
+    runtime.program = runtime.decoder or ModuleProgram(model, engine)
     model.kt = runtime
     set_generation_config(model, gguf, model_path)
     return model.eval()

@@ -7,11 +7,8 @@ is given once, by name. Without handles for embedding, final norm and head nothi
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
 from ktransformers import _core
-from ktransformers.runtime.cache import PagedCache
+from ktransformers.runtime.torch_layers import TorchLayers
 
 
 @dataclass
@@ -48,6 +45,7 @@ def lower(model, engine) -> Lowered:
     if missing:
         return Lowered(None, [f"not lowered: {_why(name, outer[name])}" for name in missing])
     nodes, notes = [], []
+    in_torch = TorchLayers(model, engine)
     for index, layer in enumerate(base.layers):
         name = f"model.layers.{index}"
         parts = {n: getattr(layer, n) for n in
@@ -56,7 +54,7 @@ def lower(model, engine) -> Lowered:
         if without:
             notes += [f"{name} runs in torch: {_why(f'{name}.{n}', parts[n])}" for n in without]
             nodes.append(
-                _core.callback_node(name, LayerCall(model, engine, index), model.config.hidden_size)
+                _core.callback_node(name, in_torch.callback(index), model.config.hidden_size)
             )
             continue
         cores = [part.core for part in parts.values()]
@@ -71,59 +69,3 @@ def lower(model, engine) -> Lowered:
 
 def _why(name: str, module) -> str:
     return getattr(module, "reason", None) or f"{name} is a torch {type(module).__name__}"
-
-
-class LayerCall:
-    """Runs one transformers layer on the core's residual stream, sequence by sequence."""
-
-    def __init__(self, model, engine, index: int):
-        self.model, self.engine, self.index = model, engine, index
-
-    @torch.no_grad()
-    def __call__(self, hidden, position, sequence, is_prompt, sequences) -> None:
-        """hidden: [m, hidden_size], changed in place; the rest as in the core's Step."""
-        base = self.model.model
-        for s in np.unique(sequence):
-            chosen = np.flatnonzero(sequence == s)
-            start, count = int(position[chosen[0]]), len(chosen)
-            cache = PagedCache(self.engine, 1, [sequences[s]])
-            cache.columns_seen = start
-            cache.columns = [list(range(start))]
-            cache._new = [np.arange(count)]
-            # The core has extended the sequence by all rows of the step already.
-            positions = torch.from_numpy(position[chosen].astype(np.int64))[None]
-            x = torch.from_numpy(hidden[chosen])[None]
-            marks = np.empty(count, np.uint8)
-            for prompt in (0, 1):
-                where = is_prompt[chosen] == prompt
-                marks[where] = _core.rounding(
-                    self.engine.arithmetic, position[chosen][where], bool(prompt)
-                )
-            self.engine.rows = _rows(marks, position[chosen], sequences[s])
-            try:
-                out = base.layers[self.index](
-                    x,
-                    attention_mask=_causal(count, start),
-                    position_embeddings=base.rotary_emb(x, position_ids=positions),
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-            finally:
-                self.engine.rows = None
-            hidden[chosen] = (out[0] if isinstance(out, tuple) else out)[0].float().numpy()
-
-
-def _rows(marks, position, sequence):
-    from ktransformers.operators.engine import Rows
-
-    count = len(position)
-    return Rows(marks, np.arange(count), position, np.zeros(count, np.int32), [sequence])
-
-
-def _causal(count: int, start: int) -> torch.Tensor | None:
-    """Additive mask [1, 1, count, start + count]; None where a single row sees everything."""
-    if count == 1:
-        return None
-    mask = torch.full((count, start + count), float("-inf"))
-    return torch.triu(mask, diagonal=start + 1)[None, None]

@@ -67,9 +67,6 @@ class ChatSession:
 
     def __post_init__(self):
         kt = self.model.kt
-        if kt.decoder is None:
-            raise UserError("; ".join(kt.notes) + ": this chat needs a lowered model")
-        self.decoder = kt.decoder
         self.chunk = kt.chunk_size
         self.sequence = kt.engine.kv.make_sequence()
         self.cached: list[int] = []  # tokens the sequence holds
@@ -123,19 +120,15 @@ class ChatSession:
             self.stats.eval_seconds = time.perf_counter() - began
 
     def _step(self, tokens: list[int], prompt: bool, last: bool) -> np.ndarray:
-        start = self.sequence.length
-        count = len(tokens)
-        try:
-            logits, _ = self.decoder.step(
-                tokens,
-                np.arange(start, start + count, dtype=np.int32),
-                np.zeros(count, np.int32),
-                np.full(count, prompt, np.uint8),
-                [self.sequence],
-                [count - 1] if last else [],
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        start, count = self.sequence.length, len(tokens)
+        logits = self.model.kt.evaluate(
+            np.array(tokens, np.int32),
+            np.arange(start, start + count, dtype=np.int32),
+            np.zeros(count, np.int32),
+            prompt,
+            [self.sequence],
+            [count - 1] if last else [],
+        )
         self.cached += tokens
         return logits
 
