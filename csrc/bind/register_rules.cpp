@@ -53,7 +53,6 @@ const char* kind_name(const Node& node) {
   }
 }
 
-
 }  // namespace
 
 void register_rules(py::module_& module) {

@@ -60,7 +60,8 @@ bool is_null(std::string_view text) {
   return text.empty() || text == "~" || text == "null" || text == "Null" || text == "NULL";
 }
 
-/// True for `:` groups as base-sixty numbers have them: after the head, 0-59 each, one or two digits.
+/// True for `:` groups as base-sixty numbers have them: after the head, 0-59 each, one or two
+/// digits.
 bool are_sixties(std::string_view groups) {
   while (true) {
     const size_t end = groups.find(':');

@@ -1,8 +1,8 @@
 // What a plain (unquoted) YAML scalar means: YAML 1.1 as PyYAML reads it.
 //
-//   no, On, TRUE            booleans         1:30      ninety, base sixty
-//   012, 0x1F, 0b11, 1_000  integers         1e3, 08   strings: a float needs a dot, an octal digit is 0-7
-//   1.0e+3, .5, -.inf       floats           None      a string; null is ~, null, Null, NULL or nothing
+//   no, On, TRUE            booleans   1:30        ninety, base sixty
+//   012, 0x1F, 0b11, 1_000  integers   1e3, 08     strings: floats need a dot, octals digits 0-7
+//   1.0e+3, .5, -.inf       floats     ~, nothing  null, also null, Null, NULL; None is a string
 //
 // Upstream's rule files are read by PyYAML, so `recursive: False` and `30: "cuda:1"` depend on it.
 #pragma once

@@ -26,8 +26,30 @@ inline DecodedChar decode_utf8(std::string_view text) {
     value = value << 6 | (static_cast<uint8_t>(text[i]) & 0x3F);
   }
   constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
-  if (value < kSmallest[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return {};
+  if (value < kSmallest[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000))
+    return {};
   return {value, length};
+}
+
+inline bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const size_t length = decode_utf8(text).length;
+    if (length == 0) return false;
+    text.remove_prefix(length);
+  }
+  return true;
+}
+
+/// The text with every byte that is no UTF-8 or a control character replaced by '?', for messages.
+inline std::string printable(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const DecodedChar c = decode_utf8(text);
+    const bool shown = c.length > 0 && c.value >= 0x20 && c.value != 0x7f;
+    out += shown ? text.substr(0, c.length) : "?";
+    text.remove_prefix(c.length > 0 ? c.length : 1);
+  }
+  return out;
 }
 
 /// At least four upper-case hexadecimal digits.

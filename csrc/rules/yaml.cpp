@@ -45,6 +45,32 @@ class Source {
     return place;
   }
 
+  bool is_quote(size_t offset) const { return at(offset) == '"' || at(offset) == '\''; }
+
+  /// Offset behind the quoted scalar that begins at `offset`; npos if it never ends. yaml-cpp lets
+  /// the end of the file close a quote, and so would swallow every rule below a forgotten one.
+  size_t quote_end(size_t offset) const {
+    const char quote = at(offset);
+    for (size_t i = offset + 1; i < text_.size(); ++i) {
+      if (quote == '"' && text_[i] == '\\') {
+        ++i;
+      } else if (text_[i] == quote) {
+        if (quote == '"' || at(i + 1) != quote) return i + 1;
+        ++i;  // '' inside single quotes is one quote
+      }
+    }
+    return std::string_view::npos;
+  }
+
+  /// True if a colon ends the key at `offset`, on the same line.
+  bool has_colon(size_t offset) const {
+    size_t i = is_quote(offset) ? quote_end(offset) : offset;
+    for (; i < text_.size() && text_[i] != '\n'; ++i)
+      if (text_[i] == ':' && (i + 1 == text_.size() || std::strchr(" \t\r\n", text_[i + 1])))
+        return true;
+    return false;
+  }
+
   char at(size_t offset) const { return offset < text_.size() ? text_[offset] : '\0'; }
 
   [[noreturn]] void fail(const Place& place, const std::string& what) const {
@@ -82,13 +108,27 @@ class Builder : public YAML::EventHandler {
   void OnDocumentStart(const YAML::Mark&) override {}
   void OnDocumentEnd() override {}
 
-  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override { add(open(mark)); }
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
+    Node node = open(mark);
+    const std::optional<Node>& key = waiting_key();
+    // yaml-cpp takes a last line without a colon for a key, and marks its value with it.
+    if (key && key->place == node.place && !source_.has_colon(source_.offset(mark)))
+      source_.fail(node.place, concat("key ", key_text(key->scalar), " has no colon after it"));
+    if (in_map() && !key && source_.at(source_.offset(mark)) == ':')
+      source_.fail(node.place, "a colon without a key before it");
+    add(std::move(node));
+  }
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override { open(mark); }
 
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                 const std::string& value) override {
     Node node = open(mark);
+    const size_t offset = source_.offset(mark);
+    if (source_.is_quote(offset) && source_.quote_end(offset) == std::string_view::npos)
+      source_.fail(node.place, "the quote is never closed");
+    if (!is_utf8(value))  // yaml-cpp writes the escape \_ as a bare byte A0
+      source_.fail(node.place, "an escape sequence in the text stands for no UTF-8 character");
     if (tag == "?") {
       try {
         node.scalar = resolve_plain(value);
@@ -120,6 +160,13 @@ class Builder : public YAML::EventHandler {
     std::set<std::string> keys;  // identities seen so far
   };
 
+  bool in_map() const { return !levels_.empty() && levels_.back().node.kind == Node::Kind::kMap; }
+
+  const std::optional<Node>& waiting_key() const {
+    static const std::optional<Node> none;
+    return levels_.empty() ? none : levels_.back().key;
+  }
+
   /// A node at `mark`; properties in front of it are refused by looking at the text there, because
   /// yaml-cpp does not tell a quoted scalar from one tagged `!`.
   Node open(const YAML::Mark& mark) const {
@@ -130,8 +177,9 @@ class Builder : public YAML::EventHandler {
       case '&':
         source_.fail(node.place, "anchors are not accepted; write the value out");
       case '*':
-        source_.fail(node.place, "aliases are not accepted; write the value out (quote text that "
-                                 "begins with *)");
+        source_.fail(node.place,
+                     "aliases are not accepted; write the value out (quote text that "
+                     "begins with *)");
       case '!':
         source_.fail(node.place, "tags are not accepted; quote text that begins with !");
       default:
@@ -222,7 +270,7 @@ Node parse_yaml_text(std::string_view text, const std::string& name) {
     }
     return std::move(*root);
   } catch (const YAML::Exception& error) {
-    source.fail(source.place(source.offset(error.mark)), error.msg);
+    source.fail(source.place(source.offset(error.mark)), printable(error.msg));
   }
 }
 
@@ -232,7 +280,8 @@ Node parse_yaml_file(const std::string& path) {
     throw SystemError(concat(path, ": is a directory, not a rule file"));
   errno = 0;
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw SystemError(concat(path, ": ", errno ? std::strerror(errno) : "cannot be opened"));
+  if (!file)
+    throw SystemError(concat(path, ": ", errno ? std::strerror(errno) : "cannot be opened"));
   std::string text(kMaxYamlBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.bad()) throw SystemError(concat(path, ": cannot be read"));

@@ -22,6 +22,8 @@ inline constexpr size_t kMaxYamlDepth = 16;
 struct Place {
   size_t line = 1;
   size_t column = 1;
+
+  bool operator==(const Place&) const = default;
 };
 
 struct Node {
@@ -29,9 +31,10 @@ struct Node {
 
   Kind kind = Kind::kScalar;
   Place place;
-  Scalar scalar;                              // kScalar
-  std::vector<Node> items;                    // kSequence
-  std::vector<std::pair<Node, Node>> entries;  // kMap, in file order; keys: string, integer, bool, null
+  Scalar scalar;            // kScalar
+  std::vector<Node> items;  // kSequence
+  std::vector<std::pair<Node, Node>>
+      entries;  // kMap, in file order; keys: string, integer, bool, null
 };
 
 /// Parses one document; `name` stands for the file in messages.

@@ -75,13 +75,33 @@ TEST(RulesYaml, RefusesWithPlace) {
 }
 
 TEST(RulesYaml, RefusesOverlongUtf8AndSurrogates) {
-  for (const char* bad : {"\xC0\xAF", "\xE0\x80\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE2\x82"})
+  for (const char* bad :
+       {"\xC0\xAF", "\xE0\x80\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE2\x82"})
     EXPECT_NE(refusal(bad).find("not UTF-8"), std::string::npos);
   EXPECT_EQ(refusal("\xE2\x82\xAC"), "accepted");
 }
 
+TEST(RulesYaml, EscapesThatGiveNoUtf8AreRefused) {
+  EXPECT_EQ(refusal("a: \"\\xe9 \\u20ac\""), "accepted");
+  EXPECT_NE(refusal("a: \"x\\_y\"").find("f:1:4: an escape sequence"), std::string::npos);
+  EXPECT_NE(refusal("a: \"\\ud800\"").find("f:1:"), std::string::npos);
+  EXPECT_EQ(refusal("a: \"\\\xE2\x82\xAC\"").find('\xE2'), std::string::npos);  // half a sign
+}
+
+TEST(RulesYaml, RefusesWhatYamlCppLetsPass) {
+  EXPECT_EQ(refusal("a: \"b\nc: d\n"), "f:1:4: the quote is never closed");
+  EXPECT_EQ(refusal("- a: 'b''\n"), "f:1:6: the quote is never closed");
+  EXPECT_EQ(refusal("- \"\\\"\"\n- 'it''s'\n"), "accepted");
+  EXPECT_EQ(refusal("a: 1\nwhy\n"), "f:2:1: key why has no colon after it");
+  EXPECT_EQ(refusal("a: 1\nb:"), "accepted");
+  EXPECT_EQ(refusal("a:"), "accepted");
+  EXPECT_EQ(refusal(": a"), "f:1:1: a colon without a key before it");
+}
+
 TEST(RulesYaml, BoundsDepthAndSize) {
-  const auto nested = [](size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  const auto nested = [](size_t depth) {
+    return std::string(depth, '[') + std::string(depth, ']');
+  };
   EXPECT_EQ(refusal(nested(16)), "accepted");
   EXPECT_EQ(refusal(nested(17)), "f:1:17: nested deeper than 16 levels");
   EXPECT_NE(refusal(std::string(100'000, '[')).find("nested deeper than 16"), std::string::npos);

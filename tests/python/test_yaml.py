@@ -144,6 +144,12 @@ LAYOUTS = [
     "a: `x`",
     "a: %x",
     '"unclosed',
+    'a: "unclosed\n',
+    "- a: 'unclosed\n  b: 1\n",
+    "a: 1\nno colon\n",
+    ": no key",
+    "a: 1\nb:",
+    "a:",
     "a: 'x' y",
     "key with spaces: value with: colon",
     "",
@@ -201,6 +207,8 @@ def test_a_node_outlives_its_root():
         ("a: x\u2028y".encode(), "f:1:5: control character U+2028"),
         (b"\xff\xfea\x00", "f:1:1: not UTF-8"),
         (b"{? [a] : 1}", "f:1:"),
+        (b'a: "no-break\\_space"', "f:1:4: an escape sequence in the text stands for no UTF-8"),
+        (b"a: 1\n'b: c'\n", "f:2:1: "),
     ],
 )
 def test_refusals_name_the_place(text, line):
