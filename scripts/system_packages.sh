@@ -35,10 +35,9 @@ else
 fi
 if command -v g++ >/dev/null; then
   header yaml-cpp/yaml.h || need libyaml-cpp-dev
-  header numa.h || need libnuma-dev
   [ "$level" = build ] || header gtest/gtest.h || need libgtest-dev
 else
-  need libyaml-cpp-dev libnuma-dev
+  need libyaml-cpp-dev
   [ "$level" = build ] || need libgtest-dev
 fi
 if [ "$level" = check ]; then
