@@ -1,6 +1,7 @@
 """A model's weights by transformers name: file bytes for operators, floats for torch."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,10 @@ class Weights:
             for name in self.gguf.tensors
             if name not in self._used and not is_extra(name, layers, self.gguf.tensors)
         ]
+
+    def promise(self, names: Iterable[str]) -> None:
+        """Counts tensors as taken that a module reads later, each time it is called."""
+        self._used.update(names)
 
     def _data(self, info) -> np.ndarray:
         self.bytes_bound += info.nbytes

@@ -30,6 +30,7 @@ class Linear(Operator):
         self.split = weights.source(f"{self.name}.weight").names
         self.reason = f"{self.name} is stored as {' and '.join(self.split)}"
         self._weights = weights
+        weights.promise(self.split)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -367,6 +367,28 @@ def test_kinds(name, module, kind):
     assert {info.name: info.kind for info in tree}[module] == kind
 
 
+def test_subclasses_match_the_classes_they_come_from():
+    """As isinstance does: torch.nn.Linear takes every subclass, torch.nn.Module takes all."""
+    import torch
+
+    from ktransformers.optimize.tree import describe
+
+    class Special(torch.nn.Linear):
+        pass
+
+    class Holder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = type("Config", (), {"num_hidden_layers": 0, "to_dict": lambda self: {}})()
+            self.special = Special(4, 4, bias=False, device="meta")
+
+    (_, special) = describe(Holder(), family_for("llama"))
+    assert special.kind == "linear" and special.class_name == "Special"
+    for name in ("torch.nn.Linear", "torch.nn.modules.linear.Linear", "Linear", "torch.nn.Module"):
+        assert special.has_class(name, legacy=False), name
+    assert not special.has_class("torch.nn.Embedding", legacy=True)
+
+
 def test_the_routers_bias_is_a_weight_and_rotary_buffers_are_not():
     modules = {info.name: info for info in tree_of("deepseek_v3")[0]}
     gate = "model.layers.1.mlp.gate"
