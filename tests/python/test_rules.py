@@ -1,9 +1,12 @@
 """Reading rule files: both dialects, every complaint with its place."""
 
+import re
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -355,6 +358,17 @@ def test_files(tmp_path):
     path.write_text("- [")
     with pytest.raises(UserError, match=rf"^{path}:1:"):
         load_rules(path)
+
+
+def test_the_rules_shown_in_the_documentation_are_rules():
+    root = Path(__file__).parents[2]
+    page = (root / "docs/rules.md").read_text()
+    shown = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    indented = re.findall(r"(?:^    .*\n)+", (root / "README.md").read_text(), re.M)
+    shown += [textwrap.dedent(text) for text in indented if text.startswith("    - match")]
+    assert len(shown) >= 3
+    for text in shown:
+        assert parse_rules(text).dialect == "own"
 
 
 def test_no_torch_is_imported_to_read_rules(tmp_path):
