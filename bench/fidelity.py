@@ -78,8 +78,6 @@ def show(title: str, columns: list[str], outcome: Outcome) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from bench import fidelity_chat, fidelity_text
-
     parser = argparse.ArgumentParser(prog="python -m bench.fidelity", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--chat", action="store_true", help="also the chat questions")
@@ -91,7 +89,24 @@ def main(argv: list[str] | None = None) -> int:
     if options.chat:
         parts.add("chat")
 
+    from ktransformers.errors import UserError
+
     print(report.header())
+    try:
+        outcomes = measure(parts, options)
+    except (UserError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = sum(outcome.failed for outcome in outcomes.values())
+    path = report.write_json("fidelity", {name: asdict(o) for name, o in outcomes.items()})
+    print(f"\n{failed} rows missed their limits; figures in {path.relative_to(report.ROOT)}")
+    return 1 if failed else 0
+
+
+def measure(parts: set[str], options) -> dict[str, Outcome]:
+    """Runs and prints the parts in order. Raises: UserError, OSError, ValueError."""
+    from bench import fidelity_chat, fidelity_text
+
     outcomes: dict[str, Outcome] = {}
     if "families" in parts:
         outcomes["families"] = compare_families(options.quick)
@@ -103,10 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     if "chat" in parts:
         outcomes["chat"] = fidelity_chat.compare_chat(options.quick)
         show(fidelity_chat.TITLE, fidelity_chat.COLUMNS, outcomes["chat"])
-    failed = sum(outcome.failed for outcome in outcomes.values())
-    path = report.write_json("fidelity", {name: asdict(o) for name, o in outcomes.items()})
-    print(f"\n{failed} rows missed their limits; figures in {path.relative_to(report.ROOT)}")
-    return 1 if failed else 0
+    return outcomes
 
 
 if __name__ == "__main__":

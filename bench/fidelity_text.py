@@ -1,6 +1,8 @@
 """SmolLM2 on a real text, as one prompt and token by token, beside the emulated rounding."""
 
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from bench.report import ROOT
@@ -44,7 +46,7 @@ def read_ids(text: Path | None, model: Path, count: int) -> list[int]:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     ids = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < count:
-        raise SystemExit(f"error: {path} has {len(ids)} tokens, {count} are needed")
+        raise ValueError(f"{path} has {len(ids)} tokens, {count} are needed")
     return list(ids[:count])
 
 
@@ -56,8 +58,6 @@ def compare_text(text: Path | None, quick: bool):
     from tests.support.reference import SMOLLM2, Reference
 
     dense = smollm2.dense_path()
-    if dense is None:
-        raise SystemExit("error: the SmolLM2 file is not here: run `make chat_model`")
     windows = 1 if quick else 4
     ids = read_ids(text, dense, windows * WINDOW)
     reference = Reference.load(dense, SMOLLM2)
@@ -73,6 +73,7 @@ def compare_text(text: Path | None, quick: bool):
                 model, way, activations, read, wanted = run
                 if index >= wanted:
                     continue
+                start = time.monotonic()
                 if way == "emulated":
                     with emulated(reference.model, activations):
                         logits = reference.logits(window)
@@ -82,6 +83,8 @@ def compare_text(text: Path | None, quick: bool):
                         models[key] = ours.load(paths[model], activations, ours.WAYS[way])
                     logits = ours.logits(models[key], window, 1 if read != "prompt" else None)
                 tallies[run].add(expected, logits)
+                seconds = time.monotonic() - start
+                print(f"window {index + 1}: {' '.join(run[:4])} {seconds:.0f} s", file=sys.stderr)
                 if run[1:4] == ("lowered", "f32", "prompt"):
                     first_f32[model] = logits
     return judge(tallies, first_f32, Outcome())

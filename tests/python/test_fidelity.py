@@ -5,18 +5,19 @@ The second half plants mistakes in the file our side is given; each must turn th
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.support import ours, vocabulary
+from tests.support import ours, smollm2, vocabulary
 from tests.support.blocks import ALL_TYPES
 from tests.support.compare import compare, greedy_match
 from tests.support.families import families
 from tests.support.faults import FAULTS
 from tests.support.miniatures import miniature, write
-from tests.support.reference import Reference
+from tests.support.reference import SMOLLM2, Reference
 
 torch.set_num_threads(1)  # miniatures are too small to share
 
@@ -24,6 +25,7 @@ KL_LIMIT, NMSE_LIMIT = 1e-8, 1e-9
 CLEARLY_RED = 100  # a planted fault must miss the limits by far more than luck
 PROMPT, TOKENS = 80, 96  # one forward over the first 80, then token by token
 
+HEAD = Path(__file__).parents[1] / "data" / "tinyshakespeare_head.txt"
 IDS = [int(i) for i in np.random.default_rng(1).integers(3, vocabulary.SIZE, TOKENS)]
 
 
@@ -91,6 +93,24 @@ def test_the_sliced_model_equals_the_dense_one(way, tmp_path):
     moe = {"intermediate_size": 128, "num_local_experts": 4, "num_experts_per_tok": 4}
     sliced = replace(family, model="Mixtral", config=family.config | moe)
     assert is_green(compare(Reference.load(tmp_path / "moe.gguf", sliced).logits(IDS), b))
+
+
+@pytest.mark.slow
+def test_the_real_model_dense_and_sliced_in_every_arithmetic(tmp_path):
+    from ktransformers import AutoTokenizer
+
+    dense, sliced = smollm2.dense_path(), smollm2.sliced_path(tmp_path)
+    text = HEAD.read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(str(dense))
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:176]
+    logits = Reference.load(dense, SMOLLM2).logits(ids)
+    f32 = {path: ours.logits(ours.load(path, "f32", True), ids, 160) for path in (dense, sliced)}
+    assert is_green(compare(logits, f32[dense])) and is_green(compare(logits, f32[sliced]))
+    assert np.abs(f32[dense] - f32[sliced]).max() < 1e-3
+    # All rows near exact; in a prompt, those after position 64 with one digit.
+    for activations, least, most in (("exact", 1e-9, 2e-6), ("auto", 1e-5, 1.5e-3)):
+        result = compare(logits, ours.logits(ours.load(sliced, activations, True), ids, 160))
+        assert least < result.kl_mean < most, (activations, result)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
