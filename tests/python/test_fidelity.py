@@ -136,6 +136,18 @@ def bias_in_the_weights(router):
     return forward
 
 
+def softmax_for_sigmoid(router):
+    """DeepSeek-V3's router, with the weights from a softmax over the experts."""
+
+    def forward(hidden):
+        logits, _, chosen = type(router).forward(router, hidden)
+        weights = logits.softmax(dim=-1).gather(1, chosen)
+        weights = weights / weights.sum(dim=-1, keepdim=True) * router.routed_scaling_factor
+        return logits, weights, chosen
+
+    return forward
+
+
 def weights_before_normalising_over_all(router):
     """Mixtral's router, with the softmax over all experts left as it is."""
 
@@ -148,7 +160,11 @@ def weights_before_normalising_over_all(router):
 
 @pytest.mark.parametrize(
     ("name", "mistake"),
-    [("deepseek_v3", bias_in_the_weights), ("mixtral", weights_before_normalising_over_all)],
+    [
+        ("deepseek_v3", bias_in_the_weights),
+        ("deepseek_v3", softmax_for_sigmoid),
+        ("mixtral", weights_before_normalising_over_all),
+    ],
 )
 def test_a_mistake_no_file_can_hold_is_seen_when_the_reference_makes_it(name, mistake, reference):
     path, logits, _ = reference(name)

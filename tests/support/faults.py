@@ -178,7 +178,6 @@ FAULTS = [
     Fault("keys and values of kv_b swapped", "deepseek_v2_lite", weights(
         "attn_kv_b.weight", values_before_keys)),
     Fault("group mask ignored", "deepseek_v2", metadata("expert_group_used_count", 4)),
-    Fault("softmax taken for sigmoid", "deepseek_v3", metadata("expert_gating_func", 1)),
     Fault("routed scaling factor", "deepseek_v3", metadata("expert_weights_scale", 1.0)),
     Fault("top-k weights not normalised", "deepseek_v3", metadata("expert_weights_norm", None)),
     Fault("group mask", "deepseek_v3", metadata("expert_group_used_count", 3)),
