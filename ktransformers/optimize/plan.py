@@ -185,14 +185,21 @@ class _Planner:
         return Plan(self.rules.path, self.rules.dialect, tuple(self.rows), tuple(notes))
 
     def first_match(self, module: ModuleInfo) -> Rule | None:
-        """The rule that takes the module.
+        """The rule that takes the module: in our dialect the first that matches any of its names.
 
-        Several modules of upstream's may be one module today (a rotary embedding per layer): each
-        of its names finds its own first rule, all of these count as used, and the module follows
-        the first that is more than "default".
+        In upstream's, several modules of theirs may be one module today (a rotary embedding per
+        layer): each of its names finds its own first rule, all of these count as used, and the
+        module follows the first that is more than "default".
         """
         found: list[Rule] = []
-        for name in (module.name, *module.aliases):
+        names = (module.name, *module.aliases)
+        if self.own:
+            for index, rule in enumerate(self.rules.rules):
+                if _class_matches(rule, module) and any(map(rule.match.names_match, names)):
+                    self.used.add(index)
+                    return rule
+            return None
+        for name in names:
             for index, rule in enumerate(self.rules.rules):
                 if _class_matches(rule, module) and rule.match.names_match(name):
                     self.used.add(index)
