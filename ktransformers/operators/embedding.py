@@ -16,7 +16,14 @@ class Embedding(Operator):
         super().__init__(module, name, engine, config, options)
         self.num_embeddings, self.embedding_dim = module.num_embeddings, module.embedding_dim
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dequantised matrix, made anew at each access: for inspection."""
+        shape = (self.num_embeddings, self.embedding_dim)
+        return torch.from_numpy(self._weights.floats(f"{self.name}.weight", shape))
+
     def load(self, weights) -> None:
+        self._weights = weights
         blocks = weights.matrix(f"{self.name}.weight", self.num_embeddings, self.embedding_dim)
         self.core = _core.Embedding(blocks.data, blocks.format, blocks.rows, blocks.cols)
 

@@ -16,8 +16,10 @@ class Linear(Operator):
         self.has_bias = module.bias is not None
         # The head is read once per token and decides: near exact for every row.
         self.always_exact = name == "lm_head"
+        self._joined: torch.Tensor | None = None  # dequantised, once this module itself is called
 
     def load(self, weights) -> None:
+        self._weights = weights
         if weights.source(f"{self.name}.weight").kind == "kv_b":
             return self._load_split(weights)
         blocks = weights.matrix(f"{self.name}.weight", self.out_features, self.in_features)
@@ -29,7 +31,6 @@ class Linear(Operator):
         for whoever calls this module itself."""
         self.split = weights.source(f"{self.name}.weight").names
         self.reason = f"{self.name} is stored as {' and '.join(self.split)}"
-        self._weights = weights
         weights.promise(self.split)
 
     @property
@@ -42,7 +43,9 @@ class Linear(Operator):
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if self.core is None:
-            return nn.functional.linear(x, self.weight.to(x.dtype))
+            if self._joined is None:
+                self._joined = self.weight
+            return nn.functional.linear(x, self._joined.to(x.dtype))
         rows = to_rows(x)
         exact = self.always_exact
         rounding = self.engine.exact(len(rows)) if exact else self.engine.rounding_for(len(rows))
