@@ -56,6 +56,11 @@ def test_is_a_pretrained_model_on_the_cpu(both):
     router_biases = [b for n, b in both.reference.named_buffers() if "correction_bias" in n]
     values = both.reference.num_parameters() + sum(b.numel() for b in router_biases)
     assert model.num_parameters() == values
+    ours, theirs = (
+        [m.get_input_embeddings().weight, m.get_output_embeddings().weight]
+        for m in (model, both.reference)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert "core=" in repr(model) and model.describe().startswith(("avx", "scalar", "amx"))
 
 

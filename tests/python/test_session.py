@@ -1,4 +1,4 @@
-"""The chat's session over real models: what stays in the cache, and that both ways of running do."""
+"""The chat's session over real models, run both ways: its answers, and what stays cached."""
 
 import pytest
 
