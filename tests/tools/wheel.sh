@@ -11,8 +11,8 @@ case $wheel in *manylinux*) ;; *) echo "FAILED: $wheel carries no manylinux tag"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$venv/bin/python" -m venv "$work/venv"
+"$work/venv/bin/pip" install -q numpy regex # what the rules need; no torch
 "$work/venv/bin/pip" install -q --no-deps "$wheel"
-"$work/venv/bin/pip" install -q numpy
 cd "$work"
 "$work/venv/bin/python" - <<'PY'
 import importlib.metadata as metadata
@@ -43,6 +43,8 @@ from ktransformers.optimize.rules import load_rules
 
 rules = [file for file in metadata.files("ktransformers") if str(file).endswith(".yaml")]
 assert rules, "no rule files in the wheel"
+for file in rules:
+    load_rules(file.locate())
 print("wheel:", ", ".join(sorted(isas)), "in; needs", ", ".join(sorted(needed & system)))
 print("rule files:", len(rules))
 PY
