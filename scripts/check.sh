@@ -22,7 +22,7 @@ $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
-for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
+for part in ${CHECK:-long symbols wheel sanitize thread fuzz lm_eval chroot}; do
   case $part in
     long) $step "long tests" "$py" -m pytest -m check -o junit_family=xunit1 --junitxml="$KT_REPORT/long.xml" ;;
     symbols)
@@ -39,8 +39,9 @@ for part in ${CHECK:-long symbols wheel sanitize thread fuzz chroot}; do
       $step "TSan tests" bash -c 'ctest_in build/tsan tsan'
       ;;
     fuzz) $step "fuzzing" env PYTHON="$py" tests/tools/fuzz.sh "${FUZZ_EXECUTIONS:-10000000}" ;;
+    lm_eval) $step "lm-eval's adapter" tests/tools/check_lm_eval.sh "$py" ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
-    *) echo "error: CHECK names $part; known: long symbols wheel sanitize thread fuzz chroot" >&2; exit 2 ;;
+    *) echo "error: CHECK names $part; known: long symbols wheel sanitize thread fuzz lm_eval chroot" >&2; exit 2 ;;
   esac
 done
 report

@@ -59,6 +59,9 @@ class Restrictions:
     def double(self, *args):
         return self.to(torch.float64)
 
+    def tie_weights(self, *args, **kwargs) -> None:
+        """Nothing to do: a tied head was bound to the embedding's blocks at loading."""
+
     def compile(self, *args, **kwargs) -> None:
         """Nothing to do: the layers run in the core."""
 

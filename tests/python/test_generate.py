@@ -347,23 +347,6 @@ def test_text_streamers(model, capsys):
     worker.join()
 
 
-def test_two_threads_do_not_disturb_each_other(model):
-    expected = [model.generate(torch.tensor([p]), max_new_tokens=10).tolist() for p in PROMPTS]
-    found: dict[int, list] = {}
-
-    def run(i: int) -> None:
-        found[i] = [
-            model.generate(torch.tensor([PROMPTS[i]]), max_new_tokens=10).tolist() for _ in range(4)
-        ]
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {i: [expected[i]] * 4 for i in range(3)}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
