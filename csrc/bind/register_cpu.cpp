@@ -238,7 +238,7 @@ void register_attention(py::module_& m) {
            py::arg("v_b") = std::vector<std::shared_ptr<cpu::Matrix>>{}, py::arg("o"),
            py::arg("rope"), py::arg("num_heads"), py::arg("kv_lora_rank"),
            py::arg("qk_nope_head_dim"), py::arg("qk_rope_head_dim"), py::arg("v_head_dim"),
-           py::arg("scale"), py::arg("expand_from") = 64);
+           py::arg("scale"), py::arg("expand_from") = 0);
 }
 
 void register_ffn(py::module_& m) {

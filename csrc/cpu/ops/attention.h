@@ -98,12 +98,15 @@ struct MlaWeights {
   std::shared_ptr<const Rope> rope;
   int num_heads = 0, kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
   float scale = 0.0f;
-  int expand_from = 64;  // rows of one sequence from which keys are expanded instead of absorbed
+  // Rows of one sequence from which keys are expanded instead of absorbed; 0: never. Both forms are
+  // right, but not to the last bit: only 0 and 1 give a row that does not depend on how many others
+  // of its sequence come in the same step.
+  int expand_from = 0;
 };
 
 /// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1). The cache holds the
 /// normalised latent and the shared rotated key. Decode absorbs kv_b into the query and the output
-/// (appendix of the paper); long prompts expand keys and values head by head.
+/// (appendix of the paper); long prompts may expand keys and values head by head (expand_from).
 class MlaAttention : public Attention {
  public:
   /// Throws InvalidArgument where shapes do not fit.

@@ -98,7 +98,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
                          position % kKvBlock * kv_bytes(rows.k_type, kv_width));
   });
 
-  // Rows of one sequence that come in number are worth expanding its keys for; the others absorb.
+  // Rows of one sequence that come in number may be worth expanding its keys for; others absorb.
   const int64_t o_width = w_.o->cols();
   float* heads = arena.take<float>(m * o_width);
   int* chosen = arena.take<int>(m);
@@ -113,7 +113,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
       seen[other] = true;
       chosen[count++] = other;
     }
-    if (w_.kv_b && count >= w_.expand_from) {
+    if (w_.kv_b && w_.expand_from > 0 && count >= w_.expand_from) {
       expanded(context, rows, chosen, count, q, heads);
     } else {
       std::copy(chosen, chosen + count, single + num_single);
