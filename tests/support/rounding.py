@@ -1,0 +1,90 @@
+"""The rounding of activations in plain NumPy, written from the description at the head of
+csrc/cpu/kernels/activations_inl.h: what a row of floats becomes before it meets quantised weights.
+
+The scales are float32 and found by float32 arithmetic, as described there; what they multiply is
+exact here, so that a product with it differs from the core's only by the order of float sums.
+"""
+
+import numpy as np
+
+ONE = np.float32(1.0)
+EXACT_TOP = 32512  # the top step of 256 * hi + lo with hi in -127..127
+
+
+def exact(x: np.ndarray) -> np.ndarray:
+    """Two int8 halves with one float scale per 32 values. x: [m, k] float32 -> float64 [m, k]."""
+    blocks = _blocks(x, 32)
+    scale = np.abs(blocks).max(axis=-1) * np.float32(1.0 / EXACT_TOP)
+    q = _quantize(blocks, scale, -EXACT_TOP, EXACT_TOP)
+    return _joined(q * scale[..., None].astype(np.float64), x)
+
+
+def digit(x: np.ndarray, zero_shift: int = 0) -> np.ndarray:
+    """One asymmetric int8 digit. x: [m, k] float32 -> float64 [m, k].
+
+    zero_shift plants a fault: added to every zero point but for what it makes of the digits' range.
+    """
+    m, k = x.shape
+    out = []
+    for start in range(0, k, 256):
+        part = x[:, start : start + 256]
+        blocks = _blocks(part, 32)
+        high = np.maximum(blocks.max(axis=-1), np.float32(0.0))
+        low = np.minimum(blocks.min(axis=-1), np.float32(0.0))
+        base = _needed_scale(low, high).max(axis=-1, keepdims=True)
+        scale, going = np.broadcast_to(base, low.shape).copy(), base > 0
+        for _ in range(6):  # halved while the block still fits
+            half = scale * np.float32(0.5)
+            going = going & _fits(low, high, half)
+            scale = np.where(going, half, scale)
+        zero = np.where(base > 0, _coarse_zero(low, high, scale), 0)
+        q = _quantize(blocks, scale, zero - 128, zero + 127)
+        out.append(_joined((q + zero_shift) * scale[..., None].astype(np.float64), part))
+    return np.concatenate(out, axis=1)
+
+
+def _blocks(x: np.ndarray, size: int) -> np.ndarray:
+    m, k = x.shape
+    padded = np.zeros((m, -(-k // size) * size), np.float32)
+    padded[:, :k] = x
+    return padded.reshape(m, -1, size)
+
+
+def _joined(blocks: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return blocks.reshape(len(like), -1)[:, : like.shape[1]]
+
+
+def _quantize(blocks, scale, low, high):
+    """Nearest integers, ties to even, clamped; a scale below 1e-30 gives zeros."""
+    usable = scale >= np.float32(1e-30)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(usable, ONE / np.where(usable, scale, ONE), np.float32(0.0))
+    q = np.rint(blocks * inverse[..., None].astype(np.float32)).astype(np.int64)
+    low, high = np.broadcast_to(low, scale.shape), np.broadcast_to(high, scale.shape)
+    return np.clip(q, low[..., None], high[..., None]) * usable[..., None]
+
+
+def _coarse_zero(low, high, scale):
+    """The multiple of 16 nearest to the middle of the range in steps, digits lying in -128..127."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = (low + high) * np.float32(0.5) / scale
+        sixteenths = (centre + np.float32(0.5)) * np.float32(1 / 16) + np.float32(0.5)
+    return 16 * np.floor(np.nan_to_num(sixteenths, posinf=0, neginf=0)).astype(np.int64)
+
+
+def _fits(low, high, scale):
+    zero = _coarse_zero(low, high, scale).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (high / scale - zero <= np.float32(127.5)) & (
+            low / scale - zero >= np.float32(-128.5)
+        )
+
+
+def _needed_scale(low, high):
+    """The first of range / 255, / 251, / 247, / 243 at which the range fits, else range / 239."""
+    span = high - low
+    result = span * np.float32(1.0 / 239.0)
+    for steps in (243, 247, 251, 255):
+        scale = span / np.float32(steps)
+        result = np.where((scale > 0) & _fits(low, high, scale), scale, result)
+    return result
