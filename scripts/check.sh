@@ -14,8 +14,7 @@ cmake_build() { # cmake_build FOLDER OPTIONS...: configured and built
   cmake -S . -B "$1" -G Ninja -DPython_EXECUTABLE="$py" -DKT_BUILD_PYTHON=OFF -DKT_BUILD_TESTS=ON "${@:2}" &&
     cmake --build "$1" -- --quiet
 }
-ctest_in() { ctest --test-dir "$1" --no-tests=error --output-on-failure --timeout 1200 --output-junit "$PWD/$KT_REPORT/$2.xml"; }
-export -f cmake_build ctest_in
+export -f cmake_build
 export py
 
 $step "system packages" scripts/system_packages.sh check || report
@@ -30,14 +29,8 @@ for part in ${CHECK:-long symbols wheel sanitize thread fuzz lm_eval chroot}; do
       KT_OBJECTS=build/O0 $step "-O0 symbol tests" "$py" -m pytest tests/python/test_symbols.py -o junit_family=xunit1 --junitxml="$KT_REPORT/symbols.xml"
       ;;
     wheel) $step "wheel" env VENV="$venv" tests/tools/wheel.sh ;;
-    sanitize)
-      $step "ASan+UBSan build" bash -c 'cmake_build build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKT_SANITIZE=address,undefined'
-      $step "ASan+UBSan tests" bash -c 'ctest_in build/asan asan'
-      ;;
-    thread)
-      $step "TSan build" bash -c 'cmake_build build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKT_SANITIZE=thread'
-      $step "TSan tests" bash -c 'ctest_in build/tsan tsan'
-      ;;
+    sanitize) $step "ASan+UBSan" env REPORTS="$PWD/$KT_REPORT" tests/tools/sanitize.sh address ;;
+    thread) $step "TSan" env REPORTS="$PWD/$KT_REPORT" tests/tools/sanitize.sh thread ;;
     fuzz) $step "fuzzing" env PYTHON="$py" tests/tools/fuzz.sh "${FUZZ_EXECUTIONS:-10000000}" ;;
     lm_eval) $step "lm-eval's adapter" tests/tools/check_lm_eval.sh "$py" ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
