@@ -38,7 +38,7 @@ FLAGS = [
     Flag("prompt_file", str, None, "UTF-8 text that an empty line sends"),
     Flag("mode", str, "normal", "kept for old scripts", choices=("normal", "long_context")),
     Flag("force_think", bool, False, "begin every answer with <think>"),
-    Flag("chunk_size", int, 8192, "prompt tokens evaluated at a time", **at_least(1)),
+    Flag("chunk_size", int, None, "prompt tokens evaluated at a time", **at_least(1)),
     Flag("device", str, "cpu", "where to compute; this version knows the CPU"),
     Flag("cache_lens", int, None, "tokens a conversation may have", **at_least(2)),
     Flag("temperature", float, None, "0 always takes the likeliest token", **within(0, 100)),

@@ -20,6 +20,7 @@ from ktransformers.cli.chat_flags import PARSER
 from ktransformers.cli.conversation import Conversation
 from ktransformers.cli.fire_flags import asks_for_help
 from ktransformers.errors import UserError
+from tests.support import smollm2
 from tests.support.miniatures import miniature, write
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def run(words, tmp_path, text="", command=ENGINE, **extra):
         ("--model_path hf rules.yaml x.gguf", "gguf_path", "x.gguf"),
         ("--chunk_size 64 -- ", "chunk_size", 64),
         ("", "max_new_tokens", 1000),
-        ("", "chunk_size", 8192),
+        ("", "optimize_config_path", None),
     ],
 )
 def test_flag_spellings(words, name, value):
@@ -278,6 +279,30 @@ def test_the_three_ways_to_start_it():
         assert done.returncode == 2 and done.stderr.count("\n") == 1, (command, done.stderr)
 
 
+# ---- the real engine and a real model ----
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory) -> str:
+    folder = ROOT / ".cache" / "models"
+    return str(smollm2.sliced_path(folder if folder.is_dir() else tmp_path_factory.mktemp("moe")))
+
+
+def test_a_real_model_answers_and_remembers(tmp_path, sliced):
+    command = [sys.executable, "-m", "ktransformers.local_chat", "--gguf_path", sliced]
+    questions = "What is the capital of Japan?\nAnd of Italy?\n"
+    done = run(["--temperature", "0"], tmp_path, questions, command=command)
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    first, second = STATISTICS.split(out)[:2]
+    assert "Tokyo" in first and "Rome" in second
+    counts = [int(n) for n in re.findall(r"prompt eval count:    (\d+)", out)]
+    assert counts[1] < counts[0]  # the second turn evaluates its own tokens only
+    (chosen,) = done.stderr.decode().splitlines()
+    for word in ("threads", "mixtral.yaml", "activations auto", "MiB"):
+        assert word in chosen
+
+
 # ---- the conversation itself ----
 
 
@@ -345,12 +370,12 @@ ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[=>])")  # what a terminal draws w
 class Terminal:
     """The chat on a pseudo terminal."""
 
-    def __init__(self, words: list[str], tmp_path: Path, **extra: str):
+    def __init__(self, command: list[str], tmp_path: Path, **extra: str):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         self.text = ""
         self.process = subprocess.Popen(
-            [*ENGINE, *words],
+            command,
             cwd=ROOT,
             env=environment(tmp_path, **extra),
             stdin=slave,
@@ -393,8 +418,9 @@ class Terminal:
 def terminal(tmp_path, model):
     started = []
 
-    def start(**extra: str) -> Terminal:
-        started.append(Terminal(["--gguf_path", model], tmp_path, **extra))
+    def start(command: list[str] | None = None, **extra: str) -> Terminal:
+        command = command or [*ENGINE, "--gguf_path", model]
+        started.append(Terminal(command, tmp_path, **extra))
         return started[-1]
 
     yield start
@@ -422,6 +448,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, tmp_path):
     history = tmp_path / "ktransformers" / "chat_history"
     assert "+say still here" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_stops_the_real_engine(terminal, sliced):
+    command = [sys.executable, "-m", "ktransformers.local_chat", "--gguf_path", sliced]
+    chat = terminal([*command, "--temperature", "0"])
+    chat.expect("Chat:")
+    chat.send("Write a very long story about a river.\r")
+    chat.expect(r"river\.\r?\n.{80}")
+    chat.send("\x03")
+    chat.expect(r"\(stopped\).*eval rate: .*Chat:", 20)
+    chat.send("What is the capital of Japan?\r")
+    chat.expect(r"Tokyo.*eval rate: .*Chat:", 20)
+    chat.send("/exit\r")
+    assert chat.wait() == 0
 
 
 def test_a_block_of_lines_at_the_keyboard(terminal):
