@@ -28,7 +28,7 @@ class Weights:
     """Parameters of one model.
 
     gguf: the open file. config: fields of the transformers configuration. bytes_bound: of the file,
-    handed out so far (tensors used twice count twice).
+    handed out so far.
     """
 
     def __init__(self, gguf, config: dict):
@@ -50,9 +50,13 @@ class Weights:
         """Counts tensors as taken that a module reads later, each time it is called."""
         self._used.update(names)
 
+    def _take(self, name: str) -> None:
+        if name not in self._used:  # a tied embedding is bound twice and counts once
+            self._used.add(name)
+            self.bytes_bound += self.gguf.tensor(name).nbytes
+
     def _data(self, info) -> np.ndarray:
-        self.bytes_bound += info.nbytes
-        self._used.add(info.name)
+        self._take(info.name)
         return self.gguf.data(info.name)
 
     def source(self, parameter: str) -> TensorSource:
@@ -125,8 +129,8 @@ class Weights:
         return np.ascontiguousarray(value)
 
     def _part(self, names: tuple[str, ...]) -> np.ndarray:
-        self.bytes_bound += sum(self.gguf.tensor(name).nbytes for name in names)
-        self._used.update(names)
+        for name in names:
+            self._take(name)
         if len(names) == 1:
             return self.gguf.dequantize(names[0])
         return np.stack([self.gguf.dequantize(name) for name in names])

@@ -90,7 +90,7 @@ def _load(model: nn.Module, weights, progress) -> None:
             load_torch_module(module, name, weights, model.config)
         if progress:
             last = done == len(order)
-            progress(total if last else min(weights.bytes_bound, total), total)
+            progress(total if last else min(weights.bytes_bound, total - 1), total)
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
