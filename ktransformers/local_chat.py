@@ -5,6 +5,7 @@
 Exit status: 0, 2 for what the user can mend (one line says what), 130 after Ctrl-C.
 """
 
+import gc
 import os
 import sys
 import time
@@ -51,7 +52,7 @@ def load(request: Request, runtime: Any) -> Any:
     options = request.options
     optional = {"cache_lens": options["cache_lens"]} if options["cache_lens"] else {}
     model = runtime.load_model(
-        options["gguf_path"],
+        request.gguf or options["gguf_path"],
         model_path=options["model_path"],
         optimize_config_path=options["optimize_config_path"],
         cpu_infer=options["cpu_infer"],
@@ -60,6 +61,7 @@ def load(request: Request, runtime: Any) -> Any:
         progress=Progress(),
         **optional,
     )
+    gc.freeze()  # what loading made stays: nothing to look through again while answering
     print(model.describe(), file=sys.stderr)
     tokenizer = runtime.build_tokenizer(request.gguf, options["model_path"])
     sampling = runtime.SamplingOptions(**request.sampling)

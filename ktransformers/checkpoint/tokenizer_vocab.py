@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ktransformers.checkpoint import metadata as md
+from ktransformers.checkpoint.gguf import GGUFFile
 from ktransformers.checkpoint.pretokenizers import PRE_TOKENIZERS, known_names
 from ktransformers.errors import UserError
 
@@ -88,12 +90,23 @@ class Vocabulary:
         return sorted(ends)
 
 
+_KNOWN: weakref.WeakKeyDictionary[GGUFFile, Vocabulary] = weakref.WeakKeyDictionary()
+
+
 def read_vocabulary(gguf: Any) -> Vocabulary:
-    """The vocabulary in the metadata of `gguf`.
+    """The vocabulary in the metadata of `gguf`; that of an open file is read and checked once.
 
     Raises: UserError naming file, key and value for anything that is missing, of a wrong type or
     length, out of range, duplicated, or of a kind that is not known.
     """
+    if not isinstance(gguf, GGUFFile):
+        return _read(gguf)
+    if gguf not in _KNOWN:
+        _KNOWN[gguf] = _read(gguf)
+    return _KNOWN[gguf]
+
+
+def _read(gguf: Any) -> Vocabulary:
     prefix = "tokenizer.ggml."
     kind = md.get_str(gguf, prefix + "model", 64)
     if kind not in MAX_TOKEN_CHARS:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ktransformers import _core
+from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.errors import UserError
+from ktransformers.runtime.collector import paused_collector
 
 
 @dataclass
@@ -93,8 +95,9 @@ class Runtime:
         )
 
 
+@paused_collector()
 def load_model(
-    gguf_path: str | Path,
+    gguf_path: str | Path | GGUFFile,
     model_path: str | None = None,
     optimize_config_path: str | None = None,
     cpu_infer: int | None = None,
@@ -107,22 +110,21 @@ def load_model(
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
-    gguf_path: file, part of a split model, or folder. model_path: a Hugging Face folder or id whose
-    config and tokenizer files win over the metadata. optimize_config_path: rule file; None takes
-    the family's. cpu_infer: worker threads; None takes every usable core. activations: "auto" |
+    gguf_path: file, part of a split model, folder, or an open file. model_path: a Hugging Face
+    folder or id whose config and tokenizer files win over the metadata. optimize_config_path: rule
+    file; None takes the family's. cpu_infer: worker threads; None takes every usable core. activations: "auto" |
     "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may hold, over all sequences.
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
     lowered: False runs module by module.
     Raises: UserError.
     """
-    from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.weights import Weights
     from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.rules import load_rules
     from ktransformers.optimize.shipped import shipped_rules
 
     threads = usable_threads(cpu_infer)
-    gguf = open_model(gguf_path)
+    gguf = gguf_path if isinstance(gguf_path, GGUFFile) else open_model(gguf_path)
     family, config = model_config(gguf, model_path)
     rules = load_rules(optimize_config_path or shipped_rules(family))
 

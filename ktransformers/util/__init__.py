@@ -1,0 +1,1 @@
+"""Helpers beside the way: tools, and functions scripts of upstream call."""
