@@ -21,5 +21,5 @@ $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
 $step "C++ tests" ctest --test-dir "$build" --no-tests=error --output-on-failure --progress \
   --timeout 300 --output-junit "$PWD/$KT_REPORT/cpp.xml"
-$step "Python tests" "$py" -m pytest -m "not check" -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}
+$step "Python tests" "$py" -m pytest -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}
 report
