@@ -112,8 +112,9 @@ def load_model(
 
     gguf_path: file, part of a split model, folder, or an open file. model_path: a Hugging Face
     folder or id whose config and tokenizer files win over the metadata. optimize_config_path: rule
-    file; None takes the family's. cpu_infer: worker threads; None takes every usable core. activations: "auto" |
-    "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may hold, over all sequences.
+    file; None takes the family's. cpu_infer: worker threads; None takes every usable core.
+    activations: "auto" | "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may
+    hold, over all sequences.
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
     lowered: False runs module by module.
     Raises: UserError.
