@@ -15,6 +15,8 @@ namespace kt::os {
 using Thread = std::thread;
 using RecursiveMutex = std::recursive_mutex;
 using RecursiveLock = std::lock_guard<RecursiveMutex>;
+using Mutex = std::mutex;
+using Lock = std::lock_guard<Mutex>;
 
 /// One logical CPU this process may run on.
 struct Cpu {

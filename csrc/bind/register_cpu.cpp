@@ -80,7 +80,7 @@ FloatArray attention_forward(const cpu::Attention& op, Context& context, const F
   const Rounding* marks = roundings(rounding, m);
   KT_CHECK(position.size() == m && sequence.size() == m, "attention: ", position.size(),
            " positions and ", sequence.size(), " sequence numbers for ", m, " rows");
-  KT_CHECK(!sequences.empty(), "attention: no sequences");
+  KT_CHECK(!sequences.empty() && sequences[0], "attention: no sequences");
   program::KvPool& pool = sequences[0]->pool();
   KT_CHECK(layer >= 0 && layer < pool.num_layers(), "attention: layer ", layer, " of ",
            pool.num_layers());
@@ -90,6 +90,7 @@ FloatArray attention_forward(const cpu::Attention& op, Context& context, const F
            " + ", have.v_width);
   std::vector<std::vector<uint8_t*>> k(sequences.size()), v(sequences.size());
   for (size_t s = 0; s < sequences.size(); ++s) {
+    KT_CHECK(sequences[s], "attention: sequence ", s, " is none");
     KT_CHECK(&sequences[s]->pool() == &pool, "attention: sequences of different caches");
     for (const int32_t page : sequences[s]->pages()) {
       k[s].push_back(pool.keys(layer, page));

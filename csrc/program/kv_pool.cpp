@@ -16,6 +16,7 @@ void Sequence::extend(int64_t end) {
   KT_CHECK(end <= pool_->limit_ * kKvBlock, "the cache is full: ", end,
            " positions are needed here, it holds ", pool_->limit_ * kKvBlock,
            "; allow more positions (--cache_lens)");
+  os::Lock lock(pool_->mutex_);
   const int64_t needed = (end + kKvBlock - 1) / kKvBlock;
   int64_t missing = needed - static_cast<int64_t>(pages_.size());
   // The page that is written next may be shared with a fork.
@@ -38,6 +39,7 @@ void Sequence::extend(int64_t end) {
 
 void Sequence::truncate(int64_t length) {
   KT_CHECK(length >= 0, "a sequence cannot be truncated to ", length, " positions");
+  os::Lock lock(pool_->mutex_);
   length_ = std::min(length_, length);
   // Pages beyond the length, too: an extend that ran out of memory half way leaves some.
   const auto keep = static_cast<size_t>((length_ + kKvBlock - 1) / kKvBlock);
@@ -49,6 +51,7 @@ void Sequence::truncate(int64_t length) {
 
 std::shared_ptr<Sequence> Sequence::fork() const {
   auto copy = std::make_shared<Sequence>(pool_);
+  os::Lock lock(pool_->mutex_);
   copy->pages_ = pages_;
   copy->length_ = length_;
   for (const int32_t page : pages_) ++pool_->references_[page];
@@ -56,16 +59,20 @@ std::shared_ptr<Sequence> Sequence::fork() const {
 }
 
 KvPool::KvPool(std::vector<cpu::KvSpec> layers, KvOptions options) : options_(options) {
-  KT_CHECK(options.max_positions > 0, "max_positions=", options.max_positions, " must be positive");
+  KT_CHECK(options.max_positions > 0 && options.max_positions <= INT32_MAX,
+           "max_positions=", options.max_positions, " must be in 1..", INT32_MAX);
   limit_ = (options.max_positions + kKvBlock - 1) / kKvBlock;
   for (const cpu::KvSpec& spec : layers) {
-    for (const auto& [type, width] : {std::pair{options.k_type, spec.k_width},
-                                      std::pair{options.v_type, spec.v_width}}) {
+    for (const auto& [type, width] :
+         {std::pair{options.k_type, spec.k_width}, std::pair{options.v_type, spec.v_width}}) {
       KT_CHECK(type != cpu::KvType::kQ8_0 || width % 32 == 0, "cache: q8_0 needs widths that are ",
                "multiples of 32, a layer has ", width);
     }
-    layers_.push_back({spec, kv_bytes(options.k_type, spec.k_width) * kKvBlock,
-                       kv_bytes(options.v_type, spec.v_width) * kKvBlock, {}});
+    layers_.push_back({spec,
+                       kv_bytes(options.k_type, spec.k_width) * kKvBlock,
+                       kv_bytes(options.v_type, spec.v_width) * kKvBlock,
+                       {}});
+    layers_.back().segments.reserve((limit_ + kSegmentPages - 1) / kSegmentPages);
   }
 }
 
@@ -88,8 +95,12 @@ uint8_t* KvPool::values(int layer, int32_t page) const {
 int32_t KvPool::take() {
   if (free_.empty()) {
     const auto first = static_cast<int32_t>(references_.size());
-    for (Layer& layer : layers_)
-      layer.segments.emplace_back(static_cast<size_t>(layer.k_bytes + layer.v_bytes) * kSegmentPages);
+    for (Layer& layer :
+         layers_) {  // a layer may have its segment from a try that ran out of memory
+      if (layer.segments.size() * kSegmentPages == references_.size())
+        layer.segments.emplace_back(static_cast<size_t>(layer.k_bytes + layer.v_bytes) *
+                                    kSegmentPages);
+    }
     references_.resize(references_.size() + kSegmentPages, 0);
     for (int i = kSegmentPages - 1; i >= 0; --i) free_.push_back(first + i);
   }

@@ -3,6 +3,10 @@
 // A page number stands for 64 positions in every layer at once; a sequence is a list of page
 // numbers and a length. Sharing a prefix copies numbers, writing into a shared page copies the page
 // first, and truncation gives pages back. Memory is taken in segments as pages are needed.
+//
+// Threads: a sequence belongs to one thread at a time, the pool to all. Python may let go of a
+// sequence in one thread while another evaluates a step, so the page accounts are locked, once per
+// extend, truncate or fork; addresses of pages are read without a lock, as segments never move.
 #pragma once
 
 #include <cstdint>
@@ -55,12 +59,17 @@ class KvPool : public std::enable_shared_from_this<KvPool> {
   /// One spec per layer. Throws InvalidArgument for widths the types cannot hold.
   KvPool(std::vector<cpu::KvSpec> layers, KvOptions options);
 
-  std::shared_ptr<Sequence> make_sequence() { return std::make_shared<Sequence>(shared_from_this()); }
+  std::shared_ptr<Sequence> make_sequence() {
+    return std::make_shared<Sequence>(shared_from_this());
+  }
   int num_layers() const { return static_cast<int>(layers_.size()); }
   const cpu::KvSpec& spec(int layer) const { return layers_[layer].spec; }
   const KvOptions& options() const { return options_; }
   int64_t bytes_per_position() const;
-  int64_t pages_in_use() const { return in_use_; }
+  int64_t pages_in_use() const {
+    os::Lock lock(mutex_);
+    return in_use_;
+  }
   int64_t page_limit() const { return limit_; }
 
   /// Addresses of a page in a layer.
@@ -73,17 +82,19 @@ class KvPool : public std::enable_shared_from_this<KvPool> {
 
   struct Layer {
     cpu::KvSpec spec;
-    int64_t k_bytes, v_bytes;  // of one page
-    std::vector<os::Memory> segments;
+    int64_t k_bytes, v_bytes;          // of one page
+    std::vector<os::Memory> segments;  // with room for all from the start: never moved
   };
 
+  // With the lock held.
   int32_t take();
   void release(int32_t page);
   void copy(int32_t from, int32_t to);
 
-  std::vector<Layer> layers_;
   KvOptions options_;
   int64_t limit_;
+  std::vector<Layer> layers_;
+  mutable os::Mutex mutex_;  // guards growth of the layers, and:
   int64_t in_use_ = 0;
   std::vector<int32_t> references_;  // per page
   std::vector<int32_t> free_;

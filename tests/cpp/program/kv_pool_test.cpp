@@ -4,9 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -192,6 +195,31 @@ TEST(KvPool, RefusesTypesThatDoNotFit) {
   EXPECT_NO_THROW(make(KvType::kF16, KvType::kQ8_0, 64));
   EXPECT_THROW(make(KvType::kF16, KvType::kF16, 0), InvalidArgument);
   EXPECT_THROW(make(KvType::kF16, KvType::kF16, -64), InvalidArgument);
+  EXPECT_THROW(make(KvType::kF16, KvType::kF16, INT64_MAX), InvalidArgument);
+}
+
+// Python lets go of sequences wherever its collector runs, also while another thread evaluates.
+TEST(KvPool, ThreadsMayHoldSequencesOfTheirOwn) {
+  auto pool = make_pool(64 * 200);
+  auto shared = pool->make_sequence();
+  append(*shared, 100, 500);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t, own = shared->fork()]() mutable {
+      for (int round = 0; round < 60; ++round) {
+        auto next = own->fork();
+        append(*next, 90 + t, static_cast<float>(1000 * t));
+        for (int i = 0; i < 90 + t; ++i) wrong += read(*next, 100 + i) != 1000 * t + 10 * i;
+        for (int i = 0; i < 100; ++i) wrong += read(*next, i) != 500 + 10 * i;
+        next->truncate(round);
+      }
+      own.reset();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(pool->pages_in_use(), 2);
 }
 
 // A sequence outlives the last handle on its pool.
