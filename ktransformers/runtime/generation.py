@@ -215,6 +215,7 @@ class KtGenerationMixin(Restrictions):
         if positions is not None:
             positions = positions[:, -new.shape[1] :]
         pad = generation_config._pad_token_tensor
+        options.prompt_chunk = self.kt.chunk_size
         with self.kt.lock:
             rows = cache.new_rows(len(new), new.shape[1], mask, positions)
             tokens = self._core_loop(new, rows, options, cache, streamer)

@@ -155,6 +155,8 @@ def load_model(
         runtime.notes += result.notes
     runtime.program = runtime.decoder or ModuleProgram(model, engine)
     model.kt = runtime
+    model.config.name_or_path = str(gguf.path)
+    mark_as_placed(model)
     set_generation_config(model, gguf, model_path)
     return model.eval()
 
@@ -211,10 +213,21 @@ def build_on_meta(family, config: dict):
         return wrap_class(cls)(hf_config)
 
 
+def mark_as_placed(model) -> None:
+    """Tells transformers' pipelines, where there is a GPU, that the model is not theirs to move."""
+    import torch
+
+    if torch.accelerator.is_available():
+        model.hf_device_map = {"": "cpu"}
+
+
 def set_generation_config(model, gguf, model_path: str | None) -> None:
-    """Stop ids of the model's own tokenizer; sampling settings of a folder's generation_config."""
+    """Stop ids of the model's own tokenizer, and the sampling its makers recommend, if any."""
     from transformers import GenerationConfig
 
     from ktransformers.checkpoint.generation_config import read_generation_config
 
-    model.generation_config = GenerationConfig(**read_generation_config(gguf, model_path))
+    fields = read_generation_config(gguf, model_path)
+    if any(fields.get(name) for name in ("temperature", "top_k", "top_p", "min_p")):
+        fields.setdefault("do_sample", True)  # settings of sampling mean nothing without it
+    model.generation_config = GenerationConfig(**fields)

@@ -1,5 +1,6 @@
 """generate(): its tokens against transformers' own, its settings, and which loop runs."""
 
+import signal
 import threading
 
 import numpy as np
@@ -20,6 +21,7 @@ from ktransformers.errors import UserError
 from tests.support import vocabulary
 from tests.support.compare import NEAR_TIE
 from tests.support.families import families
+from tests.support.miniatures import miniature, write
 from tests.support.pairs import left_padded, load, pair, path_of, reference_of
 
 torch.set_num_threads(1)  # miniatures are too small to share
@@ -220,6 +222,30 @@ def test_generation_config_objects_and_the_models_own(model):
         assert model.generate(**ONE, generation_config=config).tolist() == plain
     finally:
         own.max_new_tokens = None
+
+
+def test_recommended_sampling_of_a_file_is_the_default(tmp_path, capfd):
+    recommending = miniature("llama")
+    recommending.metadata |= {"general.sampling.temp": 0.7, "general.sampling.top_k": 5}
+    model = load(write(recommending, tmp_path / "model.gguf"))
+    own = model.generation_config
+    assert own.do_sample and own.temperature == pytest.approx(0.7) and own.top_k == 5
+    torch.manual_seed(0)
+    drawn = {tuple(model.generate(**ONE, max_new_tokens=6)[0].tolist()) for _ in range(4)}
+    greedy = [model.generate(**ONE, max_new_tokens=6, do_sample=False) for _ in range(2)]
+    assert len(drawn) > 1 and torch.equal(*greedy)
+    assert "warning" not in capfd.readouterr().err.lower()
+
+
+def test_ctrl_c_ends_a_generation_that_calls_no_python():
+    model = load(path_of("llama"), cache_lens=1 << 20)
+    interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(**ONE, max_new_tokens=(1 << 20) - 64, eos_token_id=None)
+    interrupt.join()
+    assert model.kt.engine.kv.pages_in_use == 0
+    assert model.generate(**ONE, max_new_tokens=2, eos_token_id=None).shape[1] == 22
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer, pipeline
 
 from ktransformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,7 +50,20 @@ def test_a_text_generation_pipeline(model, tokenizer, capfd):
     torch.manual_seed(0)
     several = pipe(prompts[0], max_new_tokens=8, do_sample=True, num_return_sequences=3)
     assert len(several) == 3
+    assert (
+        pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu").model is model
+    )
     assert "warning" not in capfd.readouterr().err.lower()
+
+
+def test_a_pipeline_leaves_the_model_where_it_is_on_a_machine_with_a_gpu(tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    model = AutoModelForCausalLM.from_pretrained(dense_path())
+    monkeypatch.setattr(transformers.pipelines.base, "is_torch_cuda_available", lambda: True)
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert pipe.device.type == "cpu"
+    text = pipe("The capital of Japan is", max_new_tokens=2, do_sample=False)[0]["generated_text"]
+    assert text.startswith("The capital of Japan is Tokyo")
 
 
 class Until(StoppingCriteria):
