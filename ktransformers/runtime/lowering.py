@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from ktransformers import _core
 from ktransformers.runtime.torch_layers import TorchLayers
 
+SHOWN = 3  # layers whose reason is told
+
 
 @dataclass
 class Lowered:
@@ -44,7 +46,8 @@ def lower(model, engine) -> Lowered:
     missing = [name for name, module in outer.items() if getattr(module, "core", None) is None]
     if missing:
         return Lowered(None, [f"not lowered: {_why(name, outer[name])}" for name in missing])
-    nodes, notes = [], []
+    nodes: list = []
+    outside: list[str] = []  # why layers are not lowered
     in_torch = TorchLayers(model, engine)
     for index, layer in enumerate(base.layers):
         name = f"model.layers.{index}"
@@ -52,7 +55,8 @@ def lower(model, engine) -> Lowered:
                  ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")}  # fmt: skip
         without = [n for n, part in parts.items() if getattr(part, "core", None) is None]
         if without:
-            notes += [f"{name} runs in torch: {_why(f'{name}.{n}', parts[n])}" for n in without]
+            reasons = dict.fromkeys(_why(f"{name}.{n}", parts[n]) for n in without)
+            outside.append(f"{name} runs in torch: {'; '.join(reasons)}")
             nodes.append(
                 _core.callback_node(name, in_torch.callback(index), model.config.hidden_size)
             )
@@ -64,6 +68,9 @@ def lower(model, engine) -> Lowered:
         engine.context, base.embed_tokens.core, nodes, base.norm.core, model.lm_head.core,
         engine.kv, engine.arithmetic,
     )  # fmt: skip
+    notes = outside[:SHOWN]
+    if len(outside) > SHOWN:
+        notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
     return Lowered(decoder, notes)
 
 

@@ -84,7 +84,7 @@ def nodes(model) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "module"), [(name, module) for name in NAMES for module in modules(name)]
 )
-def test_a_module_moved_by_one_line_says_the_same(name, module, tmp_path):
+def test_a_module_moved_by_one_line_says_the_same(name, module, tmp_path, caplog):
     plain = pair(name).model
     model = load(path_of(name), optimize_config_path=edited(name, tmp_path, module))
     moved = model.get_submodule(module)
@@ -101,6 +101,7 @@ def test_a_module_moved_by_one_line_says_the_same(name, module, tmp_path):
         assert [node for node, kind in nodes(model).items() if kind == "callback"] == [LAST]
         assert sum(f"{LAST} runs in torch" in note for note in notes) == 1
         assert any(module in note for note in notes)
+    assert [record.getMessage() for record in caplog.records] == notes  # each told once
 
 
 @pytest.mark.parametrize("name", ["qwen2moe", "deepseek_v3"])
