@@ -12,6 +12,15 @@ def resolve(path: str | Path) -> str:
     return str(resolve_model(str(path)))
 
 
+def resolve_folder(path: str | Path | None) -> str | None:
+    """A Hugging Face folder as it is; the config files of `user/repo` downloaded."""
+    if path is None:
+        return None
+    from ktransformers.checkpoint.hub import resolve_config
+
+    return str(resolve_config(str(path)))
+
+
 class AutoModelForCausalLM:
     """`AutoModelForCausalLM.from_pretrained("model.gguf")`: a real PreTrainedModel."""
 
@@ -41,7 +50,7 @@ class AutoModelForCausalLM:
 
         return load_model(
             resolve(pretrained_model_name_or_path),
-            model_path,
+            resolve_folder(model_path),
             optimize_config_path,
             cpu_infer,
             activations,
@@ -65,4 +74,5 @@ class AutoTokenizer:
         from ktransformers.checkpoint.gguf import open_model
         from ktransformers.checkpoint.tokenizer import build_tokenizer
 
-        return build_tokenizer(open_model(resolve(pretrained_model_name_or_path)), model_path)
+        gguf = open_model(resolve(pretrained_model_name_or_path))
+        return build_tokenizer(gguf, resolve_folder(model_path))

@@ -1,5 +1,6 @@
 """checkpoint -> model on meta -> plan -> apply -> lower: one call."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from ktransformers import _core
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.errors import UserError
 from ktransformers.runtime.collector import paused_collector
+
+log = logging.getLogger("ktransformers")
 
 
 @dataclass
@@ -119,8 +122,6 @@ def load_model(
     lowered: False runs module by module.
     Raises: UserError.
     """
-    from ktransformers.checkpoint.weights import Weights
-    from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.rules import load_rules
     from ktransformers.optimize.shipped import shipped_rules
 
@@ -129,18 +130,38 @@ def load_model(
     family, config = model_config(gguf, model_path)
     rules = load_rules(optimize_config_path or shipped_rules(family))
 
-    from ktransformers.optimize.tree import describe
-
-    model = build_on_meta(family, config)
-    tree = describe(model, family, gguf)
-    made = plan(tree, rules, PlanContext(device_map=device_map or {}))
-
     from ktransformers.operators.engine import Engine
+
+    engine = Engine(threads, activations, kv_type, cache_lens)
+    model = build_on_meta(family, config)
+    bind(model, gguf, family, config, rules, engine, lowered, progress, device_map)
+    set_generation_config(model, gguf, model_path)
+    return model.eval()
+
+
+def bind(
+    model,
+    gguf,
+    family,
+    config: dict,
+    rules,
+    engine,
+    lowered: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    device_map: dict[str, str] | None = None,
+) -> None:
+    """plan -> apply -> lower: makes `model`, on the meta device, one that the core runs.
+
+    config: the fields the tensors are named by. Sets `model.kt`. Raises: UserError.
+    """
+    from ktransformers.checkpoint.weights import Weights
     from ktransformers.optimize.apply import apply
+    from ktransformers.optimize.plan import PlanContext, plan
+    from ktransformers.optimize.tree import describe
     from ktransformers.runtime.lowering import cache_widths, lower
     from ktransformers.runtime.torch_layers import ModuleProgram
 
-    engine = Engine(threads, activations, kv_type, cache_lens)
+    made = plan(describe(model, family, gguf), rules, PlanContext(device_map=device_map or {}))
     weights = Weights(gguf, model.config.to_dict() | config)
     apply(model, made.rows, weights, engine, progress)
     check_all_used(weights)
@@ -153,12 +174,12 @@ def load_model(
         result = lower(model, engine)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
+    for note in runtime.notes:
+        log.warning("%s", note)
     runtime.program = runtime.decoder or ModuleProgram(model, engine)
     model.kt = runtime
     model.config.name_or_path = str(gguf.path)
     mark_as_placed(model)
-    set_generation_config(model, gguf, model_path)
-    return model.eval()
 
 
 def check_all_used(weights) -> None:
