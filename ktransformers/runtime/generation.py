@@ -242,6 +242,8 @@ class KtGenerationMixin(Restrictions):
 
         before = [sequence.length for sequence in cache.sequences]
         try:
+            if options.sampling.repetition_penalty == 1:  # else it has to see the whole prompt
+                self._share_prompts(prompts, cache)
             result = self.kt.decoder.generate(
                 cache.sequences, prompts, options, None if streamer is None else on_token
             )
@@ -260,6 +262,26 @@ class KtGenerationMixin(Restrictions):
         if streamer is not None:
             streamer.end()
         return result.tokens
+
+    def _share_prompts(self, prompts: list[list[int]], cache: PagedCache) -> None:
+        """Evaluates a prompt that several new sequences begin with once, but for its last token,
+        and forks them from it; shortens their prompts to that token."""
+        firsts: dict[tuple[int, ...], int] = {}
+        for b, prompt in enumerate(prompts):
+            if cache.sequences[b].length or len(prompt) < 2:
+                continue
+            first = firsts.setdefault(tuple(prompt), b)
+            if first == b:
+                continue
+            if len(prompts[first]) > 1:
+                count = len(prompt) - 1
+                self.kt.evaluate(
+                    np.array(prompt[:-1], np.int32), np.arange(count, dtype=np.int32),
+                    np.zeros(count, np.int32), True, [cache.sequences[first]], [],
+                )  # fmt: skip
+                prompts[first] = prompt[-1:]
+            cache.sequences[b] = cache.sequences[first].fork()
+            prompts[b] = prompt[-1:]
 
 
 def wrap_class(cls: type[PreTrainedModel]) -> type:

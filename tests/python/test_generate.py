@@ -190,10 +190,18 @@ def test_sampled_tokens_follow_the_models_distribution():
 def test_num_return_sequences(model):
     torch.manual_seed(0)
     batch = left_padded(PROMPTS[:2])
-    out = model.generate(**batch, max_new_tokens=6, do_sample=True, top_k=0, num_return_sequences=3)
+    settings = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 3}
+    out = model.generate(**batch, **settings, top_k=0)
     assert out.shape[0] == 6
     assert torch.equal(out[:, :20], batch["input_ids"].repeat_interleave(3, 0))
     assert len({tuple(row) for row in out[:3].tolist()}) > 1
+    assert model.kt.last_stats.prompt_tokens == 6  # each prompt was evaluated once, before
+    plain = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    same = model.generate(**batch, **settings, top_k=1)
+    assert torch.equal(same, plain.repeat_interleave(3, 0))
+    same = model.generate(**batch, **settings, top_k=1, repetition_penalty=1.00001)
+    assert torch.equal(same, plain.repeat_interleave(3, 0))
+    assert model.kt.last_stats.prompt_tokens == 3 * 27
 
 
 def test_a_finished_row_is_padded(model):
