@@ -365,7 +365,8 @@ def test_the_rules_shown_in_the_documentation_are_rules():
     page = (root / "docs/rules.md").read_text()
     shown = re.findall(r"```yaml\n(.*?)```", page, re.S)
     indented = re.findall(r"(?:^    .*\n)+", (root / "README.md").read_text(), re.M)
-    shown += [textwrap.dedent(text) for text in indented if text.startswith(("    - match", "    - {match"))]
+    starts = ("    - match", "    - {match")
+    shown += [textwrap.dedent(text) for text in indented if text.startswith(starts)]
     assert len(shown) >= 3
     for text in shown:
         assert parse_rules(text).dialect == "own"
