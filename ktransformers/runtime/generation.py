@@ -74,9 +74,10 @@ class KtGenerationMixin(Restrictions):
     ) -> CausalLMOutputWithPast | tuple:
         """input_ids: [batch, length] -> logits float32 [batch, length or logits_to_keep, vocab].
 
-        Logits of padding are zero. A forward of one column after others is a generated token;
-        anything else is a prompt (see Arithmetic). A batch that is too large for the cache is
-        evaluated sequence by sequence, where none was passed in and use_cache is not set.
+        Padding has the logits of the token before it, zeros where there is none. A forward of one
+        column after others is a generated token; anything else is a prompt (see Arithmetic). A
+        batch that is too large for the cache is evaluated sequence by sequence, where no cache was
+        passed in and use_cache is not set.
         """
         _check_forward(input_ids, inputs_embeds, kwargs)
         input_ids = input_ids.cpu()
@@ -118,18 +119,23 @@ class KtGenerationMixin(Restrictions):
 
     def _evaluate(self, input_ids, rows, wanted, is_prompt, cache) -> torch.Tensor:
         """Evaluates the rows -> logits of the wanted columns, [batch, columns, vocab]."""
+        batch, length = input_ids.shape
         tokens = input_ids.reshape(-1).numpy()[rows.flat]
-        wanted = wanted.reshape(-1)
+        valid = np.zeros(batch * length, bool)
+        valid[rows.flat] = True
+        own = np.where(
+            valid.reshape(batch, length), np.arange(batch * length).reshape(batch, -1), -1
+        )
+        places = np.maximum.accumulate(own, axis=1)[wanted]  # of the last token up to each column
+        needed = np.unique(places[places >= 0])
         values = self.kt.evaluate(
             tokens, rows.position, rows.sequence, is_prompt, cache.sequences,
-            np.flatnonzero(wanted[rows.flat]),
+            np.searchsorted(rows.flat, needed),
         )  # fmt: skip
-        batch, length = input_ids.shape
         cache.append(rows, length)
-        places = np.flatnonzero(wanted)
-        if len(values) < len(places):  # padding
+        if len(needed) < len(places):
             full = np.zeros((len(places), values.shape[1]), np.float32)
-            full[np.isin(places, rows.flat)] = values
+            full[places >= 0] = values[np.searchsorted(needed, places[places >= 0])]
             values = full
         return torch.from_numpy(values).reshape(batch, -1, values.shape[-1])
 
@@ -192,21 +198,8 @@ class KtGenerationMixin(Restrictions):
         synced_gpus=False, streamer=None, **model_kwargs,
     ):  # fmt: skip
         """transformers' decoding loop, in the core where it can be."""
-        options = None
-        if self.kt.decoder is not None and not set(model_kwargs) - LOOP_ARGUMENTS:
-            options = core_options(
-                input_ids, model_kwargs.get("attention_mask"), logits_processor,
-                stopping_criteria, generation_config, streamer,
-            )  # fmt: skip
+        mask, positions = (model_kwargs.get(key) for key in ("attention_mask", "position_ids"))
         cache = self._paged(model_kwargs.get("past_key_values"))
-        if options is not None and cache.held.any() and options.sampling.repetition_penalty != 1:
-            options = None  # the core's sampler knows only the tokens it is given
-        if options is None:
-            return super()._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config,
-                synced_gpus=synced_gpus, streamer=streamer, **model_kwargs,
-            )  # fmt: skip
-        mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
         total = mask.shape[1] if mask is not None else generation_config._mask_length
         seen = cache.held.shape[1]
         new = input_ids[:, seen:] if total == input_ids.shape[1] else input_ids
@@ -214,10 +207,25 @@ class KtGenerationMixin(Restrictions):
             raise UserError("generate: past_key_values holds the whole prompt already; crop it")
         if positions is not None:
             positions = positions[:, -new.shape[1] :]
+        with self.kt.lock:
+            rows = cache.new_rows(len(new), new.shape[1], mask, positions)
+        options = None
+        if self.kt.decoder is not None and not set(model_kwargs) - LOOP_ARGUMENTS:
+            options = core_options(
+                input_ids, mask, logits_processor, stopping_criteria, generation_config, streamer
+            )
+        if options is not None and seen and options.sampling.repetition_penalty != 1:
+            options = None  # the core's sampler knows only the tokens it is given
+        if options is None:
+            # Checked above; behind padding on the right transformers would count on wrongly.
+            model_kwargs.pop("position_ids", None)
+            return super()._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config,
+                synced_gpus=synced_gpus, streamer=streamer, **model_kwargs,
+            )  # fmt: skip
         pad = generation_config._pad_token_tensor
         options.prompt_chunk = self.kt.chunk_size
         with self.kt.lock:
-            rows = cache.new_rows(len(new), new.shape[1], mask, positions)
             tokens = self._core_loop(new, rows, options, cache, streamer)
         width = max(map(len, tokens))
         out = torch.full((len(tokens), width), 0 if pad is None else int(pad), dtype=new.dtype)

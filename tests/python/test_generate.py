@@ -204,6 +204,17 @@ def test_num_return_sequences(model):
     assert model.kt.last_stats.prompt_tokens == 3 * 27
 
 
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}])
+def test_padding_on_the_right_changes_no_answer(model, settings):
+    settings = settings | {"max_new_tokens": 5, "eos_token_id": None}
+    ids = torch.tensor([PROMPTS[1] + [0] * 13, PROMPTS[0]])
+    mask = torch.tensor([[1] * 7 + [0] * 13, [1] * 20])
+    ours = new_tokens(model.generate(ids, attention_mask=mask, **settings), 20)
+    for prompt, answer in zip((PROMPTS[1], PROMPTS[0]), ours, strict=True):
+        alone = model.generate(torch.tensor([prompt]), **settings)
+        assert answer == new_tokens(alone, len(prompt))[0]
+
+
 def test_a_finished_row_is_padded(model):
     batch = left_padded(PROMPTS)
     free = new_tokens(model.generate(**batch, max_new_tokens=8, eos_token_id=None), 70)
