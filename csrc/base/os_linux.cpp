@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -32,6 +33,19 @@ int node_of(int cpu) {
     if (access((base + std::to_string(node)).c_str(), F_OK) == 0) return node;
   }
   return 0;
+}
+
+// CPUs one cgroup folder grants; 0 where it sets no limit.
+double group_quota(const std::string& folder, bool v2) {
+  double quota = 0, period = 0;
+  if (v2) {
+    std::ifstream file(folder + "/cpu.max");
+    if (!(file >> quota >> period)) return 0;  // "max 100000": no limit
+  } else {
+    quota = read_int(folder + "/cpu.cfs_quota_us", -1);
+    period = read_int(folder + "/cpu.cfs_period_us", 100000);
+  }
+  return quota > 0 && period > 0 ? quota / period : 0;
 }
 
 }  // namespace
@@ -73,15 +87,27 @@ std::vector<Cpu> usable_cores() {
 }
 
 int cgroup_cpu_quota() {
-  std::ifstream v2("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (v2 >> quota >> period && quota != "max" && period > 0)
-    return static_cast<int>((std::atof(quota.c_str()) + period - 1) / period);
-  const int v1 = read_int("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", -1);
-  const int v1_period = read_int("/sys/fs/cgroup/cpu/cpu.cfs_period_us", 100000);
-  if (v1 > 0 && v1_period > 0) return (v1 + v1_period - 1) / v1_period;
-  return 0;
+  // The process's group and every one above it may set a limit; the least holds. In a container the
+  // path may name folders that only the host sees: those are passed over.
+  std::ifstream groups("/proc/self/cgroup");
+  double least = 0;
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool v2 = controllers.empty();
+    if (!v2 && (',' + controllers + ',').find(",cpu,") == std::string::npos) continue;
+    // Version 1 mounts a folder per controller, under its name or those of the ones it shares with.
+    std::string mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controllers;
+    if (access(mount.c_str(), F_OK) != 0) mount = "/sys/fs/cgroup/cpu";
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
+      while (!path.empty() && path.back() == '/') path.pop_back();
+      const double cpus = group_quota(mount + path, v2);
+      if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+      if (path.rfind('/') == std::string::npos) break;
+    }
+  }
+  return static_cast<int>(std::ceil(least));
 }
 
 void pin_current_thread(int cpu) {
@@ -109,8 +135,7 @@ void yield() { sched_yield(); }
 
 Memory::Memory(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  void* base =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED)
     throw SystemError(concat("cannot reserve ", bytes, " bytes of memory: ", std::strerror(errno)));
   constexpr size_t kHugePage = 2u << 20;
