@@ -33,6 +33,7 @@ PYBIND11_MODULE(_core, module) {
   register_errors(module);
   kt::bind::register_quant(module);
   kt::bind::register_cpu(module);
+  kt::bind::register_bench(module);
   kt::bind::register_program(module);
   kt::bind::register_rules(module);
   kt::bind::register_gguf(module);

@@ -70,6 +70,18 @@ struct FormatKernels {
   void (*transposed)(const TransposedTask&);
 };
 
+/// What the instruction set can do at most, for benchmarks (kernels/limits_inl.h). A null function:
+/// it has no such instruction.
+struct LimitKernels {
+  int32_t (*read)(const uint8_t* p, int64_t bytes);  // bytes: a multiple of 512
+  void (*int8)(int64_t rounds);                      // dot products of bytes
+  int64_t int8_ops;                                  // operations of a round
+  void (*bf16)(int64_t rounds);                      // only where the CPU has AVX512-BF16
+  int64_t bf16_ops;
+  void (*float32)(int64_t rounds);
+  int64_t float32_ops;
+};
+
 struct KernelTable {
   const char* name;
   const FormatKernels* formats;
@@ -88,6 +100,7 @@ struct KernelTable {
   /// float -> cache element type, n values (q8_0: n a multiple of 32).
   void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out);
   void (*load_kv)(const uint8_t* in, int64_t n, KvType type, float* x);
+  LimitKernels limits;
 };
 
 /// Bytes of n cache values of a type.

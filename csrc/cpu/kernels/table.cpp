@@ -2,6 +2,7 @@
 // own, exported as one constant table. No library type, nothing weak, no dynamic initialiser: a
 // function shared between two ISAs at link time would run the wrong one's instructions.
 #include "cpu/kernels/attention_inl.h"
+#include "cpu/kernels/limits_inl.h"
 #include "cpu/kernels/matmul_inl.h"
 #include "cpu/kernels/vector_inl.h"
 
@@ -44,6 +45,7 @@ constinit const KernelTable kTable = {
     &attention,
     &store_kv,
     &read_kv,
+    kLimits,
 };
 
 }  // namespace kt::cpu::KT_ISA
