@@ -46,13 +46,14 @@ def run(job: dict) -> dict:
     pool.subpool_count, pool.subpool_numa_map = 1, [0]
     pool.subpool_thread_count = [job["threads"]]
     cpu = ext.CPUInfer(pool)
-    mask = np.zeros(job["experts"], np.bool_)
     shape = (job["experts"], job["used"], job["hidden"], job["intermediate"])
-    config = ext.moe.MOEConfig(*shape, address(mask))
+    config = ext.moe.MOEConfig(*shape)
     config.layer_idx, config.pool = 0, cpu.backend_
     config.m_block, config.group_min_len = 32, 10
     config.max_len = config.group_max_len = max(job["tokens"])
+    # It reads these where they are: they must outlive the layer.
     weights = {name: read(job, name) for name in ("gate", "up", "down")}
+    config.swiglu_limit = config.swiglu_alpha = 0.0
     config.gate_proj, config.up_proj = address(weights["gate"]), address(weights["up"])
     config.down_proj = address(weights["down"])
     kinds = ext.kvcache.ggml_type
@@ -62,7 +63,6 @@ def run(job: dict) -> dict:
     order = np.arange(job["experts"], dtype=np.int32)
     cpu.submit(moe.load_weights_task(address(order)))
     cpu.sync()
-    del weights
 
     rng = np.random.default_rng(7)
     seconds: dict[str, list[float]] = {}
