@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def ktransformers(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "ktransformers.cli.main", *words],
+        [sys.executable, "-m", "ktransformers", *words],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
