@@ -52,9 +52,9 @@ PYTHON_RANKS = {
     "operators": 3,
     "optimize": 4,
     "runtime": 5,
-    "server": 6, "cli": 6, "local_chat": 6, "util": 6,
+    "server": 6, "cli": 6, "__main__": 6, "local_chat": 6, "util": 6,
 }  # fmt: skip
-TOP = {"server", "cli", "local_chat", "util"}  # these may use one another
+TOP = {"__main__", "server", "cli", "local_chat", "util"}  # these may use one another
 # Upstream's address of a function that goes the whole way; nothing of ours calls it.
 AT_THE_TOP = {"ktransformers.optimize.optimize"}
 
