@@ -27,6 +27,14 @@ def guarded(command: Callable[[], int | None]) -> int:
         if isinstance(error, BrokenPipeError):
             return 0
         return fail(str(error) or type(error).__name__)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "ktransformers"):
+            raise  # a fault of ours
+        return fail(
+            f"the Python package {package} is not installed for {sys.executable}; "
+            "install it there (`make dev_install` makes .venv with all), or see `ktransformers doctor`"
+        )
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

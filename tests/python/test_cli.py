@@ -185,3 +185,18 @@ def test_cgroup_files_of_both_versions(monkeypatch):
     monkeypatch.setattr(machine.os.path, "isdir", lambda path: False)
     found = machine.cgroup_files("cpu.max", "cpu.cfs_quota_us")
     assert sorted(found) == ["-1", "100000 100000", "max 100000"]
+
+
+def test_a_missing_package_is_one_line(model, tmp_path):
+    """Without torch (hidden here by a package of that name that is not importable) no traceback."""
+    (tmp_path / "torch.py").write_text(
+        "raise ModuleNotFoundError('No module named torch', name='torch')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ktransformers", "chat", "--gguf_path", model],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, input="",
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the Python package torch is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
