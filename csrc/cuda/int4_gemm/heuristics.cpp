@@ -1,0 +1,53 @@
+// Tile choice, host code only: tested over a sweep of shapes on machines without a GPU.
+#include <algorithm>
+
+#include "base/error.h"
+#include "cuda/int4_gemm/int4_gemm.h"
+
+namespace kt::cuda {
+
+namespace {
+
+int64_t tile_count(const Int4GemmParams& p, const Int4Tile& tile) {
+  return int64_t{div_up(p.n, tile.tile_n)} * div_up(p.m, 16 * tile.row_tiles);
+}
+
+}  // namespace
+
+Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
+  KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
+  KT_CHECK(p.k % 64 == 0, "k=", p.k, " must be a multiple of 64");
+  KT_CHECK(p.n % 8 == 0, "n=", p.n, " must be a multiple of 8");
+  KT_CHECK(p.group == 32 || p.group == 64 || p.group == 128, "group=", p.group,
+           " must be 32, 64 or 128");
+  KT_CHECK(p.k % p.group == 0, "k=", p.k, " must be a multiple of the group of ", p.group);
+  KT_CHECK(sms > 0, "a card with ", sms, " multiprocessors");
+  if (arch < 80 && p.type == FloatType::kBf16)
+    throw Unsupported(concat("compute capability ", arch / 10, ".", arch % 10,
+                             " has no bf16 arithmetic; use f16"));
+  Int4Tile tile{};
+  // As many rows as there are: fewer passes over the weights. Beyond 64 the sums leave no registers.
+  tile.row_tiles = p.m <= 16 ? 1 : p.m <= 32 ? 2 : 4;
+  // Wide tiles use a loaded row of x for more columns; narrow ones waste less at the right edge.
+  const int waste = round_up(p.n, 256) - round_up(p.n, 128);
+  tile.tile_n = tile.row_tiles == 1 && (p.n <= 128 || waste * 8 > p.n) ? 128 : 256;
+  // Turing has 64 KiB of shared memory per block, and nothing to overlap copies with.
+  tile.stages = arch < 80 ? 2 : 4;
+  // One stripe per resident block; two blocks of the smallest tile fit a multiprocessor. A stripe
+  // shorter than four units would spend more on its partial sums than on weights.
+  const int64_t units = tile_count(p, tile) * (p.k / 64);
+  const int resident = sms * (tile.row_tiles == 1 && arch != 75 ? 2 : 1);
+  tile.blocks = static_cast<int>(
+      std::min<int64_t>(resident, std::max<int64_t>(1, div_up<int64_t>(units, 4))));
+  return tile;
+}
+
+size_t int4_workspace_bytes(const Int4Tile& tile) {
+  return size_t{2} * tile.blocks * 16 * tile.row_tiles * tile.tile_n * sizeof(float);
+}
+
+int int4_counters(const Int4GemmParams& p, const Int4Tile& tile) {
+  return static_cast<int>(tile_count(p, tile));
+}
+
+}  // namespace kt::cuda

@@ -1,0 +1,195 @@
+// Where 4-bit weights come from: floats, GGUF blocks, int4 checkpoints.
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "cuda/int4_gemm/pack.h"
+#include "quant/formats.h"
+
+namespace kt::cuda {
+
+namespace {
+
+int round_code(float v) { return std::clamp(static_cast<int>(std::lround(v)), 0, 15); }
+
+struct Rounded {
+  float scale, offset;
+  double error;
+};
+
+/// Codes of one group for a given scale and offset, and their squared error.
+double round_group(const float* v, int count, float scale, float offset, uint8_t* codes) {
+  double error = 0;
+  for (int i = 0; i < count; ++i) {
+    const int q = scale == 0 ? 8 : round_code((v[i] - offset) / scale + 8);
+    if (codes) codes[i] = static_cast<uint8_t>(q);
+    const double d = double{scale} * (q - 8) + offset - v[i];
+    error += d * d;
+  }
+  return error;
+}
+
+/// Searches the range's shrinkage: clipping the extremes a little often lowers the squared error.
+Rounded best_scale(const float* v, int count, bool symmetric) {
+  const auto [low, high] = std::minmax_element(v, v + count);
+  Rounded best{0, 0, INFINITY};
+  const auto consider = [&](float scale, float offset) {
+    const double error = round_group(v, count, scale, offset, nullptr);
+    if (error < best.error) best = {scale, offset, error};
+  };
+  consider(0, 0);
+  for (int step = 0; step <= 12; ++step) {
+    const float shrink = 1.0f - 0.025f * static_cast<float>(step);
+    if (symmetric) {
+      // The code of -8 is worth having on the side of the larger magnitude.
+      const float extreme = -*low > *high ? *low : *high;
+      consider(shrink * extreme / -8.0f, 0);
+      consider(shrink * std::max(-*low, *high) / 7.0f, 0);
+    } else {
+      const float middle = (*low + *high) / 2, span = shrink * (*high - *low);
+      consider(span / 15, middle + span / 30);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Int4Matrix quantise_int4(std::span<const float> values, int n, int k, int group, bool symmetric) {
+  KT_CHECK(group > 0 && k % group == 0, "k=", k, " must be a multiple of the group of ", group);
+  KT_CHECK(values.size() == size_t(n) * k, values.size(), " values for ", n, " x ", k);
+  Int4Matrix m{n, k, group, {}, {}, {}};
+  m.codes.resize(values.size());
+  const size_t groups = values.size() / group;
+  m.scales.resize(groups);
+  if (!symmetric) m.offsets.resize(groups);
+  for (size_t g = 0; g < groups; ++g) {
+    const float* v = values.data() + g * group;
+    const Rounded best = best_scale(v, group, symmetric);
+    round_group(v, group, best.scale, best.offset, m.codes.data() + g * group);
+    m.scales[g] = best.scale;
+    if (!symmetric) m.offsets[g] = best.offset;
+  }
+  return m;
+}
+
+namespace {
+
+/// Keeps codes and scales of formats that are 4-bit affine in groups of 32.
+template <class F>
+void take_codes(std::span<const uint8_t> blocks, Int4Matrix& m) {
+  m.codes.resize(size_t(m.n) * m.k);
+  m.scales.resize(m.codes.size() / 32);
+  const bool offsets = F::kHasMin;
+  if (offsets) m.offsets.resize(m.scales.size());
+  const auto* block = reinterpret_cast<const typename F::Block*>(blocks.data());
+  for (size_t at = 0; at < m.codes.size(); at += F::kValues, ++block) {
+    float scale[F::kValues / 32], min[F::kValues / 32];
+    quant::unpack_ints(*block, m.codes.data() + at, scale, min);
+    for (int g = 0; g < F::kValues / 32; ++g) {
+      m.scales[at / 32 + g] = scale[g];
+      // scale (q - kOffset) + min = scale (q - 8) + (min + scale (8 - kOffset))
+      if (offsets)
+        m.offsets[at / 32 + g] = min[g] + scale[g] * static_cast<float>(8 - F::kOffset);
+    }
+  }
+}
+
+}  // namespace
+
+Int4Matrix int4_from_gguf(std::span<const uint8_t> blocks, int gguf_id, int n, int k, int group,
+                          bool symmetric, FloatType type, double* error) {
+  const quant::FormatInfo* info = quant::find_format(gguf_id);
+  if (!info) throw quant::unsupported_format(gguf_id);
+  KT_CHECK(k % info->values_per_block == 0, "k=", k, " must be a multiple of ",
+           info->values_per_block, " for ", info->name);
+  KT_CHECK(blocks.size() == size_t(n) * k / info->values_per_block * info->bytes_per_block,
+           blocks.size(), " bytes are not ", n, " x ", k, " values of ", info->name);
+  std::vector<float> values(size_t(n) * k);
+  Int4Matrix m{n, k, group, {}, {}, {}};
+  quant::visit_format(gguf_id, [&]<class F>() {
+    const auto* block = reinterpret_cast<const typename F::Block*>(blocks.data());
+    for (size_t at = 0; at < values.size(); at += F::kValues) unpack(*block++, values.data() + at);
+    if constexpr (std::is_same_v<F, quant::Q4_0> || std::is_same_v<F, quant::Q4_1> ||
+                  std::is_same_v<F, quant::Q4_K>) {
+      if (group == 32 && !(symmetric && F::kHasMin)) take_codes<F>(blocks, m);
+    }
+  });
+  if (m.codes.empty()) m = quantise_int4(values, n, k, group, symmetric);
+  if (error) {
+    const auto rounded = [type](float v) {
+      return type == FloatType::kBf16 ? bf16_to_float(float_to_bf16(v))
+                                      : half_to_float(float_to_half(v));
+    };
+    double squared = 0, whole = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const size_t g = i / group;
+      const double got = double{rounded(m.scales[g])} * (m.codes[i] - 8) +
+                         (m.offsets.empty() ? 0.0 : rounded(m.offsets[g]));
+      squared += (got - values[i]) * (got - values[i]);
+      whole += double{values[i]} * values[i];
+    }
+    *error = whole > 0 ? squared / whole : 0;
+  }
+  return m;
+}
+
+Int4Matrix int4_from_checkpoint(Int4Source source, std::span<const uint32_t> qweight,
+                                std::span<const uint32_t> qzeros, std::span<const float> scales,
+                                int n, int k, int group) {
+  KT_CHECK(n > 0 && k > 0 && n % 8 == 0 && k % 8 == 0, "an int4 matrix of ", n, " x ", k,
+           ": both must be multiples of 8");
+  KT_CHECK(group > 0 && k % group == 0, "k=", k, " must be a multiple of the group of ", group);
+  const int groups = k / group;
+  KT_CHECK(qweight.size() == size_t(n) * k / 8, qweight.size(), " words for ", n, " x ", k,
+           " codes");
+  KT_CHECK(scales.size() == size_t(n) * groups, scales.size(), " scales for ", n, " x ", groups,
+           " groups");
+  KT_CHECK(qzeros.empty() || qzeros.size() == size_t(n) * groups / 8, qzeros.size(),
+           " words of zero points for ", n, " x ", groups, " groups");
+  constexpr int kAwqPlace[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // where value i of a word stands
+  const auto code = [](uint32_t word, int place) { return static_cast<int>(word >> 4 * place & 15); };
+  Int4Matrix m{n, k, group, std::vector<uint8_t>(size_t(n) * k),
+               std::vector<float>(size_t(n) * groups), {}};
+  if (!qzeros.empty()) m.offsets.resize(m.scales.size());
+  for (int row = 0; row < n; ++row) {
+    for (int column = 0; column < k; ++column) {
+      int q = 0;
+      switch (source) {
+        case Int4Source::kGptq:
+          q = code(qweight[size_t(column / 8) * n + row], column % 8);
+          break;
+        case Int4Source::kAwq:
+          q = code(qweight[size_t(column) * (n / 8) + row / 8], kAwqPlace[row % 8]);
+          break;
+        case Int4Source::kCompressedTensors:
+          q = code(qweight[size_t(row) * (k / 8) + column / 8], column % 8);
+          break;
+      }
+      m.codes[size_t(row) * k + column] = static_cast<uint8_t>(q);
+    }
+    for (int g = 0; g < groups; ++g) {
+      const bool by_row = source == Int4Source::kCompressedTensors;
+      const float scale = by_row ? scales[size_t(row) * groups + g] : scales[size_t(g) * n + row];
+      m.scales[size_t(row) * groups + g] = scale;
+      if (qzeros.empty()) continue;
+      int zero = 0;
+      switch (source) {
+        case Int4Source::kGptq:
+          zero = code(qzeros[size_t(g) * (n / 8) + row / 8], row % 8) + 1;
+          break;
+        case Int4Source::kAwq:
+          zero = code(qzeros[size_t(g) * (n / 8) + row / 8], kAwqPlace[row % 8]);
+          break;
+        case Int4Source::kCompressedTensors:
+          zero = code(qzeros[size_t(row / 8) * groups + g], row % 8);
+          break;
+      }
+      m.offsets[size_t(row) * groups + g] = scale * static_cast<float>(8 - zero);
+    }
+  }
+  return m;
+}
+
+}  // namespace kt::cuda

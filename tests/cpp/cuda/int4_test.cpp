@@ -1,0 +1,307 @@
+// The int4 product: packing round trips, sources, tile choice over a sweep of shapes, and the
+// emulated kernel against double arithmetic on the unpacked weights.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "base/error.h"
+#include "cuda/common/device.h"
+#include "cuda/int4_gemm/int4_gemm.h"
+#include "cuda/int4_gemm/pack.h"
+#include "cuda/int4_gemm/stripes.h"
+#include "quant/quantize.h"
+
+namespace kt::cuda {
+namespace {
+
+using emulated::Buffer;
+
+Int4Matrix random_matrix(int n, int k, int group, bool symmetric, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> scale(0.002f, 0.02f), offset(-0.05f, 0.05f);
+  Int4Matrix m{n, k, group, {}, {}, {}};
+  m.codes.resize(size_t(n) * k);
+  for (uint8_t& q : m.codes) q = random() % 16;
+  m.scales.resize(m.codes.size() / group);
+  for (float& s : m.scales) s = scale(random);
+  if (!symmetric) {
+    m.offsets.resize(m.scales.size());
+    for (float& o : m.offsets) o = offset(random);
+  }
+  return m;
+}
+
+template <class T>
+constexpr FloatType kTypeOf = std::is_same_v<T, bf16_t> ? FloatType::kBf16 : FloatType::kF16;
+
+struct Case {
+  int m, n, k, group;
+  bool symmetric;
+  int sms, arch;
+};
+
+template <class T>
+void check_product(const Case& c, emulated::Order order) {
+  SCOPED_TRACE(concat("m=", c.m, " n=", c.n, " k=", c.k, " group=", c.group, " symmetric=",
+                      c.symmetric, " sms=", c.sms, " arch=", c.arch));
+  emulated::options() = {order, c.arch};
+  const PackedInt4 packed = pack_int4(random_matrix(c.n, c.k, c.group, c.symmetric, 7), kTypeOf<T>);
+  const Int4Matrix exact = unpack_int4(packed);  // scales as rounded
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<T> x(size_t(c.m) * c.k);
+  for (T& v : x) v = from_float<T>(normal(random));
+
+  Buffer<T> xb(x), y(size_t(c.m) * c.n);
+  Buffer<uint8_t> weights(packed.weights);
+  Buffer<uint16_t> scales(packed.scales), offsets(packed.offsets);
+  Int4GemmParams p{};
+  p.x = xb.data(), p.weights = weights.data(), p.scales = scales.data(), p.y = y.data();
+  p.offsets = c.symmetric ? nullptr : offsets.data();
+  p.m = c.m, p.n = c.n, p.k = c.k, p.group = c.group, p.type = kTypeOf<T>;
+  const Int4Tile tile = choose_int4_tile(p, c.sms, c.arch);
+  Buffer<float> workspace(int4_workspace_bytes(tile) / 4);
+  Buffer<int32_t> counters(std::vector<int32_t>(int4_counters(p, tile), 0));
+  p.workspace = workspace.data(), p.counters = counters.data();
+
+  std::vector<T> first;
+  for (int repeat = 0; repeat < 2; ++repeat) {  // counters must be ready for the next launch
+    launch_int4_gemm(p, tile);
+    const std::vector<T> got = y.values();
+    if (repeat == 0) first = got;
+    EXPECT_EQ(0, memcmp(first.data(), got.data(), got.size() * sizeof(T)));
+  }
+  double squared = 0, whole = 0;
+  for (int row = 0; row < c.m; ++row) {
+    for (int column = 0; column < c.n; ++column) {
+      double expected = 0;
+      for (int i = 0; i < c.k; ++i)
+        expected += double(to_float(x[size_t(row) * c.k + i])) * exact.value(column, i);
+      const double d = to_float(first[size_t(row) * c.n + column]) - expected;
+      squared += d * d;
+      whole += expected * expected;
+    }
+  }
+  // Weights are rounded to T after scaling and sums when stored: 2^-9 relative for bf16.
+  EXPECT_LT(squared / whole, kTypeOf<T> == FloatType::kBf16 ? 1e-5 : 2e-7);
+  for (int32_t counter : counters.values()) EXPECT_EQ(counter, 0);
+  emulated::options() = {};
+}
+
+using emulated::Order;
+
+TEST(Int4Gemm, EmulatedProductIsRight) {
+  // Ragged rows; whole and partial strips and tiles; few and many blocks per tile; every group.
+  check_product<half_t>({1, 64, 128, 128, true, 3, 90}, Order::kForward);
+  check_product<half_t>({3, 200, 256, 64, false, 2, 90}, Order::kShuffled);
+  check_product<half_t>({16, 576, 192, 32, false, 5, 90}, Order::kReverse);
+  check_product<half_t>({17, 256, 128, 32, true, 1, 90}, Order::kForward);
+  check_product<half_t>({70, 264, 64, 64, true, 3, 90}, Order::kForward);
+  check_product<bf16_t>({2, 256, 512, 128, false, 7, 90}, Order::kForward);
+  check_product<bf16_t>({33, 136, 256, 32, true, 2, 90}, Order::kShuffled);
+}
+
+TEST(Int4Gemm, TuringDoesWithoutAsynchronousCopies) {
+  check_product<half_t>({5, 136, 256, 128, false, 3, 75}, Order::kForward);
+  check_product<half_t>({40, 256, 128, 64, true, 2, 75}, Order::kForward);
+}
+
+TEST(Int4Gemm, TileChoiceHoldsOverASweepOfShapes) {
+  for (const int arch : {75, 80, 86, 89, 90, 100, 120}) {
+    for (const int sms : {1, 28, 68, 82, 108, 128, 132, 170}) {
+      for (const int m : {1, 2, 7, 16, 17, 32, 33, 64, 65, 128, 256}) {
+        for (const int n : {8, 64, 128, 256, 576, 1536, 2112, 4096, 7168, 24576, 28672, 129280}) {
+          for (const int k : {64, 128, 512, 2048, 7168, 18432}) {
+            Int4GemmParams p{};
+            p.m = m, p.n = n, p.k = k, p.group = 64;
+            const Int4Tile tile = choose_int4_tile(p, sms, arch);
+            ASSERT_LE(tile.blocks, 2 * sms);
+            ASSERT_GE(tile.blocks, 1);
+            // Few rows are never computed in tiles with several times as many.
+            ASSERT_LT(16 * (tile.row_tiles - 2), m);
+            const int row_blocks = div_up(m, 16 * tile.row_tiles);
+            const Stripes stripes{
+                div_up(n, tile.tile_n) * row_blocks, k / 64,
+                int(div_up<int64_t>(int64_t(div_up(n, tile.tile_n)) * row_blocks * (k / 64),
+                                    tile.blocks))};
+            ASSERT_EQ(int4_counters(p, tile), stripes.tiles);
+            ASSERT_EQ(int4_workspace_bytes(tile),
+                      size_t(8) * tile.blocks * 16 * tile.row_tiles * tile.tile_n);
+            // The last stripe ends where the units end, and no two parts share a slot.
+            for (const int t : {0, stripes.tiles / 2, stripes.tiles - 1}) {
+              ASSERT_LT(stripes.last_block(t), tile.blocks);
+              for (int b = stripes.first_block(t); b <= stripes.last_block(t); ++b)
+                ASSERT_LT(stripes.slot(b, t), 2 * tile.blocks);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Int4Gemm, StripesCoverEveryUnitOnceAndShareNoSlot) {
+  for (const Stripes& s : {Stripes{5, 7, 4}, Stripes{5, 7, 9}, Stripes{1, 100, 3}, Stripes{9, 1, 2},
+                           Stripes{3, 4, 12}, Stripes{3, 4, 4}}) {
+    const int blocks = div_up(s.tiles * s.tile_units, s.per_block);
+    std::vector<int> used(2 * blocks, 0);
+    for (int t = 0; t < s.tiles; ++t) {
+      std::vector<bool> here(blocks, false);
+      for (int u = t * s.tile_units; u < (t + 1) * s.tile_units; ++u) here[u / s.per_block] = true;
+      int count = 0;
+      for (int b = 0; b < blocks; ++b) {
+        count += here[b];
+        EXPECT_EQ(here[b], b >= s.first_block(t) && b <= s.last_block(t));
+        if (here[b] && s.participants(t) > 1) ++used[s.slot(b, t)];
+      }
+      EXPECT_EQ(count, s.participants(t));
+    }
+    for (int uses : used) EXPECT_LE(uses, 1);
+  }
+}
+
+TEST(Int4Gemm, RefusesWhatItCannotDo) {
+  Int4GemmParams p{};
+  p.m = 1, p.n = 64, p.k = 64, p.group = 64;
+  const auto refused = [&](auto change) {
+    Int4GemmParams q = p;
+    change(q);
+    EXPECT_THROW(choose_int4_tile(q, 4, 90), InvalidArgument);
+  };
+  refused([](auto& q) { q.m = 0; });
+  refused([](auto& q) { q.k = 96; });
+  refused([](auto& q) { q.n = 12; });
+  refused([](auto& q) { q.group = 16; });
+  refused([](auto& q) { q.group = 128; });
+  p.type = FloatType::kBf16;
+  EXPECT_THROW(choose_int4_tile(p, 4, 75), Unsupported);
+}
+
+// ---- packing ----
+
+TEST(Int4Pack, RoundTrip) {
+  for (const int n : {64, 8, 200}) {
+    for (const bool symmetric : {true, false}) {
+      const Int4Matrix m = random_matrix(n, 192, 32, symmetric, n);
+      const Int4Matrix back = unpack_int4(pack_int4(m, FloatType::kF16));
+      EXPECT_EQ(back.codes, m.codes);
+      ASSERT_EQ(back.scales.size(), m.scales.size());
+      ASSERT_EQ(back.offsets.size(), m.offsets.size());
+      for (size_t i = 0; i < m.scales.size(); ++i)
+        EXPECT_NEAR(back.scales[i], m.scales[i], m.scales[i] * 0x1p-11f);
+    }
+  }
+  EXPECT_THROW(pack_int4(random_matrix(8, 96, 32, true, 1), FloatType::kF16), InvalidArgument);
+  Int4Matrix huge = random_matrix(8, 64, 64, true, 1);
+  huge.scales[3] = 1e6f;
+  EXPECT_THROW(pack_int4(huge, FloatType::kF16), InvalidArgument);
+}
+
+std::vector<float> gaussian(size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, 0.02f);
+  std::vector<float> v(count);
+  for (float& x : v) x = normal(random);
+  return v;
+}
+
+std::vector<uint8_t> quantised(const std::vector<float>& v, int id, size_t k) {
+  std::vector<uint8_t> blocks(v.size() / k * quant::row_bytes(id, k));
+  quant::quantize(id, v, k, {}, blocks);
+  return blocks;
+}
+
+TEST(Int4Pack, GgufCodesAreKeptInGroupsOf32) {
+  const std::vector<float> v = gaussian(16 * 512, 3);
+  for (const int id : {2, 3, 12}) {  // Q4_0, Q4_1, Q4_K
+    const auto blocks = quantised(v, id, 512);
+    double error = -1;
+    const Int4Matrix m =
+        int4_from_gguf(blocks, id, 16, 512, 32, id == 2, FloatType::kF16, &error);
+    EXPECT_EQ(m.offsets.empty(), id == 2);
+    EXPECT_LT(error, 1e-6) << id;  // only scales were rounded
+    // Wider groups cost another rounding, which is told.
+    int4_from_gguf(blocks, id, 16, 512, 128, true, FloatType::kF16, &error);
+    EXPECT_GT(error, 1e-3);
+    EXPECT_LT(error, 3e-2);
+  }
+  const auto q6 = quantised(v, 14, 512);
+  double with_offsets, symmetric;
+  int4_from_gguf(q6, 14, 16, 512, 32, false, FloatType::kF16, &with_offsets);
+  int4_from_gguf(q6, 14, 16, 512, 128, true, FloatType::kF16, &symmetric);
+  EXPECT_LT(with_offsets, symmetric);
+  EXPECT_THROW(int4_from_gguf(q6, 999, 16, 512, 32, true, FloatType::kF16, nullptr), Error);
+  EXPECT_THROW(int4_from_gguf(q6, 14, 15, 512, 32, true, FloatType::kF16, nullptr),
+               InvalidArgument);
+}
+
+TEST(Int4Pack, SearchIsNoWorseThanRoundingToTheRange) {
+  const std::vector<float> v = gaussian(8 * 128, 9);
+  const Int4Matrix m = quantise_int4(v, 8, 128, 128, true);
+  double found = 0, plain = 0;
+  for (int row = 0; row < 8; ++row) {
+    float top = 0;
+    for (int i = 0; i < 128; ++i) top = std::max(top, std::fabs(v[row * 128 + i]));
+    for (int i = 0; i < 128; ++i) {
+      const float x = v[row * 128 + i], s = top / 7;
+      found += std::pow(m.value(row, i) - x, 2);
+      plain += std::pow(std::round(x / s) * s - x, 2);
+    }
+  }
+  EXPECT_LE(found, plain);
+  // Zeros stay zeros.
+  const Int4Matrix zero = quantise_int4(std::vector<float>(128, 0.0f), 1, 128, 128, false);
+  EXPECT_EQ(zero.value(0, 5), 0.0f);
+}
+
+TEST(Int4Pack, CheckpointsOfThreeKinds) {
+  // Words written as each kind's documentation puts them; all must give the same matrix.
+  const int n = 16, k = 64, group = 32, groups = 2;
+  std::mt19937 random(2);
+  std::vector<int> q(n * k), zero(n * groups);
+  std::vector<float> scale(n * groups), scale_by_k(n * groups);
+  for (int& v : q) v = random() % 16;
+  for (int& v : zero) v = 1 + random() % 15;
+  for (int row = 0; row < n; ++row)
+    for (int g = 0; g < groups; ++g)
+      scale_by_k[g * n + row] = scale[row * groups + g] = 0.01f * float(1 + random() % 9);
+  const int awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+  std::vector<uint32_t> gptq(n * k / 8), awq(n * k / 8), ct(n * k / 8);
+  std::vector<uint32_t> gptq_zero(n * groups / 8), awq_zero(n * groups / 8), ct_zero(n * groups / 8);
+  for (int i = 0; i < n * k / 8; ++i) {
+    for (int b = 0; b < 8; ++b) {
+      gptq[i] |= uint32_t(q[(i % n) * k + i / n * 8 + b]) << 4 * b;
+      awq[i] |= uint32_t(q[(i % (n / 8) * 8 + awq_order[b]) * k + i / (n / 8)]) << 4 * b;
+      ct[i] |= uint32_t(q[i / (k / 8) * k + i % (k / 8) * 8 + b]) << 4 * b;
+    }
+  }
+  for (int i = 0; i < n * groups / 8; ++i) {
+    for (int b = 0; b < 8; ++b) {
+      gptq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + b) * groups + i / (n / 8)] - 1) << 4 * b;
+      awq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + awq_order[b]) * groups + i / (n / 8)]) << 4 * b;
+      ct_zero[i] |= uint32_t(zero[(i / groups * 8 + b) * groups + i % groups]) << 4 * b;
+    }
+  }
+  const Int4Matrix a =
+      int4_from_checkpoint(Int4Source::kGptq, gptq, gptq_zero, scale_by_k, n, k, group);
+  const Int4Matrix b = int4_from_checkpoint(Int4Source::kAwq, awq, awq_zero, scale_by_k, n, k, group);
+  const Int4Matrix c =
+      int4_from_checkpoint(Int4Source::kCompressedTensors, ct, ct_zero, scale, n, k, group);
+  for (int row = 0; row < n; ++row) {
+    for (int i = 0; i < k; ++i) {
+      const int g = row * groups + i / group;
+      const float expected = scale[g] * float(q[row * k + i] - zero[g]);
+      EXPECT_NEAR(a.value(row, i), expected, 1e-6);
+      EXPECT_NEAR(b.value(row, i), expected, 1e-6);
+      EXPECT_NEAR(c.value(row, i), expected, 1e-6);
+    }
+  }
+  EXPECT_THROW(int4_from_checkpoint(Int4Source::kGptq, gptq, {}, scale, n, k + 8, 8),
+               InvalidArgument);
+}
+
+}  // namespace
+}  // namespace kt::cuda
