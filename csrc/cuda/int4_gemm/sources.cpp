@@ -79,18 +79,18 @@ namespace {
 /// Keeps codes and scales of formats that are 4-bit affine in groups of 32.
 template <class F>
 void take_codes(std::span<const uint8_t> blocks, Int4Matrix& m) {
-  m.codes.resize(size_t(m.n) * m.k);
-  m.scales.resize(m.codes.size() / 32);
-  const bool offsets = F::kHasMin;
-  if (offsets) m.offsets.resize(m.scales.size());
+  const size_t count = size_t(m.n) * m.k;
+  m.codes = std::vector<uint8_t>(count);
+  m.scales = std::vector<float>(count / 32);
+  if (F::kHasMin) m.offsets = std::vector<float>(count / 32);
   const auto* block = reinterpret_cast<const typename F::Block*>(blocks.data());
-  for (size_t at = 0; at < m.codes.size(); at += F::kValues, ++block) {
+  for (size_t at = 0; at < count; at += F::kValues, ++block) {
     float scale[F::kValues / 32], min[F::kValues / 32];
     quant::unpack_ints(*block, m.codes.data() + at, scale, min);
     for (int g = 0; g < F::kValues / 32; ++g) {
       m.scales[at / 32 + g] = scale[g];
       // scale (q - kOffset) + min = scale (q - 8) + (min + scale (8 - kOffset))
-      if (offsets)
+      if (F::kHasMin)
         m.offsets[at / 32 + g] = min[g] + scale[g] * static_cast<float>(8 - F::kOffset);
     }
   }
