@@ -33,7 +33,7 @@ def guarded(command: Callable[[], int | None]) -> int:
             raise  # a fault of ours
         return fail(
             f"the Python package {package} is not installed for {sys.executable}; "
-            "install it there (`make dev_install` makes .venv with all), or see `ktransformers doctor`"
+            "`make dev_install` makes a .venv with all of them, `ktransformers doctor` tells more"
         )
     except KeyboardInterrupt:
         print(file=sys.stderr)
