@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, module) {
   kt::bind::register_cpu(module);
   kt::bind::register_bench(module);
   kt::bind::register_program(module);
+  kt::bind::register_streams(module);
   kt::bind::register_rules(module);
   kt::bind::register_gguf(module);
 }

@@ -10,6 +10,7 @@ void register_quant(pybind11::module_& module);
 void register_bench(pybind11::module_& module);
 void register_cpu(pybind11::module_& module);
 void register_program(pybind11::module_& module);
+void register_streams(pybind11::module_& module);
 void register_rules(pybind11::module_& module);
 
 }  // namespace kt::bind

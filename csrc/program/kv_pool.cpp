@@ -58,6 +58,14 @@ std::shared_ptr<Sequence> Sequence::fork() const {
   return copy;
 }
 
+void Sequence::begin_with(std::span<const int32_t> pages) {
+  KT_CHECK(length_ == 0 && pages_.empty(), "a sequence of ", length_,
+           " positions cannot begin anew");
+  pool_->share(pages);
+  pages_.assign(pages.begin(), pages.end());
+  length_ = static_cast<int64_t>(pages.size()) * kKvBlock;
+}
+
 KvPool::KvPool(std::vector<cpu::KvSpec> layers, KvOptions options) : options_(options) {
   KT_CHECK(options.max_positions > 0 && options.max_positions <= INT32_MAX,
            "max_positions=", options.max_positions, " must be in 1..", INT32_MAX);
@@ -80,6 +88,25 @@ int64_t KvPool::bytes_per_position() const {
   int64_t total = 0;
   for (const Layer& layer : layers_) total += (layer.k_bytes + layer.v_bytes) / kKvBlock;
   return total;
+}
+
+void KvPool::share(std::span<const int32_t> pages) {
+  os::Lock lock(mutex_);
+  for (const int32_t page : pages) {
+    KT_CHECK(page >= 0 && static_cast<size_t>(page) < references_.size() && references_[page] > 0,
+             "cache: page ", page, " is not in use");
+  }
+  for (const int32_t page : pages) ++references_[page];
+}
+
+void KvPool::give_back(std::span<const int32_t> pages) {
+  os::Lock lock(mutex_);
+  for (const int32_t page : pages) release(page);
+}
+
+int32_t KvPool::references(int32_t page) const {
+  os::Lock lock(mutex_);
+  return references_[page];
 }
 
 uint8_t* KvPool::keys(int layer, int32_t page) const {

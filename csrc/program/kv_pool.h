@@ -45,6 +45,9 @@ class Sequence {
   /// Forgets positions from `length` on; does nothing to a shorter sequence. Throws InvalidArgument
   /// for a negative length.
   void truncate(int64_t length);
+  /// Makes an empty sequence begin with whole pages that others hold, and shares them. Throws
+  /// InvalidArgument for a sequence that is not empty.
+  void begin_with(std::span<const int32_t> pages);
   /// A second sequence with the same content; pages are shared until one of them writes.
   std::shared_ptr<Sequence> fork() const;
 
@@ -71,6 +74,13 @@ class KvPool : public std::enable_shared_from_this<KvPool> {
     return in_use_;
   }
   int64_t page_limit() const { return limit_; }
+
+  /// Holds one more reference to pages, beside those of the sequences they are in.
+  void share(std::span<const int32_t> pages);
+  /// Gives such references back.
+  void give_back(std::span<const int32_t> pages);
+  /// References held to a page, by sequences and others.
+  int32_t references(int32_t page) const;
 
   /// Addresses of a page in a layer.
   uint8_t* keys(int layer, int32_t page) const;

@@ -15,8 +15,8 @@ Sampler::Sampler(const SamplingOptions& o) : options_(o), random_(o.seed) {
   KT_CHECK(o.top_k >= 0, "top_k=", o.top_k, " must be 0 (off) or more");
   KT_CHECK(o.top_p > 0 && o.top_p <= 1, "top_p=", o.top_p, " must be in (0, 1]");
   KT_CHECK(o.min_p >= 0 && o.min_p <= 1, "min_p=", o.min_p, " must be in [0, 1]");
-  KT_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0, "repetition_penalty=",
-           o.repetition_penalty, " must be positive");
+  KT_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0,
+           "repetition_penalty=", o.repetition_penalty, " must be positive");
   KT_CHECK(std::isfinite(o.presence_penalty) && std::isfinite(o.frequency_penalty),
            "presence_penalty=", o.presence_penalty, ", frequency_penalty=", o.frequency_penalty,
            " must be finite");
@@ -40,7 +40,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
       logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
     }
     for (const auto& [token, count] : generated_)
-      if (token < vocab) changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
+      if (token < vocab)
+        changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
     logits = changed;
   }
 
@@ -49,47 +50,65 @@ int32_t Sampler::sample(std::span<const float> logits) {
   for (int32_t i = 1; i < vocab; ++i) {
     if (logits[i] > logits[chosen] || std::isnan(logits[chosen])) chosen = i;
   }
-  KT_CHECK(!std::isnan(logits[chosen]), "every logit is NaN: the model's weights or cache are damaged");
+  KT_CHECK(!std::isnan(logits[chosen]),
+           "every logit is NaN: the model's weights or cache are damaged");
 
-  if (!options_.greedy) {
-    std::vector<int32_t> order;  // of what can be chosen: a NaN has no place in an order
-    for (int32_t i = 0; i < vocab; ++i)
-      if (!std::isnan(logits[i])) order.push_back(i);
-    const auto better = [&](int32_t a, int32_t b) {
-      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-    };
-    // Candidates in order of probability; without top_k, only as deep as probabilities matter.
-    size_t keep = order.size();
-    if (options_.top_k > 0) keep = std::min<size_t>(keep, options_.top_k);
-    std::partial_sort(order.begin(), order.begin() + keep, order.end(), better);
-    order.resize(keep);
-    const float top = logits[order[0]];
-    std::vector<double> p(keep);
-    double total = 0;
-    for (size_t i = 0; i < keep; ++i) {
-      const float logit = logits[order[i]];  // equal ones first: infinities have no difference
-      total += p[i] = logit == top ? 1.0 : std::exp((double{logit} - top) / options_.temperature);
-    }
-    if (options_.top_p < 1.0f) {
-      double sum = 0;
-      size_t n = 0;
-      while (n < keep && sum < options_.top_p * total) sum += p[n++];
-      keep = std::max<size_t>(n, 1);
-    }
-    if (options_.min_p > 0.0f) {
-      size_t n = 1;
-      while (n < keep && p[n] >= options_.min_p * p[0]) ++n;
-      keep = n;
-    }
-    const double sum = std::accumulate(p.begin(), p.begin() + keep, 0.0);
-    double at = std::uniform_real_distribution<double>(0.0, sum)(random_);
-    size_t i = 0;
-    while (i + 1 < keep && at >= p[i]) at -= p[i++];
-    chosen = order[i];
-  }
+  if (!options_.greedy) chosen = draw(logits, logits[chosen]);
   ++generated_[chosen];
   ++seen_[chosen];
   return chosen;
+}
+
+int32_t Sampler::draw(std::span<const float> logits, float top) {
+  // Tokens less likely than 2^-60 of the best can be drawn by no number of 53 bits: leaving them
+  // out at once keeps a large vocabulary from being sorted for every token. A NaN compares as
+  // false.
+  constexpr double kReach = 42.0;  // > 60 ln 2
+  const double least = double{top} - kReach * options_.temperature;
+  std::vector<int32_t> order;
+  for (int32_t i = 0; i < static_cast<int32_t>(logits.size()); ++i)
+    if (logits[i] >= least) order.push_back(i);
+  const auto better = [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  };
+  const auto begin = order.begin();
+  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < order.size()) {
+    std::nth_element(begin, begin + options_.top_k, order.end(), better);
+    order.resize(options_.top_k);
+  }
+  const auto weight = [&](int32_t id) {  // equal ones first: infinities have no difference
+    return logits[id] == top ? 1.0 : std::exp((double{logits[id]} - top) / options_.temperature);
+  };
+  size_t keep = order.size();
+  if (options_.top_p < 1.0f) {
+    double total = 0, sum = 0;
+    for (const int32_t id : order) total += weight(id);
+    // Sorted only as deep as the probabilities matter.
+    size_t sorted = 0;
+    for (keep = 0; keep < order.size() && sum < options_.top_p * total; ++keep) {
+      if (keep == sorted) {
+        const size_t deeper = std::min(order.size(), std::max<size_t>(64, 4 * sorted));
+        std::partial_sort(begin + sorted, begin + deeper, order.end(), better);
+        sorted = deeper;
+      }
+      sum += weight(order[keep]);
+    }
+    keep = std::max<size_t>(keep, 1);
+  }
+  std::vector<double> p;
+  double sum = 0;
+  size_t kept = 0;
+  for (size_t i = 0; i < keep; ++i) {
+    const double w = weight(order[i]);
+    if (w < options_.min_p) continue;  // the best has weight 1
+    order[kept++] = order[i];
+    p.push_back(w);
+    sum += w;
+  }
+  double at = std::uniform_real_distribution<double>(0.0, sum)(random_);
+  size_t i = 0;
+  while (i + 1 < kept && at >= p[i]) at -= p[i++];
+  return order[i];
 }
 
 namespace {
@@ -126,8 +145,9 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
                         const std::function<bool(int, int32_t)>& on_token) {
   KT_CHECK(sequences.size() == prompts.size(), "generate: ", sequences.size(), " sequences, ",
            prompts.size(), " prompts");
-  KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0, "generate: max_new_tokens=",
-           options.max_new_tokens, ", prompt_chunk=", options.prompt_chunk, " are out of range");
+  KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0,
+           "generate: max_new_tokens=", options.max_new_tokens,
+           ", prompt_chunk=", options.prompt_chunk, " are out of range");
   for (const auto& sequence : sequences) KT_CHECK(sequence, "generate: a sequence is none");
   const int count = static_cast<int>(sequences.size());
   const auto vocab = static_cast<size_t>(decoder.vocab_size());

@@ -35,6 +35,8 @@ class Sampler {
   int32_t sample(std::span<const float> logits);
 
  private:
+  int32_t draw(std::span<const float> logits, float top);
+
   SamplingOptions options_;
   std::mt19937_64 random_;
   std::unordered_map<int32_t, int> generated_;
