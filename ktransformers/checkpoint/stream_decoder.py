@@ -38,12 +38,16 @@ class StreamDecoder:
     byte tokens of a SentencePiece vocabulary form invalid UTF-8, that function marks every byte of
     the run, this one only the bytes that belong to no character (it cannot know what comes later).
 
-    tokenizer: a `PreTrainedTokenizerFast`; its decoder decides how tokens become bytes.
+    tokenizer: a `PreTrainedTokenizerFast`; its decoder decides how tokens become bytes. keep:
+    special tokens that are shown although the others are skipped.
     """
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True):
+    def __init__(
+        self, tokenizer: Any, skip_special_tokens: bool = True, keep: frozenset[str] = frozenset()
+    ):
         self._tokenizer = tokenizer
         self._skip_special = skip_special_tokens
+        self._keep = keep
         backend = tokenizer.backend_tokenizer
         self._added = backend.get_added_tokens_decoder()
         self._token = backend.id_to_token
@@ -82,6 +86,12 @@ class StreamDecoder:
             pieces.append(self._utf8.decode(raw))
         return self._stripped("".join(pieces))
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What one token alone stands for; part of a character, perhaps."""
+        if self._bytes_of is None:
+            return self._decode([token_id]).encode("utf-8")
+        return self._lookup(token_id)[0]
+
     def finish(self) -> str:
         """What is still held back, with U+FFFD for an unfinished character; then starts anew."""
         if self._bytes_of is None:
@@ -102,6 +112,8 @@ class StreamDecoder:
     def _lookup(self, token_id: int) -> tuple[bytes, bool]:
         """Bytes of one token, and whether it ends a run of byte tokens before it."""
         added = self._added.get(token_id)
+        if added is not None and added.content in self._keep:
+            return added.content.encode("utf-8"), True
         if self._skip_special and added is not None and added.special:
             return b"", False
         token = self._token(token_id)
