@@ -1,0 +1,89 @@
+"""Errors in each API's own shape.
+
+Messages never repeat what a request said, except names of its fields: what a client sent may be
+secret, enormous, or no text at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    411: "invalid_request_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """status: HTTP's; message: one line; param: the field it is about, if one."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+
+def printable(text: str, most: int = 500) -> str:
+    """One line of text that can be written as UTF-8, not longer than `most` characters."""
+    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def api_of(path: str) -> str:
+    """Which API a path belongs to: "anthropic", "ollama", or "openai" for all others."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "ollama" if path.startswith("/api/") else "openai"
+
+
+def body_of(api: str, error: ApiError) -> dict[str, Any]:
+    """The JSON body that this API's clients expect of an error."""
+    message = printable(error.message)
+    kind = KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    if api == "ollama":
+        return {"error": message}
+    if api == "anthropic":
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    param = printable(error.param, 200) if error.param else None
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def response_for(path: str, error: ApiError) -> JSONResponse:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body_of(api_of(path), error), error.status, headers)
+
+
+def validation_error(problems: list[dict[str, Any]]) -> ApiError:
+    """The first of pydantic's complaints as one line: field, and what is wrong with it."""
+    problem = problems[0]
+    place = [str(part) for part in problem.get("loc", ()) if part not in ("body", "query")]
+    field = ".".join(part for part in place if not part.startswith(("function-", "tagged-")))
+    if problem.get("type") == "extra_forbidden":
+        return ApiError(400, f"{field}: not supported by this server", field, "unsupported")
+    if problem.get("type") == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ")
+    return ApiError(400, f"{field}: {message}" if field else message, field or None, "invalid")
