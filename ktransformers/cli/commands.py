@@ -24,6 +24,14 @@ def chat(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
+@app.command(context_settings=ANY_WORDS)
+def serve(context: typer.Context) -> None:
+    """Serve a model over HTTP: serve --gguf_path FILE (flags: serve --help)."""
+    from ktransformers.cli.serve import main
+
+    raise typer.Exit(main(context.args))
+
+
 @app.command()
 def run(
     model: str = typer.Argument(help="GGUF file, folder of one model's files, or user/repo:quant"),

@@ -54,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ktransformers.local_chat import main as chat
 
         return chat(words[1:])
-    if first.startswith("-") and first not in ("--help", "-h"):
-        return fail(
-            f"{first}: an option right after `ktransformers` starts the server, and serving is not "
-            "in this version; `ktransformers chat` talks in the terminal, --help lists all"
-        )
+    if first == "serve" or (first.startswith("-") and first not in ("--help", "-h")):
+        from ktransformers.cli.serve import main as serve
+
+        return serve(words[1:] if first == "serve" else words)
     return guarded(lambda: run_typer(words or ["--help"]))
 
 

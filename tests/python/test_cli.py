@@ -63,8 +63,8 @@ def test_version(word):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--port", "10002"], "--port: an option right after `ktransformers` starts the server"),
-        (["--gguf_path", "x"], "serving is not in this version"),
+        (["--port", "10002"], "--gguf_path is missing"),
+        (["--gguf_path", "/nowhere/x"], "/nowhere/x: no such file or folder"),
         (["sing"], "No such command 'sing'"),
         (["inspect"], "Missing argument"),
         (["inspect", "/nowhere/x.gguf"], "/nowhere/x.gguf: no such file or folder"),
