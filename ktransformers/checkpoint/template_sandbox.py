@@ -76,8 +76,9 @@ def strftime_now(form: str) -> str:
 def compiled(source: str) -> jinja2.Template:
     """Raises: TemplateProblem for what is no Jinja."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols],
+        optimized=False,  # constants are worked out while rendering, where time is bounded
+    )  # fmt: skip
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now

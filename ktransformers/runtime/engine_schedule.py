@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MIN_ROWS = 16  # fewer rows than this cost as much as this many
+FIRST_ROWS = 128  # of a piece beside other streams, while nothing is known of its time
 
 
 @dataclass
 class StepTimes:
-    """Smoothed seconds of plain steps by number of rows, and of prompt pieces by their size."""
+    """Smoothed seconds of plain steps by number of rows, and of prompt pieces by size, of which
+    those within a factor of two are taken together."""
 
     plain: dict[int, float] = field(default_factory=dict)
-    fixed: float = 0.0  # seconds of a piece beside its rows
-    per_row: float = 0.0
+    pieces: dict[int, tuple[float, float]] = field(default_factory=dict)  # (rows, seconds)
 
     def of_plain(self, rows: int) -> float:
         """Expected seconds of a step of `rows` generated tokens; 0 while nothing is known."""
@@ -41,8 +42,21 @@ class StepTimes:
         self.plain[rows] = seconds
 
     def saw_piece(self, rows: int, seconds: float) -> None:
-        per_row, old = max(seconds, 0.0) / rows, self.per_row
-        self.per_row = per_row if not old else old + 0.3 * (per_row - old)
+        size = rows.bit_length()
+        count, mean = self.pieces.get(size, (rows, seconds))
+        self.pieces[size] = (count + 0.3 * (rows - count), mean + 0.3 * (seconds - mean))
+
+    def line(self) -> tuple[float, float] | None:
+        """(seconds a piece costs beside its rows, seconds per row); None for want of two sizes."""
+        if len(self.pieces) < 2:
+            return None
+        points = list(self.pieces.values())
+        mean_rows = sum(rows for rows, _ in points) / len(points)
+        mean_seconds = sum(seconds for _, seconds in points) / len(points)
+        spread = sum((rows - mean_rows) ** 2 for rows, _ in points)
+        joint = sum((r - mean_rows) * (s - mean_seconds) for r, s in points)
+        per_row = max(joint / spread, 1e-6) if spread else 1e-6
+        return max(0.0, mean_seconds - per_row * mean_rows), per_row
 
 
 class Scheduler:
@@ -61,10 +75,18 @@ class Scheduler:
         return shared_equally(self.budget(decoding), prompts)
 
     def budget(self, decoding: int) -> int:
-        """Prompt rows that the next step may have."""
-        if not decoding or not self.times.per_row:
-            return self.chunk if not decoding else min(self.chunk, 128)
-        rows = int(self.stall / self.times.per_row)
+        """Prompt rows that the next step may have: as many as `stall` allows, but enough that no
+        more than half of the time goes into what a piece costs beside its rows."""
+        if not decoding:
+            return self.chunk
+        if (line := self.times.line()) is not None:
+            fixed, per_row = line
+            rows = int(max((self.stall - fixed) / per_row, fixed / per_row))
+        elif self.times.pieces:  # a second size is needed to tell fixed cost from cost per row
+            ((known, seconds),) = self.times.pieces.values()
+            rows = int(known * 2 if seconds < self.stall else known / 2)
+        else:
+            rows = FIRST_ROWS
         return max(MIN_ROWS, min(self.chunk, rows))
 
     def ran(self, decoding: int, prompt_rows: int, seconds: float) -> None:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ktransformers import __version__
-from ktransformers.server import native, openai_api
+from ktransformers.server import anthropic_api, native, ollama_api, openai_api
 from ktransformers.server.errors import ApiError, response_for, validation_error
 from ktransformers.server.security import Gate, Rules
 from ktransformers.server.service import Service
@@ -73,4 +73,4 @@ def create_app(service: Service, rules: Rules, page: StaticFiles | None = None) 
 
 def apis() -> list[Any]:
     """Every module with a `router(service)`."""
-    return [openai_api, native]
+    return [openai_api, anthropic_api, ollama_api, native]

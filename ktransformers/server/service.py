@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ktransformers.checkpoint.stream_decoder import StreamDecoder
@@ -161,6 +163,21 @@ class Service:
     def names(self) -> set[str]:
         own = self.settings.model_name
         return {own, f"{own}:latest", "default"}
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for this very file: of what it is, not of all its bytes."""
+        gguf = self.model.kt.gguf
+        facts = [(name, info.shape, info.type) for name, info in sorted(gguf.tensors.items())]
+        return hashlib.sha256(repr((self.settings.model_name, facts)).encode()).hexdigest()
+
+    @cached_property
+    def quantization(self) -> str:
+        """The type most of the weights have."""
+        sizes: dict[str, int] = {}
+        for info in self.model.kt.gguf.tensors.values():
+            sizes[info.type] = sizes.get(info.type, 0) + info.nbytes
+        return max(sizes, key=sizes.get).upper()
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to a text; special tokens as they are written."""

@@ -58,6 +58,7 @@ def give_up_rights() -> None:
 def main() -> int:
     give_up_rights()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
+    write_message(sink, {"ready": True})
     first = read_message(source)
     if first is None:
         return 0

@@ -16,6 +16,7 @@ from ktransformers.server import template_worker as worker
 
 RENDER_SECONDS = 2.0
 START_SECONDS = 30.0
+COMPILE_SECONDS = 4.0
 
 
 class Templates:
@@ -75,11 +76,14 @@ class Templates:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,
         )
-        worker.write_message(self._process.stdin, {"templates": self.sources})
-        answer = self._read(START_SECONDS)
-        if answer is None:
+        if self._read(START_SECONDS) is None:
             self._stop()
             raise UserError("the helper process that renders chat templates did not start")
+        worker.write_message(self._process.stdin, {"templates": self.sources})
+        answer = self._read(COMPILE_SECONDS)
+        if answer is None:
+            self._stop()
+            raise UserError(f"chat template: could not be read in {COMPILE_SECONDS:g} s")
         return answer["problems"]
 
     def _stop(self) -> None:
