@@ -140,7 +140,7 @@ def run(service: Any, request: Any, listener: socket.socket) -> int:
     gc.collect()
     gc.freeze()  # what loading made stays: nothing to look through again while answering
     print(service.model.describe(), file=sys.stderr)
-    print(f"serving {service.settings.model_name} at {scheme}://{host}:{port}", file=sys.stderr)
+    server.greeting = f"serving {service.settings.model_name} at {scheme}://{host}:{port}"
     server.run(sockets=[listener])
     if service.engine.alive:  # inside of a long step; nothing of it is wanted any more
         sys.stderr.flush()
@@ -158,6 +158,12 @@ def make_server(config: Any, service: Any) -> Any:
 
     class Server(uvicorn.Server):
         status = 0
+        greeting = ""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(self.greeting, file=sys.stderr, flush=True)
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
