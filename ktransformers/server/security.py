@@ -99,14 +99,15 @@ class Gate:
             return
         if scope["type"] != "http":  # no websockets here
             return
+        send = with_safe_headers(send)
         error = self.refusal(scope)
         if error is None:
             try:
-                await self.app(scope, self.limited(receive), with_safe_headers(send))
-            except Refused as refused:
-                error = refused.error
-        if error is not None:
-            await response_for(scope["path"], error)(scope, receive, with_safe_headers(send))
+                receive = replayed(await self.body(receive), receive)
+            except ApiError as refused:
+                error = refused
+        answer = self.app if error is None else response_for(scope["path"], error)
+        await answer(scope, receive, send)
 
     def refusal(self, scope: dict) -> ApiError | None:
         """Why a request is turned away before its body is read."""
@@ -142,39 +143,36 @@ class Gate:
                 return ApiError(415, "Content-Type must be application/json")
         return None
 
-    def limited(self, receive: Any) -> Any:
-        """`receive` that counts the body's bytes and does not wait for them for ever."""
-        seen, done, deadline = 0, False, None
+    async def body(self, receive: Any) -> dict:
+        """The whole body as one message, or why it is refused.
 
-        async def counted() -> dict:
-            nonlocal seen, done, deadline
-            if done:
-                return await receive()
-            loop = asyncio.get_running_loop()
-            deadline = deadline or loop.time() + self.rules.body_seconds
-            try:
-                message = await asyncio.wait_for(receive(), deadline - loop.time())
-            except TimeoutError:
-                seconds = self.rules.body_seconds
-                raise Refused(ApiError(408, f"the body did not arrive in {seconds:g} s")) from None
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                done = not message.get("more_body", False)
-                if seen > self.rules.max_body:
-                    raise Refused(
-                        ApiError(413, f"the body is larger than {self.rules.max_body} bytes")
-                    )
-            return message
-
-        return counted
+        It is read before the application sees the request: a framework that reads bodies answers
+        whatever goes wrong meanwhile in its own way.
+        """
+        parts, seen, limit = [], 0, self.rules.max_body
+        try:
+            async with asyncio.timeout(self.rules.body_seconds):
+                while (message := await receive())["type"] == "http.request":
+                    parts.append(message.get("body", b""))
+                    seen += len(parts[-1])
+                    if seen > limit:
+                        raise ApiError(413, f"the body is larger than {limit} bytes")
+                    if not message.get("more_body", False):
+                        return {"type": "http.request", "body": b"".join(parts)}
+        except TimeoutError:
+            seconds = self.rules.body_seconds
+            raise ApiError(408, f"the body did not arrive in {seconds:g} s") from None
+        return message  # the client is gone
 
 
-class Refused(Exception):
-    """Raised out of `receive`; no handler of the application's knows it."""
+def replayed(first: dict, receive: Any) -> Any:
+    """`receive` that gives `first` before all else."""
+    waiting = [first]
 
-    def __init__(self, error: ApiError):
-        super().__init__(error.message)
-        self.error = error
+    async def receiving() -> dict:
+        return waiting.pop() if waiting else await receive()
+
+    return receiving
 
 
 SAFE_HEADERS = [
