@@ -42,12 +42,16 @@ class FileMap {
 /// exits with status 2; other faults go to whoever handled them before. Idempotent.
 void report_lost_pages();
 
+/// What becomes of a file that is not committed: removed, or kept as "PATH.part" to go on with.
+enum class Unfinished { kRemove, kKeep };
+
 /// A file written beside its destination and visible there only once `commit` renamed it.
-/// Destroyed without commit, it leaves nothing behind.
+/// Destroyed without commit, it leaves nothing behind, or with kKeep what was written.
 class AtomicFile {
  public:
-  /// Raises: SystemError if the temporary file cannot be created.
-  explicit AtomicFile(const std::string& path);
+  /// With kKeep, what "PATH.part" holds is taken over: `size` tells how much, `truncate` cuts it.
+  /// Raises: SystemError if the temporary file cannot be created, or another process writes it.
+  explicit AtomicFile(const std::string& path, Unfinished unfinished = Unfinished::kRemove);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -56,11 +60,19 @@ class AtomicFile {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
+  /// Whether the first bytes of what is written so far are these.
+  bool starts_with(std::span<const uint8_t> bytes) const;
+  /// Cuts to `size` bytes, at most what is there; the next write goes there. Raises: SystemError.
+  void truncate(uint64_t size);
+  /// Returns once everything written would survive a power cut. Raises: SystemError.
+  void sync();
+
   /// fsync, rename over the destination, fsync of the folder. Raises: SystemError.
   void commit();
 
  private:
   std::string path_, temporary_;
+  Unfinished unfinished_;
   int fd_ = -1;
   uint64_t size_ = 0;
 };

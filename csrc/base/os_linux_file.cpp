@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -153,8 +154,21 @@ void FileMap::advise(uint64_t offset, uint64_t count, Advice advice) const {
   if (begin < end) (void)madvise(const_cast<uint8_t*>(data_) + begin, end - begin, flag);
 }
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+AtomicFile::AtomicFile(const std::string& path, Unfinished unfinished)
+    : path_(path), unfinished_(unfinished) {
   static std::atomic<unsigned> counter{0};
+  if (unfinished == Unfinished::kKeep) {
+    temporary_ = path + ".part";
+    fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd_ < 0) fail(temporary_, "create", errno);
+    if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+      close(fd_);
+      fail(temporary_, "lock (another process writes it)", errno);
+    }
+    const off_t end = lseek(fd_, 0, SEEK_END);
+    size_ = end < 0 ? 0 : static_cast<uint64_t>(end);
+    return;
+  }
   temporary_ = concat(path, ".partial-", getpid(), "-", counter.fetch_add(1));
   fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd_ < 0) fail(temporary_, "create", errno);
@@ -162,7 +176,32 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) close(fd_);
-  if (!temporary_.empty()) unlink(temporary_.c_str());
+  if (!temporary_.empty() && unfinished_ == Unfinished::kRemove) unlink(temporary_.c_str());
+}
+
+bool AtomicFile::starts_with(std::span<const uint8_t> bytes) const {
+  if (fd_ < 0 || size_ < bytes.size()) return false;
+  uint8_t buffer[1 << 16];
+  for (size_t at = 0; at < bytes.size();) {
+    const size_t want = std::min(sizeof buffer, bytes.size() - at);
+    const ssize_t count = pread(fd_, buffer, want, static_cast<off_t>(at));
+    if (count <= 0 || memcmp(buffer, bytes.data() + at, static_cast<size_t>(count)) != 0) {
+      return false;
+    }
+    at += static_cast<size_t>(count);
+  }
+  return true;
+}
+
+void AtomicFile::truncate(uint64_t size) {
+  KT_CHECK(fd_ >= 0 && size <= size_, path_, ": truncate to ", size, " of ", size_, " bytes");
+  if (ftruncate(fd_, static_cast<off_t>(size)) != 0) fail(temporary_, "truncate", errno);
+  if (lseek(fd_, static_cast<off_t>(size), SEEK_SET) < 0) fail(temporary_, "seek", errno);
+  size_ = size;
+}
+
+void AtomicFile::sync() {
+  if (fd_ >= 0 && fdatasync(fd_) != 0) fail(temporary_, "fdatasync", errno);
 }
 
 void AtomicFile::write(std::span<const uint8_t> bytes) {

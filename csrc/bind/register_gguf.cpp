@@ -252,8 +252,13 @@ void register_writer(py::module_& module) {
   py::class_<gguf::Writer>(
       module, "GgufWriter",
       "Writes a GGUF file: add keys, add_tensor every shape, write their bytes in order, finish.")
-      .def(py::init<const std::string&, uint64_t>(), py::arg("path"),
-           py::arg("alignment") = gguf::kDefaultAlignment)
+      .def(py::init([](const std::string& path, uint64_t alignment, bool keep) {
+             return std::make_unique<gguf::Writer>(
+                 path, alignment, keep ? os::Unfinished::kKeep : os::Unfinished::kRemove);
+           }),
+           py::arg("path"), py::arg("alignment") = gguf::kDefaultAlignment,
+           py::arg("keep") = false,
+           "keep: an unfinished file stays as PATH.part, for `resume`.")
       .def(
           "add",
           [](gguf::Writer& self, const std::string& key, const std::string& type,
@@ -281,7 +286,11 @@ void register_writer(py::module_& module) {
           "write",
           [](gguf::Writer& self, const py::buffer& data) { self.write(bytes_of(data, "write")); },
           py::arg("data"), "The next bytes of tensor data, in pieces of any size.")
-      .def("finish", &gguf::Writer::finish);
+      .def("resume", &gguf::Writer::resume, py::arg("tensors"),
+           "Goes on behind so many tensors of an unfinished file with the same header: True; else "
+           "begins anew: False.")
+      .def("sync", &gguf::Writer::sync, py::call_guard<py::gil_scoped_release>())
+      .def("finish", &gguf::Writer::finish, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "quant/formats.h"
 #include "quant/quantize.h"
 #include "quant/refused.h"
+#include "quant/requantize.h"
 
 namespace py = pybind11;
 
@@ -64,6 +65,54 @@ py::array_t<uint8_t> quantize(const Floats& array, const std::string& format,
   return out;
 }
 
+// A tensor's rows as a checkpoint has them; `scales` belong to format "fp8".
+quant::Source source_of(const py::buffer& data, const std::string& format,
+                        const std::optional<Floats>& scales, size_t block) {
+  quant::Source source;
+  source.gguf_id = format == "fp8" ? quant::Source::kFp8 : quant::format_id(format);
+  source.bytes = bytes_of(data, "requantize");
+  if (scales) source.scales = {scales->data(), static_cast<size_t>(scales->size())};
+  source.block = block;
+  return source;
+}
+
+py::tuple requantize(const py::buffer& data, const std::string& format, size_t n, size_t k,
+                     const std::string& to, const std::optional<Floats>& importance,
+                     const std::optional<Floats>& scales, size_t block, int threads) {
+  const quant::Source source = source_of(data, format, scales, block);
+  quant::Target target;
+  target.group128 = to == "int4g128";
+  target.gguf_id = quant::format_id(target.group128 ? "q4_0" : to);
+  py::array_t<uint8_t> out({n, quant::row_bytes(target.gguf_id, k)});
+  const std::span<uint8_t> bytes{out.mutable_data(), static_cast<size_t>(out.size())};
+  std::span<const float> weights;
+  if (importance) weights = {importance->data(), static_cast<size_t>(importance->size())};
+  quant::Requantized result;
+  {
+    const py::buffer_info held = data.request();
+    const py::gil_scoped_release unlocked;
+    result = quant::requantize(source, n, k, target, weights, bytes, threads);
+  }
+  py::dict facts;
+  facts["error"] = result.error;
+  facts["power"] = result.power;
+  facts["largest"] = result.largest;
+  facts["not_finite"] = result.not_finite;
+  facts["out_of_range"] = result.out_of_range;
+  return py::make_tuple(out, facts);
+}
+
+py::array_t<float> to_floats(const py::buffer& data, const std::string& format, size_t n, size_t k,
+                             const std::optional<Floats>& scales, size_t block) {
+  const quant::Source source = source_of(data, format, scales, block);
+  py::array_t<float> out({n, k});
+  const std::span<float> values{out.mutable_data(), n * k};
+  const py::buffer_info held = data.request();
+  const py::gil_scoped_release unlocked;
+  quant::to_floats(source, n, k, values);
+  return out;
+}
+
 template <class T>
 py::array_t<T> to_array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -109,6 +158,15 @@ void register_quant(py::module_& module) {
              py::arg("importance") = py::none(),
              "float32 [n, k] -> uint8 [n, row_bytes] with little squared error; `importance` [k] "
              "weighs the columns. Releases the GIL: split rows over threads to use more cores.");
+  module.def("requantize", &requantize, py::arg("data"), py::arg("format"), py::arg("n"),
+             py::arg("k"), py::arg("to"), py::arg("importance") = py::none(),
+             py::arg("scales") = py::none(), py::arg("block") = 128, py::arg("threads") = 1,
+             "Rows [n, k] of `format` (or \"fp8\" with scales) -> (uint8 [n, row_bytes] of `to`, "
+             "{error, power, largest, not_finite, out_of_range}). `to` may be \"int4g128\": q4_0 "
+             "blocks with one symmetric scale for 128 values.");
+  module.def("to_floats", &to_floats, py::arg("data"), py::arg("format"), py::arg("n"),
+             py::arg("k"), py::arg("scales") = py::none(), py::arg("block") = 128,
+             "Rows [n, k] of `format` (or \"fp8\" with scales) -> float32 [n, k].");
   module.def("unpack_ints", &unpack_ints, py::arg("data"), py::arg("format"),
              "Blocks of `format` -> (u, scale, min or None, offset) with value[i] = "
              "scale[i // group] * (u[i] - offset) + min[i // group].");

@@ -49,7 +49,8 @@ void check_value(const std::string& file, std::string_view key, const Value& val
 
 }  // namespace
 
-Writer::Writer(const std::string& path, uint64_t alignment) : file_(path), alignment_(alignment) {
+Writer::Writer(const std::string& path, uint64_t alignment, os::Unfinished unfinished)
+    : file_(path, unfinished), alignment_(alignment) {
   KT_CHECK(alignment >= kMinAlignment && alignment <= kMaxAlignment &&
                (alignment & (alignment - 1)) == 0,
            path, ": alignment ", alignment, " must be a power of two from ", kMinAlignment, " to ",
@@ -120,18 +121,40 @@ void Writer::add_tensor(std::string_view name, uint32_t type, std::span<const ui
   tensor_bytes_.push_back(bytes);
 }
 
+std::string Writer::header() const {
+  std::string out = "GGUF";
+  append(out, kVersion);
+  append<uint64_t>(out, tensor_bytes_.size());
+  append(out, num_keys_);
+  out += keys_;
+  out += infos_;
+  out.resize(checked_round_up(out.size(), alignment_, "header"), '\0');
+  return out;
+}
+
 void Writer::start_data() {
-  std::string header = "GGUF";
-  append(header, kVersion);
-  append<uint64_t>(header, tensor_bytes_.size());
-  append(header, num_keys_);
-  const uint64_t size = header.size() + keys_.size() + infos_.size();
-  const std::string padding(checked_round_up(size, alignment_, "header") - size, '\0');
-  for (const std::string* part :
-       std::initializer_list<const std::string*>{&header, &keys_, &infos_, &padding}) {
-    file_.write({reinterpret_cast<const uint8_t*>(part->data()), part->size()});
-  }
+  const std::string bytes = header();
+  if (file_.size() > 0) file_.truncate(0);  // an unfinished file nobody asked to go on with
+  file_.write({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
   in_data_ = true;
+}
+
+bool Writer::resume(size_t tensors) {
+  KT_CHECK(!in_data_, path(), ": resume after tensor data");
+  const std::string bytes = header();
+  uint64_t end = bytes.size();
+  for (size_t i = 0; i < std::min(tensors, tensor_bytes_.size()); ++i) {
+    end = checked_add(end, checked_round_up(tensor_bytes_[i], alignment_, "tensor"), "tensors");
+  }
+  if (tensors > tensor_bytes_.size() || file_.size() < end ||
+      !file_.starts_with({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()})) {
+    start_data();
+    return false;
+  }
+  file_.truncate(end);
+  in_data_ = true;
+  current_ = tensors;
+  return true;
 }
 
 void Writer::write(std::span<const uint8_t> bytes) {

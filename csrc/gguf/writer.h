@@ -23,7 +23,8 @@ namespace kt::gguf {
 class Writer {
  public:
   /// Raises: InvalidArgument for an alignment the reader would refuse; SystemError.
-  explicit Writer(const std::string& path, uint64_t alignment = kDefaultAlignment);
+  explicit Writer(const std::string& path, uint64_t alignment = kDefaultAlignment,
+                  os::Unfinished unfinished = os::Unfinished::kRemove);
 
   /// Copies the value, also straight from a reader. Raises: InvalidArgument for a key that is no
   /// key or there already, or for a value whose bytes do not fit its type and count.
@@ -35,12 +36,20 @@ class Writer {
   /// The next bytes of tensor data; gaps for alignment are filled in between tensors.
   void write(std::span<const uint8_t> bytes);
 
+  /// With kKeep, after all keys and tensors were added: goes on behind the first `tensors` tensors
+  /// of an unfinished file with the very same header, or else (false) begins anew.
+  bool resume(size_t tensors);
+
+  /// Bytes written so far survive a power cut from here on. Raises: SystemError.
+  void sync() { file_.sync(); }
+
   /// Raises: InvalidArgument unless exactly every tensor's bytes were written; SystemError.
   void finish();
 
   const std::string& path() const { return file_.path(); }
 
  private:
+  std::string header() const;  // all before the data, padded
   void start_data();
 
   os::AtomicFile file_;
