@@ -4,14 +4,17 @@
 folder, and turns everything that can be wrong with them into one `UserError`. Imports no torch.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ktransformers import _core
+from ktransformers.checkpoint.pieces import Piece, convert, fitting_type, stored_as, type_bytes
 from ktransformers.errors import UserError
 
 SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.I)
@@ -84,12 +87,14 @@ class Metadata(Mapping):
 class GGUFFile:
     """One GGUF file or the files of a split model, mapped read-only.
 
+    types: {tensor: weight type it is handed out as instead of the file's}.
     Raises: UserError for whatever is wrong with the files.
     """
 
     def __init__(self, path: str | Path | list[str | Path]):
         paths = [path] if isinstance(path, str | Path) else list(path)
         self.paths = [str(p) for p in paths]
+        self.types: dict[str, str] = {}
         try:
             self._core = _core.GgufFile(self.paths)
         except (ValueError, NotImplementedError, OSError) as error:
@@ -121,12 +126,43 @@ class GGUFFile:
                 f"{self.path}: has no tensor '{name}'; the file is incomplete or of another "
                 "architecture, download it again"
             )
-        return self.tensors[name]
+        info = self.tensors[name]
+        if name not in self.types:
+            return info
+        kind = fitting_type(self.types[name], info.shape[-1])
+        nbytes = type_bytes(kind, math.prod(info.shape))
+        return replace(info, type=stored_as(kind), nbytes=nbytes)
 
     def data(self, name: str) -> np.ndarray:
-        """The tensor's bytes: uint8, read-only, a view that keeps the map alive."""
+        """The tensor's bytes: uint8, read-only, a view that keeps the map alive; in the type that
+        `types` says, or the next higher one that is good enough, which it then says."""
         self.tensor(name)
-        return self._core.data(name)
+        if name not in self.types:
+            return self._core.data(name)
+        threads = _core.cpu_info()["default_threads"]
+        kind = fitting_type(self.types[name], self.tensors[name].shape[-1])
+        out, outcome = convert(name, self.pieces(name), kind, threads, self.path)
+        self.types[name] = outcome.type
+        self.advise(name, "dontneed")
+        return out
+
+    def pieces(self, name: str) -> list[Piece]:
+        """The matrices of a tensor, as stored: one, or one per expert."""
+        info = self.tensors[name]
+        data = self._core.data(name)
+        rows, cols = (info.shape[-2] if len(info.shape) > 1 else 1), info.shape[-1]
+        count = math.prod(info.shape[:-2])
+        size = data.size // count
+        parts = (data[i * size : (i + 1) * size] for i in range(count))
+        return [Piece(name, info.type, rows, cols, partial(_same, part)) for part in parts]
+
+    def stored_type(self, name: str) -> str:
+        """The type in the file, whatever `types` says."""
+        return self.tensors[name].type
+
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the file."""
+        return self.bytes_total
 
     def dequantize(self, name: str) -> np.ndarray:
         """The tensor as float32 of its shape."""
@@ -171,12 +207,20 @@ class GGUFFile:
 
 
 def open_model(path: str | Path, architectures: Collection[str] | None = None) -> GGUFFile:
-    """Opens the model at `path`: a file, any part of a split model, or a folder with one model.
+    """Opens the model at `path`: a file, any part of a split model, or a folder with one model, in
+    GGUF or as Hugging Face folders are (config.json and .safetensors).
 
     architectures: the names this build can run (from models.registry); None asks for no name.
     Raises: UserError with one line for everything that can be wrong.
     """
-    model = GGUFFile(find_parts(Path(path).expanduser()))
+    path = Path(path).expanduser()
+    from ktransformers.checkpoint.folder_model import FolderModel, is_folder_model
+
+    try:
+        is_folder = is_folder_model(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    model = FolderModel(path) if is_folder else GGUFFile(find_parts(path))
     architecture = model.text("general.architecture", default=None)
     if architectures is not None and architecture and architecture not in architectures:
         shown = repr(architecture[:80])
@@ -186,6 +230,10 @@ def open_model(path: str | Path, architectures: Collection[str] | None = None) -
         )
     model.check_model()
     return model
+
+
+def _same(part: np.ndarray) -> np.ndarray:
+    return part
 
 
 def find_parts(path: Path) -> list[Path]:

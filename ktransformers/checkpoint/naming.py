@@ -93,6 +93,8 @@ def tensor_source(parameter: str, gguf, config: dict) -> TensorSource:
         k_b, v_b = block + "attn_k_b.weight", block + "attn_v_b.weight"
         if k_b in gguf.tensors and v_b in gguf.tensors:
             return TensorSource(((k_b,), (v_b,)), "kv_b")
+    if rest == "post_attention_layernorm.weight" and gguf.architecture == "glm4moe":
+        return _plain(gguf, block + "post_attention_norm.weight")
     if rest not in LAYER_TENSORS:
         raise UserError(f"{gguf.path}: nothing is known of the parameter {parameter}")
     if gguf.architecture == "llama" and rest.startswith(("self_attn.q_proj", "self_attn.k_proj")):

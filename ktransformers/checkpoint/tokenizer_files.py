@@ -36,10 +36,10 @@ from ktransformers.errors import UserError
 _MAX_GAP = 4096
 _ROLES = ("bos", "eos", "unk", "pad")
 # How each model type cuts text, for files that do not say beside a GGUF that does not either.
-_PRE_OF_TYPE = {
+PRE_OF_TYPE = {
     "llama": "llama-bpe", "qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen2",
     "qwen3_moe": "qwen2", "kimi_k2": "kimi-k2", "deepseek_v2": "deepseek-llm",
-    "deepseek_v3": "deepseek-v3",
+    "deepseek_v3": "deepseek-v3", "glm4_moe": "glm4",
 }  # fmt: skip
 
 
@@ -50,10 +50,10 @@ def tokenizer_from_folder(folder: ModelFolder, gguf: Any = None):
     Raises: UserError naming the file for everything that cannot be used.
     """
     settings = folder.json("tokenizer_config.json") or {}
-    roles = _special_texts(folder, settings)
+    roles = special_texts(folder, settings)
     added = _added_tokens(folder, settings)
     if (data := folder.text("tokenizer.json")) is not None:
-        backend = _load_json(data, folder)
+        backend = load_json_tokenizer(data, folder)
         _fit_begin_and_end(backend, settings, roles)
     else:
         vocab = _vocabulary(folder, gguf, settings, roles, added)
@@ -72,6 +72,16 @@ def tokenizer_from_folder(folder: ModelFolder, gguf: Any = None):
     return _guarded(lambda: wrap_tokenizer(backend, padding_side="left", **options), folder)
 
 
+def vocabulary_of(folder: ModelFolder, gguf: Any = None) -> Vocabulary | None:
+    """The folder's vocabulary from tokenizer.model, ranks or vocab.json; None without such a file.
+
+    Raises: UserError naming the file for everything that cannot be used.
+    """
+    settings = folder.json("tokenizer_config.json") or {}
+    roles, added = special_texts(folder, settings), _added_tokens(folder, settings)
+    return _vocabulary(folder, gguf, settings, roles, added)
+
+
 def _guarded(build: Any, folder: ModelFolder):
     """Runs `build`; what the tokenizers library has against the files becomes one line."""
     try:
@@ -86,7 +96,8 @@ def _guarded(build: Any, folder: ModelFolder):
         raise UserError(f"{folder.path}: the tokenizer files cannot be used: {text}") from error
 
 
-def _load_json(data: str, folder: ModelFolder):
+def load_json_tokenizer(data: str, folder: ModelFolder):
+    """`tokenizers.Tokenizer` of a tokenizer.json's text. Raises: UserError."""
     from tokenizers import Tokenizer
 
     backend = _guarded(lambda: Tokenizer.from_str(data), folder)
@@ -102,7 +113,7 @@ def _text_of(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _special_texts(folder: ModelFolder, settings: dict) -> dict[str, str]:
+def special_texts(folder: ModelFolder, settings: dict) -> dict[str, str]:
     """Role -> text from tokenizer_config.json, then special_tokens_map.json."""
     older = folder.json("special_tokens_map.json") or {}
     found = {}
@@ -258,8 +269,8 @@ def _pre_of(folder: ModelFolder, gguf: Any) -> str:
     if pre in PRE_TOKENIZERS and pre:
         return pre
     model_type = (folder.json("config.json") or {}).get("model_type")
-    if model_type in _PRE_OF_TYPE:
-        return _PRE_OF_TYPE[model_type]
+    if model_type in PRE_OF_TYPE:
+        return PRE_OF_TYPE[model_type]
     raise UserError(
         f"{folder.path}: how a {md.shown(model_type)} model cuts text is not known; "
         "give a folder with a tokenizer.json"

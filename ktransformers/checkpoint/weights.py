@@ -55,9 +55,11 @@ class Weights:
             self._used.add(name)
             self.bytes_bound += self.gguf.tensor(name).nbytes
 
-    def _data(self, info) -> np.ndarray:
+    def _data(self, info) -> tuple[np.ndarray, str]:
+        """The bytes and their type, which is known when they have been converted."""
         self._take(info.name)
-        return self.gguf.data(info.name)
+        data = self.gguf.data(info.name)
+        return data, self.gguf.tensor(info.name).type
 
     def source(self, parameter: str) -> TensorSource:
         return tensor_source(parameter, self.gguf, self.config)
@@ -71,10 +73,10 @@ class Weights:
         shape = (1, *info.shape) if len(info.shape) == 1 and rows == 1 else info.shape
         if shape != (rows, cols):
             raise self._wrong_shape(info, (rows, cols))
-        data = self._data(info)
+        data, kind = self._data(info)
         if source.kind == "pairs":
             data = unpair_rows(data.reshape(rows, -1), source.heads).reshape(-1)
-        return Blocks(data, info.type, rows, cols, info.name)
+        return Blocks(data, kind, rows, cols, info.name)
 
     def experts(self, parameter: str, count: int, rows: int, cols: int) -> list[list[Blocks]]:
         """The expert matrices of a stacked parameter: a list per part, of one matrix per expert."""
@@ -84,12 +86,10 @@ class Weights:
                 info = self.gguf.tensor(names[0])
                 if info.shape != (count, rows, cols):
                     raise self._wrong_shape(info, (count, rows, cols))
-                data = self._data(info).reshape(count, -1)
+                data, kind = self._data(info)
+                data = data.reshape(count, -1)
                 parts.append(
-                    [
-                        Blocks(data[e], info.type, rows, cols, f"{info.name}[{e}]")
-                        for e in range(count)
-                    ]
+                    [Blocks(data[e], kind, rows, cols, f"{info.name}[{e}]") for e in range(count)]
                 )
                 continue
             part = []
@@ -97,7 +97,7 @@ class Weights:
                 info = self.gguf.tensor(name)
                 if info.shape != (rows, cols):
                     raise self._wrong_shape(info, (rows, cols))
-                part.append(Blocks(self._data(info), info.type, rows, cols, name))
+                part.append(Blocks(*self._data(info), rows, cols, name))
             parts.append(part)
         return parts
 
@@ -106,8 +106,9 @@ class Weights:
         info = self.gguf.tensor(name)
         if info.shape != (heads, rows, cols):
             raise self._wrong_shape(info, (heads, rows, cols))
-        data = self._data(info).reshape(heads, -1)
-        return [Blocks(data[h], info.type, rows, cols, f"{name}[{h}]") for h in range(heads)]
+        data, kind = self._data(info)
+        data = data.reshape(heads, -1)
+        return [Blocks(data[h], kind, rows, cols, f"{name}[{h}]") for h in range(heads)]
 
     def floats(self, parameter: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The parameter as float32 in transformers' layout."""

@@ -55,6 +55,27 @@ def inspect(
     run(model, tensors, json)
 
 
+TensorTypes = Annotated[
+    list[str], typer.Option("--tensor", help="REGEX=TYPE for single tensors, as often as needed")
+]
+
+
+@app.command()
+def quantize(
+    source: str = typer.Argument(help="Hugging Face folder or GGUF file"),
+    out: str = typer.Argument(help="the GGUF file to write"),
+    preset: str = typer.Argument("Q4_K_M", help="Q4_K_M, Q6_K, Q8_0, IQ4_XS, BF16 or F16"),
+    tensor: TensorTypes = (),
+    recipe: str = typer.Option(None, "--recipe", help="YAML list of {tensor: REGEX, type: TYPE}"),
+    threads: int = typer.Option(0, "--threads", min=0, help="0: all usable cores"),
+    dry_run: bool = typer.Option(False, "--dry-run", help="only print what would be written"),
+) -> None:
+    """Write a model as a GGUF file with smaller weights; run again to go on after a stop."""
+    from ktransformers.cli.quantize import run
+
+    run(source, out, preset, tensor, recipe, threads, dry_run)
+
+
 def spelled(name: str, text: str):
     """An option in upstream's spelling and with dashes."""
     return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help=text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from ktransformers.cli.machine import (
+from ktransformers.optimize.system import (
     cpu_flags,
     cpu_quota,
     meminfo,

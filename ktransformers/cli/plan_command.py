@@ -20,16 +20,18 @@ def run(
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.optimize.devices import parse_device_map
     from ktransformers.optimize.plan import PlanContext, plan
+    from ktransformers.optimize.quant import auto_quant
     from ktransformers.optimize.report import print_plan, to_json
     from ktransformers.optimize.rules import load_rules
     from ktransformers.optimize.shipped import shipped_rules
     from ktransformers.runtime.loading import build_on_meta, model_config
 
-    context = PlanContext(device_map=parse_device_map(device_map))
+    devices = parse_device_map(device_map)
     rules = load_rules(optimize_config_path) if optimize_config_path else None
     gguf = open_model(gguf_path)
     family, config = model_config(gguf, model_path)
     rules = rules or load_rules(shipped_rules(family))
+    context = PlanContext(device_map=devices, auto_quant=auto_quant(gguf))
 
     from ktransformers.optimize.tree import describe
 

@@ -4,7 +4,13 @@ An operator stands in for one module of transformers' tree; attention, MLP and M
 through the operators of their children. The classes are imported when a plan is applied.
 """
 
-from ktransformers.operators.registry import REGISTRY, UpstreamOp, register
+from ktransformers.operators.registry import (
+    REGISTRY,
+    NoOptions,
+    UpstreamOp,
+    WeightOptions,
+    register,
+)
 from ktransformers.operators.upstream_names import UPSTREAM_CLASSES, UPSTREAM_OPS
 
 _HERE = "ktransformers.operators"
@@ -29,12 +35,29 @@ NEEDS = {
     "attention.mla": ("linear", "norm.rms", "rope"),
 }
 
+# Those that own matrices may be told which type to load them as.
+WITH_WEIGHTS = ("linear", "embedding", "moe.experts")
+
 for _name, _place in CPU_OPERATORS.items():
     register(
         _name,
         backend="cpu",
         factory=f"{_HERE}.{_place}",
+        options=WeightOptions if _name in WITH_WEIGHTS else NoOptions,
         upstream=UPSTREAM_CLASSES.get(_name, ()),
+        needs=NEEDS.get(_name, ()),
+    )
+
+# The same operators on a GPU: planned everywhere, so that a file for a machine with GPUs can be
+# read and checked on one without. "" stands for what this build does not hold.
+CUDA_OPERATORS: dict[str, str] = {}
+
+for _name in CPU_OPERATORS:
+    register(
+        _name,
+        backend="cuda",
+        factory=CUDA_OPERATORS.get(_name, ""),
+        options=WeightOptions if _name in WITH_WEIGHTS else NoOptions,
         needs=NEEDS.get(_name, ()),
     )
 

@@ -80,17 +80,32 @@ UPSTREAM_OPS: dict[str, dict[str, str | None]] = {
         "KExpertsTorch": "torch",
         "MLPCPUExperts": None,
         "MLPExpertsMarlin": None,
+        "MLPCUDAExperts": None,
         "MLPExpertsTorch": "torch",
     },
 }
 
-# kwargs of upstream's constructors: accepted without a word. What has a meaning beside one CPU is
-# read in optimize/rules_upstream.py; the rest chooses among upstream's GPU kernels or tunes them.
+# Ops that compute on the CPU whatever device is named beside them.
+CPU_OPS = frozenset({"KExpertsCPU", "KLinearCPUInfer", "MLPCPUExperts"})
+# What upstream's GPU ops keep of a weight: (type, bits per value with the scales).
+OP_WEIGHTS = {
+    "KLinearMarlin": "int4g64", "VLinearMarlin": "int4g64", "QuantizedLinearMarlin": "int4g64",
+    "KExpertsMarlin": "int4g64", "MLPExpertsMarlin": "int4g64", "MLPCUDAExperts": "int4g64",
+    "KLinearFP8": "fp8", "KLinearQ8": "q8_0",
+}  # fmt: skip
+# `backend` of KExpertsCPU -> what float weights are loaded as. Files keep their types: those were
+# chosen by whoever made the file, and the kernels take all of them.
+CPU_BACKENDS = {"llamafile": None, "AMXBF16": "bf16", "AMXInt8": "q8_0"}
+# Knobs of kernels that are not used here: nothing they could change is left.
+IGNORED_KWARGS = frozenset("act_order is_k_full stride group_max_len use_quant".split())
+
+# kwargs of upstream's constructors; optimize/rules_upstream.py reads them, and the plan shows what
+# they mean.
 DEVICE_KWARGS = frozenset({"generate_device", "prefill_device"})
 UPSTREAM_KWARGS: dict[str, frozenset[str]] = {
     "linear": frozenset(
         "generate_op prefill_op out_device num_bits group_size act_order is_k_full block_size"
-        " stride group_max_len".split()
+        " stride group_max_len generate_linear_type prefill_linear_type".split()
     ),
     "moe.experts": frozenset(
         "generate_op prefill_op out_device backend generate_mlp_type prefill_mlp_type".split()

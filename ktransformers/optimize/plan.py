@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ktransformers.checkpoint.pieces import fitting_type, type_bytes
 from ktransformers.errors import UserError
 from ktransformers.operators.registry import OperatorSpec, Registry, operators
+from ktransformers.optimize.how import describe, quant_of_backend
 from ktransformers.optimize.rules import Place, Rule, RuleError, RuleSet
 
 
@@ -67,10 +69,12 @@ class PlanContext:
 
     device_map: what a device of the rules stands for, {"cuda:0": "cpu"}; "cuda" covers every
         "cuda:N" without an entry of its own. cuda_devices: how many this machine has.
+    auto_quant: what `quant: auto` loads matrices as; None keeps the file's types.
     """
 
     device_map: Mapping[str, str] = field(default_factory=dict)
     cuda_devices: int = 0
+    auto_quant: str | None = None
     registry: Registry | None = None
 
 
@@ -79,7 +83,8 @@ class PlanRow:
     """One module and its operator. rule None: no rule asked for it. nbytes: resident afterwards.
 
     parameters: full names of the parameters the operator binds; those of the modules below too
-    where the rule takes the whole subtree (`subtree`).
+    where the rule takes the whole subtree (`subtree`). types: of tensors that are loaded as another
+    type than they are stored in. how: what else the rule asked for, in our words (optimize/how.py).
     """
 
     module: str
@@ -94,6 +99,8 @@ class PlanRow:
     parameters: tuple[str, ...]
     tensors: tuple[str, ...]
     subtree: bool = False
+    types: Mapping[str, str] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,14 @@ class _Planner:
         for one in below:
             weights.update(one.weights)
         in_file = spec.resident == "file"
+        options = rule.options if rule and rule.options is not None else spec.options()
+        types = self.loaded_types(weights.values(), getattr(options, "quant", "file"))
+        how: dict[str, Any] = {}
+        if rule and not self.own:
+            how = describe(rule, spec, device, lambda written: self.device_of(rule, written))
+            floats = quant_of_backend(rule)
+            if floats and spec.backend == "cpu" and self.context.auto_quant:
+                types = self.loaded_types(weights.values(), floats)
         self.rows.append(
             PlanRow(
                 module=module.name,
@@ -234,15 +249,32 @@ class _Planner:
                 operator=spec.name,
                 backend=spec.backend,
                 device=device,
-                options=rule.options if rule and rule.options is not None else spec.options(),
+                options=options,
                 rule=rule.place if rule else None,
                 why=rule.why if rule else "",
-                nbytes=sum(w.nbytes if in_file else w.float_bytes for w in weights.values()),
+                nbytes=sum(
+                    resident_bytes(w, types, how, spec) if in_file else w.float_bytes
+                    for w in weights.values()
+                ),
                 parameters=tuple(weights),
                 tensors=tuple(name for w in weights.values() for name in w.tensors),
                 subtree=bool(below),
+                types=types,
+                how=how,
             )
         )
+
+    def loaded_types(self, weights: Iterable[WeightInfo], quant: str) -> dict[str, str]:
+        """{tensor: type} of matrices that `quant` has loaded as another type than the stored."""
+        kind = self.context.auto_quant if quant == "auto" else quant
+        if kind in (None, "file"):
+            return {}
+        return {
+            name: fitting_type(kind, weight.shape[-1])
+            for weight in weights
+            if len(weight.shape) > 1 and weight.type != fitting_type(kind, weight.shape[-1])
+            for name in weight.tensors
+        }
 
     def choose_own(self, module: ModuleInfo, rule: Rule | None) -> tuple[OperatorSpec, str]:
         if rule is None:
@@ -251,16 +283,19 @@ class _Planner:
         spec = self.registry.lookup(rule.operator, rule.backend)
         if spec.kind not in ("", module.kind):
             raise self.misfit(rule, module)
-        return spec, "cuda:0" if spec.backend == "cuda" else "cpu"
+        if spec.backend != "cuda":
+            return spec, "cpu"
+        device = self.device_of(rule, rule.device or "cuda:0")
+        return self.registry.lookup(spec.name, device.partition(":")[0]), device
 
     def choose(self, module: ModuleInfo, rule: Rule | None) -> tuple[OperatorSpec, str]:
         """Upstream's dialect: the class fixes the operator, device and op its backend."""
         kind = module.kind
         plain = self.registry.lookup("default", "torch")
         if rule is None:
-            device = "cpu"
+            device = "cuda:0" if self.context.cuda_devices else "cpu"
         else:
-            device = self.device(rule)
+            device = self.device_of(rule, dict(rule.asked).get("runs_on") or rule.device or "cpu")
             # Upstream's gates were torch.nn.Linear, so its rules for linears take them too.
             as_linear = rule.operator == "linear" and kind == "moe.router"
             if rule.operator not in ("default", kind) and not as_linear:
@@ -298,22 +333,28 @@ class _Planner:
         what = f"{count} modules have" if count > 1 else "1 module has"
         return [f"{self.rules.path}: {what} to be plain torch, the first is {first}"]
 
-    def device(self, rule: Rule) -> str:
-        """The device of this machine that a rule's device stands for."""
-        written = rule.device or "cpu"
-        base = written.partition(":")[0]
+    def device_of(self, rule: Rule, written: str) -> str:
+        """The device of this machine that one named in a rule stands for. Raises RuleError."""
+        base, _, number = written.partition(":")
+        have = self.context.cuda_devices
         mapped = self.context.device_map.get(written, self.context.device_map.get(base))
         if mapped is None and base == "cuda":
-            index = int(written.partition(":")[2] or 0)
-            mapped = f"cuda:{index}" if index < self.context.cuda_devices else "cpu"
-            if mapped == "cpu":
-                self.moved[written] = mapped
+            mapped = f"cuda:{int(number or 0)}"
+            if have == 0:
+                self.moved[written] = mapped = "cpu"
         elif mapped is None and written == "cpu":
             mapped = "cpu"
         if mapped is None:
             raise RuleError(
                 rule.place,
                 f"unknown device {written!r}; say what it means: --device-map {base}=cpu",
+            )
+        if mapped != "cpu" and int(mapped.partition(":")[2]) >= have:
+            devices = "no CUDA device" if have == 0 else f"{have} CUDA device{'s' * (have > 1)}"
+            raise RuleError(
+                rule.place,
+                f"{written} means {mapped}, but this machine has {devices}; say what to take "
+                f"instead: --device-map {written}={'cuda:0' if have else 'cpu'}",
             )
         return mapped
 
@@ -364,6 +405,22 @@ class _Planner:
             f"{rule.written} does not fit {module.name} ({module.class_name}, {takes}); "
             "narrow the match",
         )
+
+
+def resident_bytes(
+    weight: WeightInfo, types: Mapping[str, str], how: Mapping[str, Any], spec: OperatorSpec
+) -> int:
+    """Bytes of a parameter where it is kept: a GPU's op may have a type of its own."""
+    bits = how.get("bits")
+    if bits and spec.backend == "cuda" and len(weight.shape) > 1:
+        return int(weight.float_bytes // 4 * bits / 8)
+    return loaded_bytes(weight, types)
+
+
+def loaded_bytes(weight: WeightInfo, types: Mapping[str, str]) -> int:
+    """Bytes of a parameter once loaded; its tensors share one type in `types`, or have none."""
+    kind = next((types[name] for name in weight.tensors if name in types), None)
+    return weight.nbytes if kind is None else type_bytes(kind, weight.float_bytes // 4)
 
 
 def _class_matches(rule: Rule, module: ModuleInfo) -> bool:

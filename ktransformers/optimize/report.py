@@ -52,6 +52,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "parameters": list(row.parameters),
                 "tensors": list(row.tensors),
                 "subtree": row.subtree,
+                "types": dict(row.types),
+                "how": dict(row.how),
             }
             for row in plan.rows
         ],
@@ -74,6 +76,7 @@ class Line:
             for field in dataclasses.fields(row.options)
             if getattr(row.options, field.name) != field.default
         }
+        changed |= {key: value for key, value in row.how.items() if key != "bits"}
         return (
             module + (".*" if row.subtree else ""),
             row.rule.short if row.rule else "-",
@@ -90,7 +93,14 @@ def lines(plan: Plan, every_layer: bool = False) -> list[Line]:
     for row in plan.rows:
         layer = _LAYER.search(row.module)
         pattern = _LAYER.sub(".layers.*", row.module, count=1)
-        key = (pattern, row.operator, row.backend, row.device, row.rule, repr(row.options))
+        key = (
+            pattern,
+            row.operator,
+            row.backend,
+            row.device,
+            row.rule,
+            repr((row.options, row.how)),
+        )
         if layer and key in found and not every_layer:
             found[key].layers.append(int(layer[1]))
             found[key].nbytes += row.nbytes

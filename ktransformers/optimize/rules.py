@@ -73,6 +73,7 @@ class Rule:
     device: as written; None: the backend's own.
     options: an instance of the operator's options class, or None.
     written: what the file calls the operator, for messages.
+    asked: (kwarg, value) pairs of upstream's dialect that the plan has to show.
     """
 
     place: Place
@@ -85,6 +86,7 @@ class Rule:
     why: str = ""
     optional: bool = False
     recursive: bool = True
+    asked: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,15 @@ def load_rules(path: str | Path, registry: Registry | None = None) -> RuleSet:
     Raises UserError: the file cannot be read or parsed, is not a list of rules, mixes the dialects,
     or names an operator, class, op or (own dialect) key or option that does not exist.
     """
+    return read_rules(read_yaml(path, "a rule file"), registry or operators())
+
+
+def read_yaml(path: str | Path, what: str) -> Yaml:
+    """The root of a YAML file; `what` names it in messages. Raises: UserError."""
     try:
-        root = _core.parse_yaml(str(path))
+        return Yaml(_core.parse_yaml(str(path)), str(path), what)
     except (_core.FormatError, OSError) as error:
         raise UserError(str(error)) from None
-    return read_rules(Yaml(root, str(path), "a rule file"), registry or operators())
 
 
 def parse_rules(text: str, name: str = "rules", registry: Registry | None = None) -> RuleSet:

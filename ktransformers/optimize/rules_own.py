@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
@@ -12,7 +13,8 @@ from ktransformers.optimize.rules import Match, Place, Rule, RuleError, Yaml
 
 RULE_KEYS = ("match", "replace", "why", "optional", "recursive")
 MATCH_KEYS = ("name", "class")
-REPLACE_KEYS = ("operator", "backend", "options")
+REPLACE_KEYS = ("operator", "backend", "device", "options")
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 
 
 def read(entry: Yaml, registry: Registry) -> Rule:
@@ -34,11 +36,25 @@ def read(entry: Yaml, registry: Registry) -> Rule:
         operator=spec.name,
         backend=spec.backend,
         written=spec.name,
+        device=read_device(replace, spec),
         options=options,
         why=" ".join(fields["why"][1].text().split()),
         optional="optional" in fields and fields["optional"][1].boolean(),
         recursive="recursive" not in fields or fields["recursive"][1].boolean(),
     )
+
+
+def read_device(replace: Mapping[str, tuple[Place, Yaml]], spec: OperatorSpec) -> str | None:
+    """The device of a rule whose backend computes there. Raises RuleError."""
+    if "device" not in replace:
+        return None
+    value = replace["device"][1]
+    text = value.text()
+    if not _DEVICE.fullmatch(text):
+        raise value.fail(f"{text!r} is no device; write cpu, cuda or cuda:0")
+    if (spec.backend == "cuda") != text.startswith("cuda"):
+        raise value.fail(f"backend {spec.backend} does not compute on {text}")
+    return text
 
 
 def known_fields(node: Yaml, known: Iterable[str]) -> dict[str, tuple[Place, Yaml]]:

@@ -9,7 +9,10 @@ from typing import Any
 
 from ktransformers.operators.registry import Registry
 from ktransformers.operators.upstream_names import (
+    CPU_BACKENDS,
+    CPU_OPS,
     DEVICE_KWARGS,
+    IGNORED_KWARGS,
     TORCH_MODULES,
     UPSTREAM_KWARGS,
     UPSTREAM_MODULES,
@@ -19,7 +22,10 @@ from ktransformers.optimize.rules_own import suggestion
 
 RULE_KEYS = ("match", "replace", "recursive")
 MATCH_KEYS = ("name", "class")
-REPLACE_KEYS = ("class", "kwargs")
+REPLACE_KEYS = ("class", "kwargs", "device")
+# Values that the plan shows, and which kwargs are read as which: older spellings.
+COUNTS = ("num_bits", "group_size", "block_size", "chunck_size")
+SPELLINGS = {"mlp_type": "op", "linear_type": "op"}
 _DEVICE = re.compile(r"[a-z]+(:\d+)?")
 _TRANSFORMERS = re.compile(r"transformers\.models\.\w+\.modeling_\w+\.\w+")
 
@@ -41,9 +47,10 @@ def read(entry: Yaml, registry: Registry, notes: list[str]) -> Rule:
         place=entry.place,
         match=match,
         operator=operator,
-        backend=kwargs["backend"],
+        backend=kwargs["backend_of_op"],
         written=written,
-        device=kwargs["device"],
+        device=kwargs["generate_device"],
+        asked=tuple((key, value) for key, value in kwargs.items() if key != "backend_of_op"),
         recursive=read_recursive(fields, notes),
     )
 
@@ -93,34 +100,72 @@ def find_operator(written: str, replace: dict, registry: Registry) -> str:
 def read_kwargs(
     replace: dict, written: str, operator: str, registry: Registry, notes: list[str]
 ) -> dict[str, Any]:
-    """{"device": as written or None, "backend": "torch" or None}."""
-    found: dict[str, Any] = {"device": None, "backend": None}
+    """What the kwargs ask for: generate_device as written or None, backend_of_op ("torch" or None),
+    and every other kwarg that means something, by name."""
+    found: dict[str, Any] = {"generate_device": None, "backend_of_op": None}
+    if "device" in replace:  # upstream's README shows it, its loader never reads it
+        place, value = replace["device"]
+        found["generate_device"] = found["prefill_device"] = read_device(value)
+        notes.append(
+            f"{place.file}:{place.line}: replace.device, which upstream never reads, is taken as "
+            "generate_device and prefill_device"
+        )
     if "kwargs" not in replace:
         return found
     node = replace["kwargs"][1]
-    if node.value is None:
-        raise node.fail("kwargs is null; leave it out or give it entries")
+    if node.value is None and node.node.kind == "scalar":
+        notes.append(f"{node.file}:{node.place.line}: kwargs is null, taken as if left out")
+        return found
     known = DEVICE_KWARGS | UPSTREAM_KWARGS.get(operator, frozenset())
     for key, (place, value) in node.fields().items():
-        if key not in known:
+        if key in IGNORED_KWARGS or key not in known:
             notes.append(f"{place.file}:{place.line}: ignored kwarg {key} of {written}")
         elif key.endswith("_device"):
-            device = read_device(value)
-            if key == "generate_device":
-                found["device"] = device
+            found[key] = read_device(value)
         elif key.endswith(("_op", "_type")):
-            backend = read_op(value, operator, registry)
-            if key.startswith("generate"):
-                found["backend"] = backend
-        elif key == "transfer_map" and value.value is not None:
-            check_transfer_map(value)
+            read_op_kwarg(key, value, operator, registry, found, place, notes)
+        elif key == "transfer_map":
+            if value.value is not None or value.node.kind == "map":
+                found[key] = read_transfer_map(value)
+        elif key == "backend":
+            if value.value not in CPU_BACKENDS:
+                raise value.fail(f"unknown backend {value.described()}; known: "
+                                 + ", ".join(CPU_BACKENDS))  # fmt: skip
+            found[key] = value.value
+        elif key == "absorb_for_prefill":
+            found[key] = value.boolean()
+        elif key == "per_layer_prefill_intput_threshold" or key in COUNTS:
+            if value.value is not None and (
+                isinstance(value.value, bool) or not isinstance(value.value, int) or value.value < 0
+            ):
+                raise value.fail(f"{key} must be a number of at least 0, not {value.described()}")
+            found[key] = value.value or 0
     return found
 
 
+def read_op_kwarg(key, value, operator, registry, found, place, notes) -> None:
+    """generate_op, prefill_op and their older spellings; into `found`."""
+    phase, _, what = key.partition("_")
+    backend = read_op(value, operator, registry)
+    name = f"{phase}_{SPELLINGS.get(what, what)}"
+    if value.value == "None":
+        notes.append(f"{place.file}:{place.line}: {key} is the text 'None', taken as null")
+    if value.value in (None, "None"):
+        return
+    found[name] = value.text()
+    if phase == "generate":
+        found["backend_of_op"] = backend
+        if value.text() in CPU_OPS:
+            found["runs_on"] = "cpu"
+
+
 def read_device(value: Yaml) -> str:
-    if not _DEVICE.fullmatch(value.text()):
+    text = value.text().lower()
+    if text == "gpu":  # upstream's older tutorials
+        return "cuda"
+    if not _DEVICE.fullmatch(text):
         raise value.fail(f"{value.text()!r} is no device; write cpu, cuda or cuda:0")
-    return value.text()
+    return text
 
 
 def read_op(value: Yaml, operator: str, registry: Registry) -> str | None:
@@ -135,14 +180,16 @@ def read_op(value: Yaml, operator: str, registry: Registry) -> str | None:
     return registry.upstream_op(value.text()).backend
 
 
-def check_transfer_map(value: Yaml) -> None:
-    """{layer: device}. One CPU has nowhere to move a layer to, but a slip in it is still told."""
+def read_transfer_map(value: Yaml) -> tuple[tuple[int, str], ...]:
+    """{layer: device}: from that layer on, what flows from layer to layer is on that device."""
+    found = {}
     for layer, (place, device) in value.fields().items():
         if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
             raise Yaml(value.node, place.file, "").fail(
                 f"transfer_map: {layer!r} is no layer number"
             )
-        read_device(device)
+        found[layer] = read_device(device)
+    return tuple(sorted(found.items()))
 
 
 def read_recursive(fields: dict, notes: list[str]) -> bool:

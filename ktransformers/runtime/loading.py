@@ -12,6 +12,7 @@ import numpy as np
 from ktransformers import _core
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.errors import UserError
+from ktransformers.optimize.quant import as_loaded, auto_quant
 from ktransformers.runtime.collector import paused_collector
 
 log = logging.getLogger("ktransformers")
@@ -161,10 +162,15 @@ def bind(
     from ktransformers.runtime.lowering import cache_widths, lower
     from ktransformers.runtime.torch_layers import ModuleProgram
 
-    made = plan(describe(model, family, gguf), rules, PlanContext(device_map=device_map or {}))
+    context = PlanContext(device_map=device_map or {}, auto_quant=auto_quant(gguf))
+    made = plan(describe(model, family, gguf), rules, context)
+    check_backends(made)
+    for row in made.rows:
+        gguf.types.update(row.types)
     weights = Weights(gguf, model.config.to_dict() | config)
     apply(model, made.rows, weights, engine, progress)
     check_all_used(weights)
+    made = as_loaded(made, gguf)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
@@ -180,6 +186,18 @@ def bind(
     model.kt = runtime
     model.config.name_or_path = str(gguf.path)
     mark_as_placed(model)
+
+
+def check_backends(made) -> None:
+    """Refuses a plan with operators this build does not hold. Raises: UserError."""
+    from ktransformers.operators.registry import lookup
+
+    for row in made.placements:
+        if row.backend != "cpu" and not lookup(row.operator, row.backend).factory:
+            raise UserError(
+                f"{row.rule or made.rules_path}: {row.module} on {row.device}: this build has no "
+                f"{row.operator} for {row.backend}; --device-map {row.device}=cpu takes the CPU"
+            )
 
 
 def check_all_used(weights) -> None:

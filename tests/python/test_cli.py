@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ktransformers import __version__
-from ktransformers.cli import doctor, machine
+from ktransformers.cli import doctor
+from ktransformers.optimize import system as machine
 from tests.support.miniatures import miniature, write
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,11 @@ def test_doctor_works_where_nothing_else_does(tmp_path):
     (package / "cli").mkdir(parents=True)
     for name in ("__init__.py", "errors.py", "cli/__init__.py", "cli/main.py", "cli/doctor.py"):
         (package / name).write_text((ROOT / "ktransformers" / name).read_text())
-    (package / "cli/machine.py").write_text((ROOT / "ktransformers/cli/machine.py").read_text())
+    (package / "optimize").mkdir()
+    (package / "optimize/__init__.py").write_text("")
+    (package / "optimize/system.py").write_text(
+        (ROOT / "ktransformers/optimize/system.py").read_text()
+    )
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", "import sys\nsys.path.insert(0, sys.argv[1])\n"

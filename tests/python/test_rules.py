@@ -84,7 +84,7 @@ OWN_ERRORS = [
     (RULE.replace("linear", "liner"), "f:2:23: unknown operator 'liner'; did you mean linear?"),
     (RULE.replace("linear", "zzz"), "f:2:23: unknown operator 'zzz'; known: linear, default"),
     (RULE.replace("linear", "1"), "f:2:23: operator must be text, not 1"),
-    (RULE.replace("linear", "linear, device: cpu"), "f:2:31: unknown key 'device'"),
+    (RULE.replace("linear", "linear, gpu: 0"), "f:2:31: unknown key 'gpu'"),
     (
         RULE.replace("linear", "linear, backend: cuda"),
         "f:2:40: operator linear has no backend 'cuda' in this build; it has: cpu, torch",
@@ -167,7 +167,8 @@ def test_what_upstream_ignores_gives_one_line_each():
     assert rules.notes == (
         "f:2: ignored key why",
         "f:1: ignored match key colour",
-        "f:5: ignored key replace.device",
+        "f:5: replace.device, which upstream never reads, is taken as generate_device and "
+        "prefill_device",
         "f:6: ignored kwarg speed of default",
         "f:7: recursive is the text 'False', which counts as true; write it without quotes",
     )
@@ -209,7 +210,6 @@ UPSTREAM_ERRORS = [
     (dict(kwargs="prefill_op: KExpertsCPU"), "f:5:19: unknown op 'KExpertsCPU' for linear"),
     (dict(kwargs="generate_device: 'cuda: 0'"), "f:5:24: 'cuda: 0' is no device"),
     (dict(kwargs="generate_device: 0"), "f:5:24: generate_device must be text, not 0"),
-    (dict(kwargs="null"), "f:5:7: kwargs is null"),
     (dict(kwargs="[1]"), "f:5:7: kwargs must be a map"),
     (dict(match="class: torch.nn.Liner"), "f:1:18: unknown class 'torch.nn.Liner'; did you mean"),
     (dict(match="class: os.path"), "f:1:18: unknown class 'os.path'"),

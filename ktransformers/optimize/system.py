@@ -70,6 +70,13 @@ def memory_limit() -> int | None:
     return min(limits, default=None)
 
 
+def available_memory() -> int:
+    """Bytes this process may still take: what is free or only cached, within the cgroup's limit."""
+    available = meminfo().get("MemAvailable", 0)
+    limit = memory_limit()
+    return available if limit is None else min(available, limit)
+
+
 def physical_cores(cpus: set[int]) -> int:
     """How many physical cores these logical CPUs are on."""
     base = "/sys/devices/system/cpu/cpu"
