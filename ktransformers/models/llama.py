@@ -1,4 +1,4 @@
-"""Llama 1-3 and the many dense models that share its layout."""
+"""Llama 1-3, Mistral and the many dense models that share its layout."""
 
 from ktransformers.models.base import ROTARY_PER_LAYER, Family
 from ktransformers.models.common import attention_bias, base_config, head_dim
@@ -13,7 +13,7 @@ def config_from_gguf(gguf) -> dict:
 FAMILY = Family(
     name="llama",
     gguf_architectures=("llama",),
-    hf_model_types=("llama",),
+    hf_model_types=("llama", "mistral"),
     causal_lm="transformers.models.llama.modeling_llama:LlamaForCausalLM",
     rule_file="llama.yaml",
     legacy_module="modeling_llama",

@@ -15,6 +15,7 @@ MODULES = (
     "qwen3moe",
     "deepseek_v2",
     "deepseek_v3",
+    "glm4_moe",
 )
 
 

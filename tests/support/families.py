@@ -123,6 +123,37 @@ def families(wide: bool = False) -> dict[str, Family]:
         "routed_scaling_factor": 2.5,
         "rope_parameters": yarn_rope(1.0),
     }
+    # Moonlight queries without compression and does not scale positions; Kimi-K2 has one group.
+    moonlight = v3 | {
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 2.446,
+        "rope_parameters": plain_rope(50000.0),
+    }
+    kimi = v3 | {
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.827,
+        "n_routed_experts": 12,
+    }
+    glm = base | {
+        "num_hidden_layers": 3,
+        "head_dim": 64,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "rope_parameters": plain_rope() | {"partial_rotary_factor": 0.5},
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": expert,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "n_group": 1,
+        "topk_group": 1,
+    }
     rows = (
         Family("llama", "llama", "Llama", base),
         Family(
@@ -148,6 +179,9 @@ def families(wide: bool = False) -> dict[str, Family]:
         ),
         Family("qwen3", "qwen3", "Qwen3", qwen3 | {"tie_word_embeddings": True}),
         Family("qwen3moe", "qwen3moe", "Qwen3Moe", qwen3 | moe | {"norm_topk_prob": True}),
+        Family("glm4moe", "glm4moe", "Glm4Moe", glm),
+        Family("moonlight", "deepseek2", "DeepseekV3", moonlight),
+        Family("kimi_k2", "deepseek2", "DeepseekV3", kimi),
         Family("deepseek_v2_lite", "deepseek2", "DeepseekV2", lite),
         Family("deepseek_v2_lite_split", "deepseek2", "DeepseekV2", lite, split_kv_b=True),
         Family("deepseek_v2", "deepseek2", "DeepseekV2", v2, split_kv_b=True),

@@ -77,6 +77,19 @@ def architecture_metadata(family: Family) -> dict:
         keys["rope.scaling.yarn_beta_slow"] = rope["beta_slow"]
     if "head_dim" in config:
         keys["attention.key_length"] = keys["attention.value_length"] = config["head_dim"]
+    if family.architecture == "glm4moe":
+        keys |= {
+            "rope.dimension_count": int(
+                head_dim(config) * config["rope_parameters"]["partial_rotary_factor"]
+            ),
+            "expert_count": config["n_routed_experts"],
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_shared_count": config["n_shared_experts"],
+            "leading_dense_block_count": config["first_k_dense_replace"],
+            "expert_gating_func": 2,
+            "expert_weights_scale": config["routed_scaling_factor"],
+            "expert_weights_norm": config["norm_topk_prob"],
+        }
     if family.architecture == "llama":
         keys["rope.dimension_count"] = head_dim(config)
     experts = config.get("num_local_experts", config.get("num_experts"))
@@ -145,6 +158,8 @@ def shapes(family: Family) -> dict[str, tuple[tuple[int, ...], float]]:
         parts = {"attn_norm.weight": ((hidden,), 0.0), "ffn_norm.weight": ((hidden,), 0.0)}
         parts |= mla_shapes(family) if "kv_lora_rank" in config else gqa_shapes(family)
         parts |= ffn_shapes(family, layer)
+        if family.architecture == "glm4moe":
+            parts["post_attention_norm.weight"] = parts.pop("ffn_norm.weight")
         table |= {f"blk.{layer}.{name}": value for name, value in parts.items()}
     table["output_norm.weight"] = ((hidden,), 0.0)
     if not config["tie_word_embeddings"]:
@@ -167,10 +182,10 @@ def gqa_shapes(family: Family) -> dict:
         "attn_v.weight": linear(kv, hidden),
         "attn_output.weight": linear(hidden, q, 2 * RESIDUAL),
     }
-    if family.architecture.startswith("qwen2"):
+    if family.architecture.startswith(("qwen2", "glm4moe")):
         parts |= {"attn_q.bias": ((q,), 0.5), "attn_k.bias": ((kv,), 0.5)}
         parts["attn_v.bias"] = ((kv,), 0.3)
-    if family.architecture.startswith("qwen3"):
+    if family.architecture.startswith(("qwen3", "glm4moe")):
         parts |= {"attn_q_norm.weight": ((width,), 0.0), "attn_k_norm.weight": ((width,), 0.0)}
     return parts
 
@@ -221,7 +236,7 @@ def ffn_shapes(family: Family, layer: int) -> dict:
     if "shared_expert_intermediate_size" in config:
         parts |= swiglu("_shexp", hidden, config["shared_expert_intermediate_size"])
         parts["ffn_gate_inp_shexp.weight"] = ((hidden,), 1.0 / math.sqrt(hidden))
-    if family.model == "DeepseekV3":
+    if family.model in ("DeepseekV3", "Glm4Moe"):
         parts["exp_probs_b.bias"] = ((experts,), 0.15)
     return parts
 
@@ -273,7 +288,9 @@ def miniature(
         wide = any(gguf.GGML_QUANT_SIZES[kind][0] > 32 for kind in kinds.values())
     family = families(wide)[name] if isinstance(name, str) else name
     result = Miniature(family)
-    pre = {"llama": "llama-bpe", "deepseek2": "deepseek-v3"}.get(family.architecture, "qwen2")
+    pre = {"llama": "llama-bpe", "deepseek2": "deepseek-v3", "glm4moe": "glm4"}.get(
+        family.architecture, "qwen2"
+    )
     result.metadata = {"general.name": f"miniature {family.name}", "general.file_type": 0}
     result.metadata |= {result.key(k): v for k, v in architecture_metadata(family).items()}
     result.metadata |= vocabulary.metadata(pre)

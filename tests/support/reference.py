@@ -55,6 +55,7 @@ SMOLLM2_SLICED = Family(
 SAME = {
     "attn_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
     "attn_q.weight": "self_attn.q_proj.weight",
     "attn_k.weight": "self_attn.k_proj.weight",
     "attn_v.weight": "self_attn.v_proj.weight",
@@ -81,6 +82,7 @@ SHARED = {
     "Qwen2Moe": "shared_expert",
     "DeepseekV2": "shared_experts",
     "DeepseekV3": "shared_experts",
+    "Glm4Moe": "shared_experts",
 }
 
 
