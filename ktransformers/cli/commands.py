@@ -89,18 +89,35 @@ DeviceMap = Annotated[list[str], spelled("device_map", "a rule's device, as in c
 
 @app.command()
 def plan(
-    gguf_path: GgufPath,
+    gguf_path: Annotated[str, spelled("gguf_path", "GGUF file, folder or user/repo:quant")] = None,
     optimize_config_path: RulePath = None,
     model_path: ModelPath = None,
     device_map: DeviceMap = (),
     json: bool = typer.Option(False, "--json", help="everything, as one JSON document"),
     every_layer: bool = typer.Option(False, "--all", help="one line per module, none summed up"),
+    fit: bool = typer.Option(False, "--fit", help="place by a machine's limits; predict speed"),
+    machine: str = typer.Option(None, "--machine", help="a described machine (YAML); else this"),
+    known: str = typer.Option(None, "--known", help="a published model, as in DeepSeek-V3:Q4_K_M"),
+    context: int = typer.Option(8192, "--context", min=1, help="positions the cache holds"),
+    prompt: int = typer.Option(2048, "--prompt", min=1, help="tokens of the prompts predicted"),
+    write: str = typer.Option(None, "--write", help="write the fit as a rule file"),
+    threads: int = typer.Option(None, "--threads", min=1, help="of this machine"),
+    suggest: bool = typer.Option(False, "--suggest", help="known models that fit the machine"),
 ) -> None:
     """Print which operator each module of a model gets, where, and why, without loading it."""
     from ktransformers.checkpoint.hub import resolve_model
+    from ktransformers.cli import fit_command
     from ktransformers.cli.plan_command import run
 
-    path = str(resolve_model(gguf_path))
+    if suggest:
+        return fit_command.suggest(machine, context, threads)
+    path = str(resolve_model(gguf_path)) if gguf_path else None
+    if fit or machine or known or write:
+        return fit_command.run(
+            path, known, machine, context, prompt, optimize_config_path, write, threads, json
+        )
+    if path is None:
+        raise typer.BadParameter("--gguf_path is missing: name the model's GGUF file or folder")
     run(path, optimize_config_path, model_path, device_map or (), json, every_layer)
 
 

@@ -1,0 +1,137 @@
+"""What a placement depends on: a model's tensors in groups, from a header alone. No torch.
+
+A group is what moves as one: the attention of a layer, its shared experts, its dense feed-forward,
+its routed experts, the head, the embedding.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# In the order in which they are worth a GPU's memory: all of the first four are read for every
+# token; attention also reads the cache, and shared experts run beside the routed ones.
+KINDS = ("attention", "shared", "dense", "head", "experts", "embedding")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass
+class Group:
+    """nbytes: in memory; active: bytes read for one token; ops: of one token, 2 per weight;
+    layer -1: outside of the layers."""
+
+    kind: str
+    layer: int
+    nbytes: int = 0
+    active: float = 0.0
+    ops: float = 0.0
+
+    @property
+    def intensity(self) -> float:
+        """The part of its bytes that a token reads."""
+        return self.active / self.nbytes if self.nbytes else 0.0
+
+
+@dataclass
+class ModelFacts:
+    """groups by (kind, layer). kv_bytes: of one position and layer, f16. attention_ops: of one
+    token and layer, per position of the context."""
+
+    name: str
+    layers: int
+    hidden: int
+    groups: dict[tuple[str, int], Group] = field(default_factory=dict)
+    experts: int = 0
+    used: int = 0
+    kv_bytes: int = 0
+    attention_ops: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups.values())
+
+    @property
+    def active(self) -> float:
+        return sum(group.active for group in self.groups.values())
+
+    def of(self, kind: str) -> list[Group]:
+        """The groups of a kind in the order of the layers."""
+        return [group for key, group in sorted(self.groups.items()) if key[0] == kind]
+
+
+def facts_of(
+    name: str, tensors: Iterable[tuple[str, tuple[int, ...], int]], keys: Mapping[str, Any]
+) -> ModelFacts:
+    """tensors: (GGUF name, shape, bytes); keys: the metadata."""
+    arch = keys["general.architecture"]
+
+    def key(short: str, default: int = 0) -> int:
+        return int(keys.get(f"{arch}.{short}", default) or default)
+
+    layers = key("block_count") - key("nextn_predict_layers")
+    facts = ModelFacts(name, layers, key("embedding_length"))
+    facts.experts, facts.used = key("expert_count"), key("expert_used_count")
+    heads = key("attention.head_count", 1)
+    latent = key("attention.kv_lora_rank")
+    if latent:
+        rope = key("rope.dimension_count")
+        facts.kv_bytes = 2 * (latent + rope)
+        facts.attention_ops = 2.0 * heads * (2 * latent + rope)
+    else:
+        width = key("attention.key_length", facts.hidden // heads)
+        facts.kv_bytes = 2 * 2 * key("attention.head_count_kv", heads) * width
+        facts.attention_ops = 4.0 * heads * width
+    tied = True
+    for tensor, shape, nbytes in tensors:
+        kind, layer = kind_of(tensor)
+        if layer >= layers:
+            continue
+        tied = tied and tensor != "output.weight"
+        add(facts, kind, layer, shape, nbytes)
+        if tensor == "token_embd.weight":
+            embedding = (shape, nbytes)
+    if tied:  # the head reads the embedding's bytes; they are in memory once
+        shape, nbytes = embedding
+        group = facts.groups.setdefault(("head", -1), Group("head", -1))
+        group.active, group.ops = float(nbytes), 2.0 * shape[0] * shape[1]
+        group.nbytes += nbytes
+        facts.groups["embedding", -1].nbytes -= nbytes
+    return facts
+
+
+def add(facts: ModelFacts, kind: str, layer: int, shape: tuple[int, ...], nbytes: int) -> None:
+    """Counts one tensor into its group."""
+    group = facts.groups.setdefault((kind, layer), Group(kind, layer))
+    values = 1
+    for size in shape:
+        values *= size
+    share = 1.0
+    if kind == "experts" and facts.experts:
+        share = facts.used / facts.experts
+    elif kind == "embedding":
+        share = 1 / shape[0]
+    group.nbytes += nbytes
+    group.active += nbytes * share
+    group.ops += 2.0 * values * share if kind != "embedding" else 0.0
+
+
+def kind_of(tensor: str) -> tuple[str, int]:
+    """(kind, layer) of a GGUF tensor; norms and routers go with their layer's attention."""
+    match = _BLOCK.fullmatch(tensor)
+    if match is None:
+        return ("embedding" if tensor.startswith("token_embd") else "head"), -1
+    layer, rest = int(match[1]), match[2]
+    if re.match(r"ffn_(gate|up|down)(_exps|\.\d+)\.", rest):
+        return "experts", layer
+    if "_shexp." in rest:
+        return "shared", layer
+    if re.match(r"ffn_(gate|up|down)\.", rest):
+        return "dense", layer
+    return "attention", layer
+
+
+def facts_of_model(gguf) -> ModelFacts:
+    """Of an open file or folder; reads its header only."""
+    keys = {k: gguf.metadata[k] for k in gguf.metadata if not k.startswith("tokenizer.")}
+    tensors = [(info.name, info.shape, info.nbytes) for info in gguf.tensors.values()]
+    return facts_of(str(keys.get("general.name") or gguf.path), tensors, keys)

@@ -1,0 +1,215 @@
+"""The planner: fills GPUs by intensity, reserves what a run needs first, says what comes of it.
+
+Order: room for the cache of the asked context, for a prompt's peak and a margin; then every group
+that a token reads whole - attention, shared experts, dense layers, head - in that order; then
+routed experts, layer by layer. The embedding stays in RAM: a token reads one row of it. Several
+GPUs take consecutive layers in proportion to their memory. What a user's rules place stays there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ktransformers.errors import UserError
+from ktransformers.optimize import estimate
+from ktransformers.optimize.box import GB, Box
+from ktransformers.optimize.facts import KINDS, Group, ModelFacts
+
+MARGIN = 1.0 * GB  # the driver's context, fragmentation, the desktop
+RAM_SHARE = 0.92  # of RAM for weights and cache
+PROMPT_ROWS = 24  # half-precision rows of the hidden size per prompt token: a layer's peak
+
+REASONS = {
+    "attention": "read for every token, and so is the cache, which goes where attention is",
+    "shared": "read for every token, beside the routed experts",
+    "dense": "read for every token",
+    "head": "read for every token",
+    "embedding": "a token reads one row of it",
+}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One group and its device. reason: why it is there."""
+
+    group: Group
+    device: str
+    reason: str
+
+
+@dataclass
+class Fit:
+    """A placement and what it will do. used: bytes per device, reserves included; seconds: of one
+    generated token, by part; verdict: "" where everything fits."""
+
+    facts: ModelFacts
+    box: Box
+    context: int
+    placed: list[Placed]
+    reserve: dict[str, float]
+    used: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    prompt: float = 0.0
+    prompt_bound: str = ""
+    verdict: str = ""
+
+    @property
+    def speed(self) -> float:
+        """Generated tokens per second."""
+        return 1 / sum(self.seconds.values())
+
+    def room(self, device: str) -> float:
+        """Bytes a device has."""
+        if device == "cpu":
+            return self.box.ram
+        return self.box.gpus[int(device.partition(":")[2])].vram
+
+
+def fit(
+    facts: ModelFacts,
+    box: Box,
+    context: int = 8192,
+    prompt: int = 2048,
+    fixed: Callable[[Group], str | None] | None = None,
+) -> Fit:
+    """fixed(group): the device a user's rule puts it on, or None. Raises: UserError where a rule
+    names a GPU the machine lacks, or puts more there than it holds."""
+    kv = float(facts.kv_bytes * context)  # per layer
+    scratch = 2.0 * PROMPT_ROWS * facts.hidden * min(context, estimate.GPU_CHUNK)
+    owner = layer_owners(facts, box)
+    free = {f"cuda:{i}": gpu.vram - MARGIN - scratch for i, gpu in enumerate(box.gpus)}
+    devices: dict[tuple[str, int], Placed] = {}
+
+    def put(group: Group, device: str, reason: str) -> None:
+        devices[group.kind, group.layer] = Placed(group, device, reason)
+        if device != "cpu":
+            free[device] -= cost(group, kv)
+
+    for group in facts.groups.values():
+        device = fixed(group) if fixed else None
+        if device is not None:
+            if device != "cpu" and device not in free:
+                raise UserError(f"a rule puts {group.kind} on {device}; {box.line()}")
+            put(group, device, "a rule says so")
+    for device, left in free.items():
+        if left < 0 and any(p.device == device for p in devices.values()):
+            raise UserError(f"the rules put {-left / GB:.1f} GB more on {device} than it holds")
+    for kind in KINDS:
+        for group in facts.of(kind):
+            if (kind, group.layer) in devices:
+                continue
+            device = owner(group)
+            if kind == "embedding" or device is None:
+                put(group, "cpu", REASONS["embedding"] if kind == "embedding" else no_gpu(group))
+            elif cost(group, kv) <= free[device]:
+                put(group, device, REASONS.get(kind) or part_read(group))
+            else:
+                short = (cost(group, kv) - free[device]) / GB
+                put(group, "cpu", f"{device} is full, {short:.1f} GB short")
+    placed = [devices[key] for key in sorted(devices, key=lambda k: (k[1], KINDS.index(k[0])))]
+    made = Fit(facts, box, context, placed, {})
+    account(made, kv, scratch)
+    predict(made, prompt)
+    return made
+
+
+def cost(group: Group, kv: float) -> float:
+    """Bytes a group takes on a GPU: attention brings its layer's cache."""
+    return group.nbytes + (kv if group.kind == "attention" and group.layer >= 0 else 0.0)
+
+
+def part_read(group: Group) -> str:
+    return f"what is left of the memory; a token reads {100 * group.intensity:.1f} % of it"
+
+
+def no_gpu(group: Group) -> str:
+    if group.kind == "experts":
+        return f"no GPU; a token reads {100 * group.intensity:.1f} % of it"
+    return "no GPU"
+
+
+def layer_owners(facts: ModelFacts, box: Box) -> Callable[[Group], str | None]:
+    """Which GPU a group belongs to: consecutive layers in proportion to memory; the head last."""
+    if not box.gpus:
+        return lambda group: None
+    total, edges, sum_so_far = sum(gpu.vram for gpu in box.gpus), [], 0.0
+    for gpu in box.gpus:
+        sum_so_far += gpu.vram
+        edges.append(round(facts.layers * sum_so_far / total))
+
+    def owner(group: Group) -> str:
+        if group.layer < 0:
+            return f"cuda:{len(box.gpus) - 1}"
+        return f"cuda:{next(i for i, edge in enumerate(edges) if group.layer < edge)}"
+
+    return owner
+
+
+def account(made: Fit, kv: float, scratch: float) -> None:
+    """Fills `used`, `reserve` and `verdict`."""
+    devices = ["cpu", *(f"cuda:{i}" for i in range(len(made.box.gpus)))]
+    made.used = dict.fromkeys(devices, 0.0)
+    made.reserve = dict.fromkeys(devices, 0.0)
+    for one in made.placed:
+        made.used[one.device] += one.group.nbytes
+        if one.group.kind == "attention" and one.group.layer >= 0:
+            made.reserve[one.device] += kv
+    for device in devices[1:]:
+        made.reserve[device] += MARGIN + scratch
+    made.reserve["cpu"] += scratch / 8  # floats, of a chunk of 512 tokens
+    for device in devices:
+        made.used[device] += made.reserve[device]
+    short = made.used["cpu"] - RAM_SHARE * made.box.ram
+    if short > 0:
+        made.verdict = (
+            f"does not fit: {made.used['cpu'] / GB:.0f} GB are needed in RAM, "
+            f"{made.box.ram / GB:.0f} GB are there ({short / GB:.0f} GB short); "
+            "a smaller quant may fit"
+        )
+
+
+def predict(made: Fit, prompt: int) -> None:
+    """Fills `seconds`, `prompt` and `prompt_bound`."""
+    by_gpu = {f"cuda:{i}": gpu for i, gpu in enumerate(made.box.gpus)}
+    read = dict.fromkeys(by_gpu, 0.0)
+    cpu_bytes = cpu_ops = experts = experts_gpu = 0.0
+    attention = attention_gpu = 0
+    cpu_layers = set()
+    for one in made.placed:
+        group = one.group
+        on_gpu = one.device != "cpu"
+        if on_gpu:
+            read[one.device] += group.active
+        else:
+            cpu_bytes += group.active
+            cpu_ops += group.ops
+            if group.kind in ("experts", "dense"):
+                cpu_layers.add(group.layer)
+        if group.kind == "experts":
+            experts += group.nbytes
+            experts_gpu += group.nbytes * on_gpu
+        if group.kind == "attention" and group.layer >= 0:
+            attention += 1
+            attention_gpu += on_gpu
+    split = estimate.Split(
+        gpu=tuple((by_gpu[device], count) for device, count in read.items()),
+        gpu_experts=experts_gpu / experts if experts else 1.0,
+        cpu_bytes=cpu_bytes,
+        cpu_ops=cpu_ops,
+        cpu_layers=len(cpu_layers) if by_gpu else 0,
+        cache_on_gpu=attention_gpu / max(attention, 1),
+    )
+    made.seconds = estimate.decode_seconds(made.facts, made.box, split, made.context)
+    made.prompt, made.prompt_bound = estimate.prompt_speed(made.facts, made.box, split, prompt)
+
+
+def neighbours(
+    facts: ModelFacts, box: Box, step: float = GB, **options
+) -> Mapping[str, "Fit | None"]:
+    """The same plan with `step` bytes more and less on the first GPU (or in RAM)."""
+    found: dict[str, Fit | None] = {}
+    for sign, name in ((1, "+"), (-1, "-")):
+        try:
+            found[name] = fit(facts, box.with_more(sign * step), **options)
+        except UserError:
+            found[name] = None
+    return found

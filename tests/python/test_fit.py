@@ -1,0 +1,231 @@
+"""The planner: what goes where on described machines, and that its files say the same.
+
+Sizes are checked against a file written by tests/support (whose bytes the gguf package counted) and
+against what publishers list; predictions only for what must hold whatever the constants are.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ktransformers.checkpoint.gguf import open_model
+from ktransformers.cli.main import main
+from ktransformers.errors import UserError
+from ktransformers.models.known import KNOWN
+from ktransformers.models.registry import family_for
+from ktransformers.optimize.box import GB, Box, Gpu, read_box
+from ktransformers.optimize.facts import facts_of_model
+from ktransformers.optimize.fit import MARGIN, fit, neighbours
+from ktransformers.optimize.fit_rules import fixed_by, numbers, rules_text
+from ktransformers.optimize.known import PUBLISHED, known_facts
+from ktransformers.optimize.plan import PlanContext, plan
+from ktransformers.optimize.rules import load_rules, parse_rules
+from tests.support.miniatures import miniature, write
+
+ROOT = Path(__file__).parents[2]
+MACHINES = sorted((ROOT / "docs/machines").glob("*.yaml"))
+MODELS = ("DeepSeek-V3", "Qwen3-235B-A22B", "Qwen3-30B-A3B", "Mixtral-8x7B")
+GPU = Gpu(24 * GB, 1008 * GB, 165e12, 25 * GB)
+BOX = Box("box", 512 * GB, 100 * GB, 10e12, gpus=(GPU,))
+
+
+@pytest.mark.parametrize(
+    "name, gigabytes",
+    # File sizes as publishers list them for these mixes, 10^9 bytes.
+    [("DeepSeek-V3:Q4_K_M", 404), ("DeepSeek-V3:Q8_0", 713), ("Qwen3-235B-A22B:Q4_K_M", 142),
+     ("Qwen3-30B-A3B:Q4_K_M", 18.6), ("Qwen3-30B-A3B:Q8_0", 32.5), ("Mixtral-8x7B:Q4_K_M", 28.4),
+     ("Mixtral-8x7B:Q8_0", 49.6), ("Llama-3.1-8B:Q4_K_M", 4.92), ("Llama-3.3-70B:Q4_K_M", 42.5),
+     ("Qwen3-32B:Q8_0", 34.8), ("Moonlight-16B-A3B:Q8_0", 17.0), ("Kimi-K2:Q8_0", 1090)],
+)  # fmt: skip
+def test_sizes_are_those_of_published_files(name, gigabytes):
+    assert known_facts(name).nbytes / GB == pytest.approx(gigabytes, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen3moe", "deepseek_v3", "glm4moe"])
+def test_facts_of_a_file_count_every_byte_once(name, tmp_path):
+    model = open_model(write(miniature(name, types="Q8_0"), tmp_path / "m.gguf"))
+    facts = facts_of_model(model)
+    extra = model.tensors.get("rope_freqs.weight")
+    assert facts.nbytes == model.bytes_total
+    assert facts.active < facts.nbytes
+    assert extra is None or extra.nbytes < 1000
+    for group in facts.of("experts"):
+        assert group.intensity == pytest.approx(facts.used / facts.experts)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_is_fuller_than_full_and_the_cache_has_its_room(machine, model):
+    box, facts = read_box(machine), known_facts(model)
+    made = fit(facts, box, context=16384)
+    assert sum(one.group.nbytes for one in made.placed) == facts.nbytes
+    kv = facts.kv_bytes * facts.layers * 16384
+    assert sum(made.reserve.values()) >= kv + MARGIN * len(box.gpus)
+    for device in made.used:
+        if device != "cpu":
+            assert made.used[device] <= made.room(device)
+    if not made.verdict:
+        assert made.used["cpu"] <= made.room("cpu")
+    # A group a token reads in part never takes the place of one that it reads whole.
+    whole = {"attention", "shared", "dense", "head"}
+    for device in made.used:
+        kinds = {one.group.kind for one in made.placed if one.device == device}
+        if device != "cpu" and "experts" in kinds:
+            left = [one for one in made.placed if one.device == "cpu" and one.group.kind in whole]
+            assert not left
+
+
+def test_more_memory_or_bandwidth_is_never_slower():
+    facts = known_facts("Qwen3-235B-A22B")
+    speeds = [
+        fit(facts, dataclasses.replace(BOX, gpus=(dataclasses.replace(GPU, vram=n * GB),))).speed
+        for n in (8, 12, 16, 24, 48, 80, 192)
+    ]
+    assert speeds == sorted(speeds) and speeds[-1] > 2 * speeds[0]
+    faster = dataclasses.replace(BOX, read=2 * BOX.read)
+    assert fit(facts, faster).speed > 1.3 * fit(facts, BOX).speed
+    assert fit(facts, BOX, context=131072).speed < fit(facts, BOX, context=1024).speed
+    others = neighbours(facts, BOX, 4 * GB, context=8192)
+    assert others["-"].speed < fit(facts, BOX).speed < others["+"].speed
+
+
+def test_a_token_cannot_be_faster_than_its_bytes():
+    for model in MODELS:
+        facts = known_facts(model)
+        made = fit(facts, dataclasses.replace(BOX, ram=2000 * GB, gpus=()), context=1)
+        assert made.speed < BOX.read / facts.active
+        assert made.prompt < BOX.int8 / (facts.active * 2)
+
+
+@pytest.mark.parametrize("model", ["DeepSeek-V3", "Qwen3-30B-A3B", "Mixtral-8x7B", "GLM-4.5-Air"])
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_the_rules_it_writes_place_what_it_says(model, gpus):
+    """The file is planned on the model at full depth: each group is where the fit has it."""
+    from ktransformers.optimize.tree import describe
+    from ktransformers.runtime.loading import build_on_meta
+
+    facts = known_facts(model)
+    made = fit(facts, dataclasses.replace(BOX, gpus=(GPU,) * gpus))
+    family = family_for(KNOWN[model]["model_type"])
+    text = rules_text(made, family)
+    config = dict(KNOWN[model])
+    config.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 1e4})
+    tree = describe(build_on_meta(family, config), family)
+    planned = plan(tree, parse_rules(text, "f"), PlanContext(cuda_devices=gpus))
+    assert not [note for note in planned.notes if "plain torch" in note], planned.notes
+    names = {
+        "attention": "self_attn", "experts": "mlp.experts", "shared": "mlp.shared_experts",
+        "dense": "mlp", "head": "lm_head", "embedding": "model.embed_tokens",
+    }  # fmt: skip
+    for one in made.placed:
+        name = names[one.group.kind]
+        if one.group.layer >= 0:
+            name = f"model.layers.{one.group.layer}.{name}"
+        assert planned.row(name).device == one.device, name
+
+
+def test_patterns_of_numbers():
+    import re
+
+    for layers in ([0], [3, 4, 5], list(range(94)), [8, 9, 10, 11], [0, 20, 99, 100, 117]):
+        pattern = re.compile(numbers(layers))
+        assert [n for n in range(200) if pattern.fullmatch(str(n))] == layers
+
+
+RULE = "- match: {{name: '{}'}}\n  replace: {{operator: {}, backend: {}}}\n  why: mine\n"
+
+
+def test_partial_rules_win_and_the_rest_is_planned():
+    mine = parse_rules(RULE.format(r"^model\.layers\.[0-9]\.mlp\.experts$", "moe.experts", "cuda"))
+    facts = known_facts("Qwen3-30B-A3B:Q8_0")
+    made = fit(facts, BOX, fixed=fixed_by(mine))
+    on = {one.group.layer: one for one in made.placed if one.group.kind == "experts"}
+    assert all(on[n].device == "cuda:0" and on[n].reason == "a rule says so" for n in range(10))
+    assert all(one.device == "cuda:0" for one in made.placed if one.group.kind == "attention")
+    assert on[47].device == "cpu"
+    kept = parse_rules(RULE.format("self_attn", "attention.gqa", "cpu"))
+    made = fit(facts, BOX, fixed=fixed_by(kept))
+    assert all(one.device == "cpu" for one in made.placed if one.group.kind == "attention")
+    too_much = parse_rules(RULE.format(r"mlp\.experts$", "moe.experts", "cuda"))
+    with pytest.raises(UserError, match="GB more on cuda:0 than it holds"):
+        fit(facts, BOX, fixed=fixed_by(too_much))
+    by_class = parse_rules(RULE.format("x", "linear", "cpu").replace("name: 'x'", "class: Linear"))
+    with pytest.raises(UserError, match="match by name"):
+        fixed_by(by_class)
+
+
+def test_what_does_not_fit_is_said_with_figures(capsys):
+    machine = str(ROOT / "docs/machines/gpu24.yaml")
+    assert main(["plan", "--known", "DeepSeek-V3:Q8_0", "--machine", machine]) == 2
+    out = capsys.readouterr()
+    assert "GB short" in out.err and "routed experts" in out.out
+
+
+def test_the_command_plans_a_file_for_another_machine(tmp_path, capsys):
+    model = write(miniature("qwen3moe", types="Q4_0"), tmp_path / "m.gguf")
+    machine, out = str(ROOT / "docs/machines/gpu24x2.yaml"), tmp_path / "rules.yaml"
+    words = ["plan", "--gguf_path", str(model), "--machine", machine, "--write", str(out)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "1 GB more VRAM" in shown and "predicted:" in shown and "why" in shown
+    assert load_rules(out).dialect == "own"
+    assert main(words) == 2 and "is there already" in capsys.readouterr().err
+    assert main([*words[:5], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"]
+
+
+def test_suggestions_fit_and_are_quants_that_exist(capsys):
+    machine = ROOT / "docs/machines/gpu24.yaml"
+    assert main(["plan", "--suggest", "--machine", str(machine)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) > 10
+    for name, quant, size, speed, prompts in rows:
+        assert name in KNOWN and quant.lower() in PUBLISHED
+        assert not fit(known_facts(f"{name}:{quant}"), read_box(machine)).verdict
+        assert float(size) < 220 and float(speed) > 0 and float(prompts) > 0
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("ram_gb: 64\n", "m.yaml:1:1: the machine has no read_gb_per_s"),
+        ("ram_gb: 64\nread_gb_per_s: -1\nint8_tops: 1\n", "m.yaml:2:16: read_gb_per_s must be"),
+        ("ram_gb: 64\nread_gb_per_s: 9\nint8_tops: 1\nvram: 8\n", "m.yaml:4:1: unknown key 'vram'"),
+        ("ram_gb: 64\nread_gb_per_s: 9\nint8_tops: 1\ngpus: [{vram_gb: 8}]\n", "has no gb_per_s"),
+        ("[1]\n", "a machine must be a map"),
+    ],
+)
+def test_a_wrong_machine_is_one_line(text, told, tmp_path, capsys):
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    assert main(["plan", "--known", "Mixtral-8x7B", "--machine", str(path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert told in err and "\n" not in err
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--known", "Mixtrl-8x7B"], "did you mean Mixtral-8x7B?"),
+        (["--known", "Mixtral-8x7B:Q9"], "quant 'Q9' is not known"),
+        (["--fit"], "give either --gguf_path FILE or --known"),
+        ([], "--gguf_path is missing"),
+    ],
+)
+def test_wrong_words_are_one_line(words, told, capsys):
+    assert main(["plan", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_prediction_needs_no_torch():
+    code = (
+        "import sys\nfrom ktransformers.cli.main import main\n"
+        f"main(['plan', '--known', 'Qwen3-30B-A3B', '--machine', {str(MACHINES[0])!r}])\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
