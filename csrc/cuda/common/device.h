@@ -24,7 +24,7 @@
 //   mma<T>(d, a, b)                                   m16n8k16, T half_t or bf16_t, float sums
 //   atomic_add, atomic_max, fence                     device memory
 //   to_float, from_float<T>, pack2<T>, unpack2<T>     conversions; fma2, mul2, sub2: packed pairs
-//   exp2_fast, rsqrt_fast, ...                        approximate functions
+//   exp2_fast, rsqrt_fast, ...                        approximate functions; sine, cosine: exact ones
 //
 // On nvcc Shared<T> and Global<T> are plain pointers. Emulated, every access through them is checked:
 // bounds, alignment, memory nobody wrote, and, for shared memory, two threads touching a word without

@@ -273,6 +273,8 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float exp_fast(float x) { return std::exp(x); }
 inline float log_fast(float x) { return std::log(x); }
+inline float sine(float x) { return std::sin(x); }
+inline float cosine(float x) { return std::cos(x); }
 inline float rsqrt_fast(float x) { return 1.0f / std::sqrt(x); }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float max(float a, float b) { return std::fmax(a, b); }

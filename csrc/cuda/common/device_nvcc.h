@@ -203,6 +203,8 @@ KT_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
 KT_DEVICE float exp2_fast(float x) { return exp2f(x); }
 KT_DEVICE float exp_fast(float x) { return __expf(x); }
 KT_DEVICE float log_fast(float x) { return __logf(x); }
+KT_DEVICE float sine(float x) { return sinf(x); }
+KT_DEVICE float cosine(float x) { return cosf(x); }
 KT_DEVICE float rsqrt_fast(float x) { return rsqrtf(x); }
 KT_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 KT_DEVICE float max(float a, float b) { return fmaxf(a, b); }

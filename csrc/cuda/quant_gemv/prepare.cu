@@ -20,10 +20,16 @@ struct Prepare {
     const int slot = tile * 8 + token;
     const int row = p.source ? int{Global<const int32_t>(p.source)[slot]} : slot;
     const bool present = row >= 0 && row < p.rows;
-    const Global<const T> x =
-        Global<const T>(static_cast<const T*>(p.x)) + static_cast<int64_t>(present ? row : 0) * p.k;
+    const int64_t begin = (present ? row : 0) * p.stride;
+    const auto value = [&](int i) {
+      const float x = to_float(T(Global<const T>(static_cast<const T*>(p.x))[begin + i]));
+      if (!p.up) return x;
+      const float up = to_float(T(Global<const T>(static_cast<const T*>(p.up))[begin + i]));
+      return x / (1.0f + exp_fast(-x)) * up;
+    };
     float largest = 0;
-    for (int i = lane; i < p.k; i += 32) largest = max(largest, present ? abs(to_float(T(x[i]))) : 0);
+    if (present)
+      for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
     for (unsigned mask = 16; mask; mask /= 2) largest = max(largest, shuffle_xor(largest, mask));
     // The power of two below the largest: its exponent bits. Tiny rows are not scaled up without end.
     const uint32_t exponent = max(static_cast<int>(bits_of(largest) >> 23 & 255), 27);
@@ -38,7 +44,7 @@ struct Prepare {
       KT_UNROLL
       for (int i = 0; i < 4; ++i) {
         const bool there = present && run < runs;
-        v[i] = there ? to_float(T(x[run * 16 + lane % 4 * 4 + i])) * inverse : 0.0f;
+        v[i] = there ? value(run * 16 + lane % 4 * 4 + i) * inverse : 0.0f;
         sum += v[i];
       }
       sum += shuffle_xor(sum, 1u);
@@ -58,6 +64,7 @@ struct Prepare {
 void launch_prepare(const PrepareParams& p) {
   KT_CHECK(p.k > 0 && p.k % 32 == 0, "k=", p.k, " must be a multiple of 32");
   KT_CHECK(p.tiles > 0, "no tokens");
+  KT_CHECK(p.stride >= p.k, "rows of ", p.stride, " values hold no ", p.k);
   const LaunchShape shape{.grid_x = static_cast<unsigned>(p.tiles), .threads = 256};
   switch (p.type) {
     case 0: return launch<Prepare<float>>(shape, p, p.stream);

@@ -25,7 +25,9 @@ constexpr size_t prepared_fragments(int tiles, int k) { return size_t(tiles) * k
 constexpr size_t prepared_sums(int tiles, int k) { return size_t(tiles) * k / 16 * 8; }
 
 struct PrepareParams {
-  const void* x;          // [rows, k] of `type`
+  const void* x;          // [rows, stride] of `type`; a row's k values at its begin
+  const void* up;         // like x: silu(x) * up is prepared; null: x itself
+  int64_t stride;
   const int32_t* source;  // [8 tiles] row of x of every slot, -1: none; null: slot i is row i
   Prepared out;
   int rows, k, tiles;

@@ -126,10 +126,10 @@ void check_product(const std::vector<const Weights*>& matrices, WeightLayout lay
   if (rows > 1) std::fill_n(x.begin() + k, k, 0.0f);
 
   Buffer<float> xb(x), sums(prepared_sums(tiles, k)), x_scales(size_t(tiles) * 8);
-  Buffer<half_t> fragments(prepared_fragments(tiles, k) * 2);
+  Buffer<half_t> fragments(prepared_fragments(tiles, k));
   Buffer<int32_t> sources(source), count(std::vector<int32_t>{int32_t(items.size())});
   const Prepared prepared{fragments.data(), sums.data(), x_scales.data()};
-  launch_prepare({xb.data(), sources.data(), prepared, rows, k, tiles, 0, {}});
+  launch_prepare({xb.data(), nullptr, k, sources.data(), prepared, rows, k, tiles, 0, {}});
 
   items.push_back({nullptr, nullptr, 0, 0});  // room for more items than there are
   Buffer<GemvItem> item_buffer(items);

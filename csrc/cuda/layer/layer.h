@@ -1,0 +1,97 @@
+// What stands between the large products of a layer: norms, rotary embedding and cache writes, the
+// activation, products with float weights, sampling.
+//
+// The residual stream and the products' results are float; what the products read is rounded once,
+// to the form they want.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cuda/common/types.h"
+#include "cuda/quant_gemv/quant_gemv.h"
+
+namespace kt::cuda {
+
+/// 16-bit forms a result can be written in.
+enum class Out16 : uint8_t { kF16, kBf16 };
+
+/// x = hidden + delta (written back where delta is given); out = x / sqrt(mean(x^2) + eps) * weight.
+struct NormParams {
+  float* hidden;        // [m, k]
+  const float* delta;   // [m, k] or null
+  const float* weight;  // [k]
+  float* out_float;     // [m, k], or null
+  void* out_16;         // [m, k], or null
+  int m, k;
+  float eps;
+  Out16 type;
+  Stream stream;
+};
+void launch_rms_norm(const NormParams& params);
+
+/// silu(gate) * up, rounded to 16 bits. (launch_prepare does the same for its own form.)
+struct SwigluParams {
+  const float* gate;  // [m, n]
+  const float* up;    // [m, n]
+  void* out;          // [m, n]
+  int64_t count;      // m n, even
+  Out16 type;
+  Stream stream;
+};
+void launch_swiglu(const SwigluParams& params);
+
+/// Rows of one kind (queries, keys, values, MLA's latents): norm of the first values, rotation of a
+/// part, and the way to where attention reads them.
+struct RotateParams {
+  const float* x;           // [tokens, heads, stride]; a row's `dim` values are at its begin
+  const float* second;      // the rotated part of a row lies here, [tokens, heads, second_stride];
+  int64_t stride, second_stride;  // null: in x
+  const float* norm_weight; // [norm_dim], or null
+  const float* inv_freq;    // [rope_dim / 2]
+  const int32_t* position;  // [tokens]
+  void* out;                // [tokens, heads, dim], or the cache: [pages, 64, heads, dim]
+  const int32_t* pages;     // [sequences, max_pages], null: out is no cache
+  const int32_t* sequence;  // [tokens]
+  int tokens, heads, dim;   // dim counts the rotated part
+  int norm_dim;
+  float eps;
+  int rope_begin, rope_dim;       // rope_dim 0: nothing is rotated
+  float attention_scaling;        // of cos and sin
+  bool interleaved;               // pairs (2 i, 2 i + 1) in, halves out, as on the CPU
+  bool fp8;                       // the cache holds E4M3, of values divided by fp8_scale
+  float fp8_scale;
+  int max_pages;
+  Out16 type;
+  Stream stream;
+};
+void launch_rotate(const RotateParams& params);
+
+/// y = x W^T with float, f16 or bf16 weights and float sums: routers and small tensors.
+struct DenseGemvParams {
+  const float* x;       // [m, k]
+  const void* weights;  // [n, k] of `type`: 0 float, 1 f16, 2 bf16
+  float* y;             // [m, n]
+  int m, n, k;          // k a multiple of 8
+  uint8_t type;
+  Stream stream;
+};
+void launch_dense_gemv(const DenseGemvParams& params);
+
+/// The next token of every row: greedy, or by temperature, top-k, top-p, min-p in this order.
+struct SampleParams {
+  const float* logits;       // [rows, vocab]
+  const float* uniform;      // [rows] in [0, 1), from the host
+  int32_t* token;            // [rows]
+  int rows, vocab;
+  bool greedy;
+  float temperature;
+  int top_k;                 // 0: off
+  float top_p, min_p;        // 1 and 0: off
+  Stream stream;
+};
+/// Throws InvalidArgument for values out of range. Equal logits at the edge of top-k or top-p are
+/// all kept; a row of NaN gives token -1.
+void launch_sample(const SampleParams& params);
+
+}  // namespace kt::cuda

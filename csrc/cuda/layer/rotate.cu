@@ -1,0 +1,87 @@
+// A warp per (token, head): norm over the first values, rotation of a part, store. The row is read
+// twice; nothing is kept but the sum of squares.
+#include "base/error.h"
+#include "cuda/layer/block_reduce.h"
+#include "cuda/layer/layer.h"
+
+namespace kt::cuda {
+
+namespace {
+
+template <class T>
+struct RotateKernel {
+  using Params = RotateParams;
+  static constexpr int kThreads = 128;
+  static constexpr int kMinBlocks = 1;
+
+  KT_DEVICE static void run(const Params& p) {
+    const int64_t row = static_cast<int64_t>(block_x()) * 4 + warp_id();
+    if (row >= static_cast<int64_t>(p.tokens) * p.heads) return;
+    const int token = static_cast<int>(row / p.heads), head = static_cast<int>(row % p.heads);
+    const Global<const float> x = Global<const float>(p.x) + row * p.stride;
+    float factor = 1;
+    if (p.norm_weight) {
+      float squares = 0;
+      for (int i = lane_id(); i < p.norm_dim; i += 32) {
+        const float v = x[i];
+        squares += v * v;
+      }
+      factor = rsqrt_fast(warp_sum(squares) / static_cast<float>(p.norm_dim) + p.eps);
+    }
+    const int position = Global<const int32_t>(p.position)[token];
+    int64_t out_row = row;
+    if (p.pages) {
+      const int sequence = Global<const int32_t>(p.sequence)[token];
+      const int page = Global<const int32_t>(p.pages)[static_cast<int64_t>(sequence) * p.max_pages +
+                                                      position / 64];
+      out_row = (static_cast<int64_t>(page) * 64 + position % 64) * p.heads + head;
+    }
+    const int rope_end = p.rope_begin + p.rope_dim;
+    for (int i = lane_id(); i < p.dim; i += 32)
+      if (i < p.rope_begin || i >= rope_end) store(p, out_row, i, value(p, x, i, factor));
+    // The rotated part may stand elsewhere; its norm, where it has one, is the row's.
+    const Global<const float> part =
+        p.second ? Global<const float>(p.second) + row * p.second_stride : x + p.rope_begin;
+    for (int i = lane_id(); i < p.rope_dim / 2; i += 32) {
+      const int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : i + p.rope_dim / 2;
+      const float a = weighted(p, part[first], p.rope_begin + first, factor);
+      const float b = weighted(p, part[second], p.rope_begin + second, factor);
+      const float angle = static_cast<float>(position) * Global<const float>(p.inv_freq)[i];
+      const float c = cosine(angle) * p.attention_scaling, s = sine(angle) * p.attention_scaling;
+      store(p, out_row, p.rope_begin + i, a * c - b * s);
+      store(p, out_row, p.rope_begin + i + p.rope_dim / 2, b * c + a * s);
+    }
+  }
+
+  KT_DEVICE static float weighted(const Params& p, float v, int i, float factor) {
+    return p.norm_weight && i < p.norm_dim ? v * factor * Global<const float>(p.norm_weight)[i] : v;
+  }
+  KT_DEVICE static float value(const Params& p, Global<const float> x, int i, float factor) {
+    return weighted(p, x[i], i, factor);
+  }
+  KT_DEVICE static void store(const Params& p, int64_t row, int i, float v) {
+    const int64_t at = row * p.dim + i;
+    if (p.fp8) {
+      Global<fp8_t>(static_cast<fp8_t*>(p.out))[at] = from_float<fp8_t>(v / p.fp8_scale);
+    } else {
+      Global<T>(static_cast<T*>(p.out))[at] = from_float<T>(v);
+    }
+  }
+};
+
+}  // namespace
+
+void launch_rotate(const RotateParams& p) {
+  KT_CHECK(p.tokens > 0 && p.heads > 0 && p.dim > 0, "rotation of ", p.tokens, " x ", p.heads,
+           " x ", p.dim);
+  KT_CHECK(p.rope_begin >= 0 && p.rope_dim % 2 == 0 && p.rope_begin + p.rope_dim <= p.dim,
+           "values ", p.rope_begin, " to ", p.rope_begin + p.rope_dim, " of ", p.dim,
+           " cannot be rotated");
+  KT_CHECK(!p.fp8 || p.fp8_scale > 0, "FP8 scale ", p.fp8_scale);
+  const int64_t rows = int64_t{p.tokens} * p.heads;
+  const LaunchShape shape{.grid_x = unsigned(div_up<int64_t>(rows, 4)), .threads = 128};
+  if (p.type == Out16::kBf16) return launch<RotateKernel<bf16_t>>(shape, p, p.stream);
+  launch<RotateKernel<half_t>>(shape, p, p.stream);
+}
+
+}  // namespace kt::cuda

@@ -1,0 +1,370 @@
+// The small kernels of a layer, emulated, against plain double arithmetic or the CPU's own operator.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "base/error.h"
+#include "cpu/ops/attention.h"
+#include "cpu/ops/context.h"
+#include "cpu/ops/ffn.h"
+#include "cuda/common/device.h"
+#include "cuda/layer/layer.h"
+#include "cuda/moe/moe.h"
+#include "quant/list.h"
+
+namespace kt::cuda {
+namespace {
+
+using emulated::Buffer;
+
+std::vector<float> gaussian(size_t count, unsigned seed, float size = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, size);
+  std::vector<float> v(count);
+  for (float& x : v) x = normal(random);
+  return v;
+}
+
+TEST(Layer, RmsNormAddsAndNorms) {
+  const int m = 3, k = 518;
+  const std::vector<float> hidden = gaussian(m * k, 1), delta = gaussian(m * k, 2),
+                           weight = gaussian(k, 3);
+  Buffer<float> h(hidden), d(delta), w(weight), out(m * k);
+  Buffer<bf16_t> out16(m * k);
+  launch_rms_norm({h.data(), d.data(), w.data(), out.data(), out16.data(), m, k, 1e-6f,
+                   Out16::kBf16, {}});
+  for (int row = 0; row < m; ++row) {
+    double squares = 0;
+    for (int i = 0; i < k; ++i) squares += std::pow(double(hidden[row * k + i]) + delta[row * k + i], 2);
+    const double factor = 1 / std::sqrt(squares / k + 1e-6);
+    for (int i = 0; i < k; ++i) {
+      const int at = row * k + i;
+      const double x = double(hidden[at]) + delta[at], y = x * factor * weight[i];
+      EXPECT_NEAR(h.values()[at], x, 1e-6);
+      ASSERT_NEAR(out.values()[at], y, 1e-5);
+      ASSERT_NEAR(to_float(out16.values()[at]), y, std::fabs(y) * 0x1p-8 + 1e-6);
+      if (i > 40) i += 37;  // values() copies: enough of them
+    }
+  }
+}
+
+TEST(Layer, Swiglu) {
+  const std::vector<float> gate = gaussian(600, 4, 3), up = gaussian(600, 5);
+  Buffer<float> g(gate), u(up);
+  Buffer<half_t> out(600);
+  launch_swiglu({g.data(), u.data(), out.data(), 600, Out16::kF16, {}});
+  const auto got = out.values();
+  for (int i = 0; i < 600; ++i) {
+    const double y = gate[i] / (1 + std::exp(-double(gate[i]))) * up[i];
+    ASSERT_NEAR(to_float(got[i]), y, std::fabs(y) * 0x1p-10 + 1e-6);
+  }
+}
+
+TEST(Layer, PrepareActivatesGathersAndStrides) {
+  const int k = 64, stride = 70;
+  const std::vector<float> gate = gaussian(3 * stride, 6), up = gaussian(3 * stride, 7);
+  Buffer<float> g(gate), u(up), sums(prepared_sums(1, k)), scales(8);
+  Buffer<half_t> fragments(prepared_fragments(1, k));
+  Buffer<int32_t> source(std::vector<int32_t>{2, -1, 0, 0, 1, -1, -1, -1});
+  launch_prepare({g.data(), u.data(), stride, source.data(),
+                  {fragments.data(), sums.data(), scales.data()}, 3, k, 1, 0, {}});
+  const auto f = fragments.values();
+  for (int slot = 0; slot < 8; ++slot) {
+    const int row = source.values()[slot];
+    double run_sum = 0;
+    for (int i = 0; i < k; ++i) {
+      const int at = (i / 16 * 32 + slot * 4 + i % 16 / 4) * 4 + i % 4;
+      const double scale = scales.values()[slot], value = to_float(f[at]) * scale;
+      if (row < 0) {
+        ASSERT_EQ(to_float(f[at]), 0.0f);
+        continue;
+      }
+      const double x = gate[row * stride + i];
+      const double expected = x / (1 + std::exp(-x)) * up[row * stride + i];
+      ASSERT_NEAR(value, expected, scale * 0x1p-10);
+      run_sum += expected / scale;
+      if (i % 16 == 15) {
+        ASSERT_NEAR(sums.values()[i / 16 * 8 + slot], run_sum, 1e-4);
+        run_sum = 0;
+      }
+    }
+  }
+}
+
+TEST(Layer, RotateAgreesWithTheCpu) {
+  for (const bool interleaved : {false, true}) {
+    const int tokens = 3, heads = 5, dim = 96, begin = 64, rope_dim = 32, stride = 100;
+    const std::vector<float> x = gaussian(tokens * heads * stride, 8), weight = gaussian(begin, 9);
+    cpu::Rope rope;
+    rope.interleaved = interleaved;
+    rope.attention_scaling = 1.25f;
+    for (int i = 0; i < rope_dim / 2; ++i) rope.inv_freq.push_back(std::pow(100.0f, -i / 16.0f));
+    const std::vector<int32_t> position{0, 77, 130}, sequence{1, 0, 1}, pages{4, 1, 2, 3, 0, 5};
+    Buffer<float> xb(x), wb(weight), freq(rope.inv_freq);
+    Buffer<int32_t> pos(position), seq(sequence), pg(pages);
+    Buffer<half_t> dense(tokens * heads * dim), cache(6 * 64 * heads * dim);
+    RotateParams p{};
+    p.x = xb.data(), p.stride = stride, p.norm_weight = wb.data(), p.norm_dim = begin;
+    p.inv_freq = freq.data(), p.position = pos.data(), p.out = dense.data();
+    p.tokens = tokens, p.heads = heads, p.dim = dim, p.eps = 1e-5f;
+    p.rope_begin = begin, p.rope_dim = rope_dim, p.attention_scaling = 1.25f;
+    p.interleaved = interleaved;
+    launch_rotate(p);
+    p.out = cache.data(), p.pages = pg.data(), p.sequence = seq.data(), p.max_pages = 3;
+    launch_rotate(p);
+    const auto got = dense.values();
+    for (int token = 0; token < tokens; ++token) {
+      float cosines[16], sines[16];
+      rope.angles(position[token], cosines, sines);
+      for (int head = 0; head < heads; ++head) {
+        const float* row = x.data() + (token * heads + head) * stride;
+        std::vector<float> expected(row, row + dim);
+        double squares = 0;
+        for (int i = 0; i < begin; ++i) squares += double(row[i]) * row[i];
+        for (int i = 0; i < begin; ++i)
+          expected[i] = float(row[i] / std::sqrt(squares / begin + 1e-5) * weight[i]);
+        rope.rotate(cosines, sines, expected.data() + begin);
+        const int page = pages[sequence[token] * 3 + position[token] / 64];
+        for (int i = 0; i < dim; ++i) {
+          const half_t v = got[(token * heads + head) * dim + i];
+          ASSERT_NEAR(to_float(v), expected[i], std::fabs(expected[i]) * 0x1p-10 + 3e-5);
+          const size_t at = ((size_t(page) * 64 + position[token] % 64) * heads + head) * dim + i;
+          ASSERT_TRUE(cache.written(at));
+          ASSERT_EQ(cache.data()[at].bits, v.bits);
+        }
+      }
+    }
+  }
+}
+
+TEST(Layer, RotateTakesTheRotatedPartFromElsewhereAndWritesFp8) {
+  const std::vector<float> latent = gaussian(2 * 32, 10), part = gaussian(2 * 40, 11);
+  Buffer<float> a(latent), b(part), freq(std::vector<float>{0.0f, 0.0f});
+  Buffer<int32_t> position(std::vector<int32_t>{3, 4});
+  Buffer<fp8_t> out(2 * 36);
+  RotateParams p{};
+  p.x = a.data(), p.stride = 32, p.second = b.data(), p.second_stride = 40;
+  p.inv_freq = freq.data(), p.position = position.data(), p.out = out.data();
+  p.tokens = 2, p.heads = 1, p.dim = 36, p.rope_begin = 32, p.rope_dim = 4;
+  p.attention_scaling = 1, p.fp8 = true, p.fp8_scale = 0.5f;
+  launch_rotate(p);
+  const auto got = out.values();
+  for (int row = 0; row < 2; ++row)
+    for (int i = 0; i < 36; ++i) {
+      const float x = i < 32 ? latent[row * 32 + i] : part[row * 40 + i - 32];  // angle 0
+      ASSERT_EQ(got[row * 36 + i].bits, from_float<fp8_t>(x / 0.5f).bits);
+    }
+}
+
+TEST(Layer, DenseProducts) {
+  const int m = 11, n = 9, k = 200;
+  const std::vector<float> x = gaussian(m * k, 12), w = gaussian(n * k, 13);
+  std::vector<bf16_t> w16;
+  for (float v : w) w16.push_back(from_float<bf16_t>(v));
+  Buffer<float> xb(x), wb(w), y(m * n), y16(m * n);
+  Buffer<bf16_t> wb16(w16);
+  launch_dense_gemv({xb.data(), wb.data(), y.data(), m, n, k, 0, {}});
+  launch_dense_gemv({xb.data(), wb16.data(), y16.data(), m, n, k, 2, {}});
+  for (int i = 0; i < m * n; ++i) {
+    double expected = 0, expected16 = 0;
+    for (int c = 0; c < k; ++c) {
+      expected += double(x[i / n * k + c]) * w[i % n * k + c];
+      expected16 += double(x[i / n * k + c]) * to_float(w16[i % n * k + c]);
+    }
+    EXPECT_NEAR(y.values()[i], expected, 1e-4);
+    EXPECT_NEAR(y16.values()[i], expected16, 1e-4);
+  }
+}
+
+// ---- experts ----
+
+void check_router(int experts, const cpu::RouterOptions& options) {
+  // The CPU's router gets logits through an identity matrix.
+  const int m = 4, k = options.num_experts_per_tok;
+  std::vector<float> logits = gaussian(size_t(m) * experts, 14, 2);
+  std::fill_n(logits.begin(), experts, 0.5f);  // nothing but ties
+  cpu::Context context(1);
+  std::vector<float> identity(size_t(experts) * experts);
+  for (int i = 0; i < experts; ++i) identity[size_t(i) * experts + i] = 1;
+  const auto matrix = cpu::Matrix::repack(
+      context, {reinterpret_cast<const uint8_t*>(identity.data()), identity.size() * 4},
+      quant::F32::kGgufId, experts, experts, "identity");
+  const cpu::Router twin(std::make_shared<cpu::Linear>(matrix, std::vector<float>{}), options);
+  std::vector<int32_t> ids(m * k);
+  std::vector<float> weights(m * k);
+  twin.forward(context, logits.data(), m, ids.data(), weights.data());
+
+  Buffer<float> lb(logits), bias(options.bias), w(m * k);
+  Buffer<int32_t> out(m * k);
+  launch_router({lb.data(), options.bias.empty() ? nullptr : bias.data(), out.data(), w.data(), m,
+                 experts, k, options.n_group, options.topk_group, options.sigmoid,
+                 options.group_sum_of_two, options.norm_topk_prob, options.routed_scaling_factor,
+                 {}});
+  EXPECT_EQ(out.values(), ids);
+  const auto got = w.values();
+  for (int i = 0; i < m * k; ++i) EXPECT_NEAR(got[i], weights[i], 1e-6);
+}
+
+TEST(Moe, RouterAgreesWithTheCpu) {
+  cpu::RouterOptions options;
+  options.num_experts_per_tok = 4;
+  check_router(60, options);
+  options.num_experts_per_tok = 8, options.norm_topk_prob = true;
+  check_router(128, options);
+  options.sigmoid = options.group_sum_of_two = true, options.bias = gaussian(256, 15, 0.1f);
+  options.n_group = 8, options.topk_group = 4, options.routed_scaling_factor = 2.5f;
+  check_router(256, options);
+  options = {};
+  options.num_experts_per_tok = 6, options.n_group = 8, options.topk_group = 3;
+  options.routed_scaling_factor = 16.0f;
+  check_router(160, options);
+}
+
+TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
+  const int m = 11, experts = 40, top_k = 3;
+  std::mt19937 random(16);
+  std::vector<int32_t> ids;
+  for (int t = 0; t < m; ++t) {
+    ids.push_back(7);  // a hot one, more than a tile
+    ids.push_back(20 + random() % 10);
+    ids.push_back(31 + random() % 9);
+  }
+  std::vector<ExpertSlot> slots(experts, ExpertSlot{nullptr, nullptr, nullptr});
+  static const uint8_t bytes[3 * 40] = {};
+  for (int e : {7, 22, 25, 33}) slots[e] = {bytes + e, bytes + 40 + e, bytes + 80 + e};
+  const int max_tiles = moe_max_tiles(m, experts, top_k);
+  Buffer<int32_t> ib(ids), count(1), source(max_tiles * 8), place(m * top_k), cpu(m * top_k);
+  Buffer<ExpertSlot> sb(slots);
+  Buffer<GemvItem> gate(experts), up(experts), down(experts);
+  launch_route({ib.data(), sb.data(), gate.data(), up.data(), down.data(), count.data(),
+                source.data(), place.data(), cpu.data(), m, experts, top_k, max_tiles, {}});
+  const auto sources = source.values(), places = place.values(), cpu_ids = cpu.values();
+  const int items = count.values()[0];
+  std::vector<bool> taken(sources.size(), false);
+  int on_gpu = 0;
+  for (int a = 0; a < m * top_k; ++a) {
+    const bool resident = slots[ids[a]].down != nullptr;
+    EXPECT_EQ(cpu_ids[a], resident ? -1 : ids[a]);
+    ASSERT_EQ(places[a] >= 0, resident);
+    if (!resident) continue;
+    ++on_gpu;
+    EXPECT_EQ(sources[places[a]], a / top_k);
+    EXPECT_FALSE(taken[places[a]]);
+    taken[places[a]] = true;
+    int holders = 0;
+    for (int i = 0; i < items; ++i) {
+      const GemvItem& g = gate.data()[i];
+      if (places[a] < g.first_tile * 8 || places[a] >= (g.first_tile + g.tiles) * 8) continue;
+      ++holders;
+      EXPECT_EQ(g.weights, slots[ids[a]].gate);
+      EXPECT_EQ(up.data()[i].weights, slots[ids[a]].up);
+      EXPECT_EQ(down.data()[i].weights, slots[ids[a]].down);
+    }
+    EXPECT_EQ(holders, 1);
+  }
+  for (size_t i = 0; i < sources.size(); ++i)
+    EXPECT_TRUE(taken[i] || sources[i] == -1) << i;
+  EXPECT_GT(on_gpu, m);
+
+  // And the sum of what comes back.
+  const int n = 70;
+  const std::vector<float> y = gaussian(sources.size() * n, 17), weights = gaussian(m * top_k, 18),
+                           shared = gaussian(m * n, 19), from_cpu = gaussian(m * n, 20);
+  Buffer<float> yb(y), wb(weights), sh(shared), cb(from_cpu), out(m * n);
+  launch_combine({yb.data(), place.data(), wb.data(), sh.data(), cb.data(), out.data(), m, n, top_k, {}});
+  const auto got = out.values();
+  for (int t = 0; t < m; ++t) {
+    for (int c = 0; c < n; ++c) {
+      double expected = double(shared[t * n + c]) + from_cpu[t * n + c];
+      for (int k = 0; k < top_k; ++k)
+        if (places[t * top_k + k] >= 0)
+          expected += double(weights[t * top_k + k]) * y[size_t(places[t * top_k + k]) * n + c];
+      ASSERT_NEAR(got[t * n + c], expected, 1e-4);
+    }
+  }
+}
+
+// ---- sampling ----
+
+struct Draw {
+  bool greedy = false;
+  float temperature = 1;
+  int top_k = 0;
+  float top_p = 1, min_p = 0;
+};
+
+std::vector<int32_t> sample(const std::vector<float>& logits, int vocab, const Draw& d,
+                            const std::vector<float>& uniform) {
+  const int rows = int(logits.size()) / vocab;
+  Buffer<float> lb(logits), ub(uniform);
+  Buffer<int32_t> out(rows);
+  launch_sample({lb.data(), ub.data(), out.data(), rows, vocab, d.greedy, d.temperature, d.top_k,
+                 d.top_p, d.min_p, {}});
+  return out.values();
+}
+
+/// Probabilities of the kept tokens, by sorting: the definition.
+std::vector<double> distribution(const std::vector<float>& logits, const Draw& d) {
+  std::vector<int> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+  std::vector<double> p(logits.size());
+  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - logits[order[0]]) / d.temperature);
+  if (d.top_k)
+    for (size_t i = d.top_k; i < order.size(); ++i) p[order[i]] = 0;
+  const double all = std::accumulate(p.begin(), p.end(), 0.0);
+  double before = 0;
+  for (int i : order) {
+    const double here = p[i];
+    if (before >= d.top_p * all) p[i] = 0;
+    before += here;
+  }
+  for (double& v : p)
+    if (v < d.min_p) v = 0;
+  const double kept = std::accumulate(p.begin(), p.end(), 0.0);
+  for (double& v : p) v /= kept;
+  return p;
+}
+
+TEST(Sampling, FollowsTheDistribution) {
+  const int vocab = 1003, draws = 5;
+  const std::vector<float> row = gaussian(vocab, 21, 2);
+  std::vector<float> logits, uniform;
+  for (int i = 0; i < draws; ++i) {
+    logits.insert(logits.end(), row.begin(), row.end());
+    uniform.push_back((float(i) + 0.37f) / draws);
+  }
+  for (const Draw& d : {Draw{}, Draw{.temperature = 0.6f, .top_p = 0.9f}, Draw{.top_k = 20},
+                        Draw{.temperature = 1.5f, .top_k = 200, .top_p = 0.7f},
+                        Draw{.min_p = 0.05f}, Draw{.top_k = 1}, Draw{.top_p = 1e-6f}}) {
+    const auto tokens = sample(logits, vocab, d, uniform);
+    const std::vector<double> p = distribution(row, d);
+    // The inverse of the cumulative sum over token numbers, up to rounding at a step.
+    for (int i = 0; i < draws; ++i) {
+      ASSERT_GE(tokens[i], 0);
+      EXPECT_GT(p[tokens[i]], 0) << "token " << tokens[i] << " is not among the kept";
+      const double below = std::accumulate(p.begin(), p.begin() + tokens[i], 0.0);
+      EXPECT_LE(below, uniform[i] + 1e-5);
+      EXPECT_GE(below + p[tokens[i]], uniform[i] - 1e-5);
+    }
+  }
+}
+
+TEST(Sampling, GreedyTakesTheFirstOfTheLargestAndNaNGivesNone) {
+  std::vector<float> logits = gaussian(3 * 777, 22);
+  logits[500] = logits[600] = 50;
+  logits[777 + 776] = 50;
+  std::fill_n(logits.begin() + 2 * 777, 777, NAN);
+  EXPECT_EQ(sample(logits, 777, {.greedy = true}, {0, 0, 0}), (std::vector<int32_t>{500, 776, -1}));
+  EXPECT_EQ(sample(logits, 777, {}, {0, 0, 0})[2], -1);
+  EXPECT_THROW(sample(logits, 777, {.temperature = 0}, {0, 0, 0}), InvalidArgument);
+  EXPECT_THROW(sample(logits, 777, {.top_p = 0}, {0, 0, 0}), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace kt::cuda
