@@ -9,12 +9,12 @@
 
 #include "base/error.h"
 #include "cuda/attention/flash.h"
+#include "buffer.h"
 #include "cuda/common/device.h"
 
 namespace kt::cuda {
 namespace {
 
-using emulated::Buffer;
 
 struct Shape {
   int heads, kv_heads, qk, v;

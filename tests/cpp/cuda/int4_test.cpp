@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "buffer.h"
 #include "cuda/common/device.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/pack.h"
@@ -17,7 +18,6 @@
 namespace kt::cuda {
 namespace {
 
-using emulated::Buffer;
 
 Int4Matrix random_matrix(int n, int k, int group, bool symmetric, unsigned seed) {
   std::mt19937 random(seed);

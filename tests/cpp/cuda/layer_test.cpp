@@ -12,7 +12,9 @@
 #include "cpu/ops/attention.h"
 #include "cpu/ops/context.h"
 #include "cpu/ops/ffn.h"
+#include "buffer.h"
 #include "cuda/common/device.h"
+#include "cuda/gemm/dense_gemm.h"
 #include "cuda/layer/layer.h"
 #include "cuda/moe/moe.h"
 #include "quant/list.h"
@@ -20,7 +22,6 @@
 namespace kt::cuda {
 namespace {
 
-using emulated::Buffer;
 
 std::vector<float> gaussian(size_t count, unsigned seed, float size = 1) {
   std::mt19937 random(seed);
@@ -179,6 +180,37 @@ TEST(Layer, DenseProducts) {
     EXPECT_NEAR(y.values()[i], expected, 1e-4);
     EXPECT_NEAR(y16.values()[i], expected16, 1e-4);
   }
+}
+
+template <class T>
+void check_gemm(int m, int n, int k, bool gather, bool float_out) {
+  const std::vector<float> x = gaussian(size_t(m) * k, 30), w = gaussian(size_t(n) * k, 31);
+  std::vector<T> xt, wt;
+  for (float v : x) xt.push_back(from_float<T>(v));
+  for (float v : w) wt.push_back(from_float<T>(v));
+  std::vector<int32_t> source(m);
+  for (int i = 0; i < m; ++i) source[i] = gather ? (i * 7 + 3) % m : i;
+  Buffer<T> xb(xt), wb(wt), y16(size_t(m) * n);
+  Buffer<float> y(size_t(m) * n);
+  Buffer<int32_t> sb(source);
+  launch_dense_gemm({xb.data(), gather ? sb.data() : nullptr, wb.data(),
+                     float_out ? static_cast<void*>(y.data()) : y16.data(), m, n, k,
+                     std::is_same_v<T, bf16_t>, float_out, {}});
+  std::vector<float> got;
+  if (float_out) got = y.values();
+  else
+    for (T v : y16.values()) got.push_back(to_float(v));
+  for (int i = 0; i < m * n; ++i) {
+    double expected = 0;
+    for (int c = 0; c < k; ++c)
+      expected += double(to_float(xt[size_t(source[i / n]) * k + c])) * to_float(wt[size_t(i % n) * k + c]);
+    ASSERT_NEAR(got[i], expected, float_out ? 1e-3 : std::fabs(expected) * 0x1p-8 + 1e-3);
+  }
+}
+
+TEST(Layer, DenseProductsOnTensorCores) {
+  check_gemm<half_t>(130, 136, 72, true, true);  // edges on every side
+  check_gemm<bf16_t>(3, 258, 128, false, false);
 }
 
 // ---- experts ----

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "buffer.h"
 #include "cuda/common/device.h"
 #include "cuda/quant_gemv/decode.h"
 #include "cuda/quant_gemv/dequantise.h"
@@ -19,7 +20,6 @@
 namespace kt::cuda {
 namespace {
 
-using emulated::Buffer;
 
 /// A random matrix of a format, as the file has it, woven, and as floats.
 struct Weights {

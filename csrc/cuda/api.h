@@ -1,0 +1,60 @@
+// The CUDA library's C surface: what a program loads with dlopen (or ctypes) and calls with raw device
+// pointers and a cudaStream_t. Every function returns 0, or 1 with the reason in kt_cuda_error().
+// Nothing allocates but the functions whose names say create. Types: 0 float, 1 f16, 2 bf16.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define KT_API extern "C" __attribute__((visibility("default")))
+#endif
+
+/// Raised when a signature below changes.
+KT_API int kt_cuda_version();
+/// Of this thread's last failed call.
+KT_API const char* kt_cuda_error();
+
+/// name: at least 256 bytes. arch: 90 for compute capability 9.0.
+KT_API int kt_cuda_device(int device, char* name, int* sms, int* arch, size_t* memory,
+                          size_t* free_memory);
+
+KT_API int kt_cuda_int4_sizes(int m, int n, int k, int group, int bf16, int sms, int arch,
+                              size_t* workspace_bytes, int* counters);
+KT_API int kt_cuda_int4_gemm(const void* x, const void* weights, const void* scales,
+                             const void* offsets, void* y, void* workspace, void* counters, int m,
+                             int n, int k, int group, int bf16, int sms, int arch, void* stream);
+/// Host memory to host memory: rounds [n, k] floats and shuffles them. Sizes: weights n' k / 2,
+/// scales and offsets 2 n' k / group bytes with n' = n rounded up to 64.
+KT_API int kt_cuda_int4_pack(const float* values, int n, int k, int group, int symmetric, int bf16,
+                             void* weights, void* scales, void* offsets);
+
+KT_API int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, void* fragments,
+                           void* sums, void* scales, void* stream);
+/// items: GemvItem in device memory (kt_cuda_gemv_item_bytes each). layout: 0 R16, 1 blocks, 2 FP8.
+KT_API int kt_cuda_gemv_item(void* host_item, const void* weights, const void* block_scales,
+                             int first_tile, int tiles);
+KT_API int kt_cuda_gemv_item_bytes();
+KT_API int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles,
+                              const void* fragments, const void* sums, const void* scales, void* y,
+                              int n, int k, int gguf_id, int layout, int sms, void* stream);
+KT_API int kt_cuda_dequantise(const void* weights, const void* block_scales, void* out, int n, int k,
+                              int gguf_id, int layout, int bf16, void* stream);
+KT_API int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m, int n, int k,
+                              int bf16, int float_out, void* stream);
+
+/// v null: latent attention. Workspace by the first call with workspace null (bytes are written).
+KT_API int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
+                         const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
+                         void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,
+                         int total_tokens, int heads, int kv_heads, int qk_dim, int v_dim,
+                         int max_pages, int max_length, float scale, int bf16, int fp8, int sms,
+                         int arch, void* stream);
+
+KT_API int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight, void* out_float,
+                            void* out_16, int m, int k, float eps, int bf16, void* stream);
+
+/// Empty jobs through the mailbox: `layers` hand-offs per graph launch, `steps` launches.
+/// microseconds: [steps] of a launch over its layers. way: 0 memory operations, 1 host functions;
+/// -1: what the probe finds, and it is written.
+KT_API int kt_cuda_handoff_bench(int layers, int steps, int* way, double* microseconds);
