@@ -1,13 +1,16 @@
 """The commands of `ktransformers` as typer reads them; what each does is in a file of its own."""
 
+import inspect as signatures
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from ktransformers.cli import main as entry
+from ktransformers.cli.chat_flags import FLAGS as CHAT_FLAGS
+from ktransformers.cli.serve_flags import FLAGS as SERVE_FLAGS
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -16,8 +19,33 @@ app = typer.Typer(
 ANY_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
+def flagged(flags: Sequence) -> Callable:
+    """Tells typer a command's flags, so that a shell completes them. Only a shell's question comes
+    here: main hands the words of such commands to their own parser."""
+
+    def known(context: typer.Context, incomplete: str, choices: Sequence[str]) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    def option(flag) -> signatures.Parameter:
+        choices = ("True", "False") if flag.kind is bool else flag.choices
+        complete = (lambda ctx, incomplete: known(ctx, incomplete, choices)) if choices else None
+        default = typer.Option(None, f"--{flag.name}", help=flag.help, autocompletion=complete)
+        place = signatures.Parameter.KEYWORD_ONLY
+        return signatures.Parameter(flag.name, place, default=default, annotation=str)
+
+    def decorate(command: Callable) -> Callable:
+        own = [p for p in signatures.signature(command).parameters.values() if p.name != "flags"]
+        more = [option(flag) for flag in flags]
+        command.__signature__ = signatures.Signature([*own, *more])
+        command.__annotations__ |= {parameter.name: str for parameter in more}
+        return command
+
+    return decorate
+
+
 @app.command(context_settings=ANY_WORDS)
-def chat(context: typer.Context) -> None:
+@flagged(CHAT_FLAGS)
+def chat(context: typer.Context, **flags) -> None:
     """Talk to a model in the terminal: chat --gguf_path FILE (flags: chat --help)."""
     from ktransformers.local_chat import main
 
@@ -25,7 +53,8 @@ def chat(context: typer.Context) -> None:
 
 
 @app.command(context_settings=ANY_WORDS)
-def serve(context: typer.Context) -> None:
+@flagged(SERVE_FLAGS)
+def serve(context: typer.Context, **flags) -> None:
     """Serve a model over HTTP: serve --gguf_path FILE (flags: serve --help)."""
     from ktransformers.cli.serve import main
 
@@ -119,6 +148,44 @@ def plan(
     if path is None:
         raise typer.BadParameter("--gguf_path is missing: name the model's GGUF file or folder")
     run(path, optimize_config_path, model_path, device_map or (), json, every_layer)
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed.", pretty_exceptions_enable=False)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("serve")
+def bench_serve(
+    gguf_path: Annotated[str, spelled("gguf_path", "model to start a server for")] = None,
+    url: str = typer.Option(None, help="a server that runs, e.g. http://127.0.0.1:10002"),
+    peer: Annotated[list[str], typer.Option(help="NAME=URL of another server")] = (),
+    api_key: Annotated[str, spelled("api_key", "key of the server at --url")] = None,
+    users: int = typer.Option(5, min=1, help="users answered at a time"),
+    rate: float = typer.Option(1.0, min=0.01, help="requests a second"),
+    requests: int = typer.Option(50, min=1, help="requests in all"),
+    streams: int = typer.Option(8, min=1, help="streams that run at once"),
+    prompt_tokens: Annotated[int, spelled("prompt_tokens", "length of prompts")] = 128,
+    max_tokens: Annotated[int, spelled("max_tokens", "length of answers")] = 64,
+    shared_tokens: Annotated[int, spelled("shared_tokens", "length of a shared prompt")] = 2000,
+    long_tokens: Annotated[int, spelled("long_tokens", "length of a long prompt")] = 8000,
+    long_answers: Annotated[int, spelled("long_answers", "tokens generated beside it")] = 2000,
+    parts: str = typer.Option("one,streams,users,prefix,long", help="which figures"),
+    cpu_infer: Annotated[int, spelled("cpu_infer", "threads; else all usable cores")] = None,
+    local: bool = typer.Option(True, help="compare one stream with the chat's own loop"),
+    json: str = typer.Option(None, help="file the figures are written to"),
+    png: str = typer.Option(None, help="file of a plot"),
+) -> None:
+    """Measure a server: one user, several users, shared prompts, a long prompt beside others."""
+    from ktransformers.cli.bench_serve import run
+
+    names = ("users", "rate", "requests", "streams", "prompt_tokens", "max_tokens",
+             "shared_tokens", "long_tokens", "long_answers")  # fmt: skip
+    given = locals()
+    options = {name: given[name] for name in names}
+    options |= {"parts": parts.split(","), "compare_local": local, "load": {"cpu_infer": cpu_infer}}
+    words = ["--max_batch_size", str(max(streams, 8)), "--cache_lens", "32768"]
+    words += ["--cpu_infer", str(cpu_infer)] if cpu_infer else []
+    run(gguf_path, url, list(peer or ()), options, words, json, png, api_key)
 
 
 @app.command()

@@ -4,6 +4,7 @@ Typer, torch and the rest are imported only by the commands that use them: --hel
 doctor answer at once, and doctor also on a broken installation.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from ktransformers import __version__
 from ktransformers.errors import UserError
 
 USAGE_ERROR = 2
+COMPLETE = "_KTRANSFORMERS_COMPLETE"  # set by a shell that asks how a word may go on
+COMPLETION = ("--install-completion", "--show-completion")
 
 
 def fail(line: str) -> int:
@@ -54,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ktransformers.local_chat import main as chat
 
         return chat(words[1:])
+    if COMPLETE in os.environ or first in COMPLETION:
+        return guarded(lambda: run_typer(words))
     if first == "serve" or (first.startswith("-") and first not in ("--help", "-h")):
         from ktransformers.cli.serve import main as serve
 

@@ -21,12 +21,6 @@ def start(words: list[str]) -> int:
     from ktransformers.local_chat import Progress
 
     request = check_serve(words)
-    try:
-        import uvicorn  # noqa: F401
-    except ImportError:
-        from ktransformers.errors import UserError
-
-        raise UserError("serving needs more packages: see `ktransformers doctor`") from None
     from ktransformers.server.serve import serve
 
     return serve(request, Progress())
