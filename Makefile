@@ -20,7 +20,7 @@ export KT_DOWNLOADS := $(CURDIR)/.cache/downloads.log
 export KT_BUILD_DIR := $(abspath $(BUILD))
 export PIP_NO_INPUT := 1
 
-.PHONY: help chat serve test check dev_install install wheel peers format lint clean distclean core chat_model test_env
+.PHONY: help chat serve test check dev_install install wheel peers format lint clean distclean core chat_model test_env web web_test
 
 help:
 	@echo 'make chat [PROMPT="..."] [MODEL=my.gguf]   chat with a real model (fetched on the first run)'
@@ -30,6 +30,7 @@ help:
 	@echo 'make dev_install                           editable install with the test tools into $(VENV)'
 	@echo 'make install                               plain install into $(VENV) (sh ./install.sh picks the active one)'
 	@echo 'make wheel                                 one wheel with every CPU instruction set inside, in dist/'
+	@echo 'make web | web_test                        build the chat page | test it in Chromium (both need node)'
 	@echo 'make peers                                 other engines to compare with, in .venv-peers'
 	@echo 'make format | lint | clean | distclean'
 	@echo 'Variables: PYTHON VENV TORCH TORCH_ARGS BUILD; YES=1 lets sudo install system packages unasked'
@@ -101,6 +102,10 @@ wheel: $(done)/tools
 peers:
 	@scripts/peers.sh
 
+# The chat page: built files are committed, so only who changes web/ needs this.
+web:
+	@scripts/web.sh build
+
 # ---- checks ----
 
 test:
@@ -110,6 +115,9 @@ test_env: $(done)/test
 
 check:
 	@VENV=$(VENV) BUILD=$(BUILD) scripts/check.sh
+
+web_test:
+	@scripts/web.sh test
 
 format: $(done)/test
 	@$(py) -m ruff check -q --fix . ; $(py) -m ruff format -q .

@@ -15,7 +15,7 @@ $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
-for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi chroot}; do
+for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi browser chroot}; do
   case $part in
     symbols)
       $step "-O0 configure" cmake -S . -B build/O0 -G Ninja -DCMAKE_BUILD_TYPE=Debug \
@@ -32,8 +32,9 @@ for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi chroot};
       $step "schemathesis, at length" env KT_SCHEMATHESIS="${KT_SCHEMATHESIS:-40}" "$py" -m pytest \
         tests/python/test_server_openapi.py -o junit_family=xunit1 --junitxml="$KT_REPORT/openapi.xml"
       ;;
+    browser) $step "chat page in Chromium" env REPORTS="$PWD/$KT_REPORT" scripts/web.sh test ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
-    *) echo "error: CHECK names $part; known: symbols wheel sanitize thread fuzz lm_eval openapi chroot" >&2; exit 2 ;;
+    *) echo "error: CHECK names $part; known: symbols wheel sanitize thread fuzz lm_eval openapi browser chroot" >&2; exit 2 ;;
   esac
 done
 report

@@ -1,0 +1,15 @@
+import { defineConfig } from "vitest/config";
+import { reporters } from "./tests/reporters";
+
+// Drives a real Chromium through playwright-core; one file at a time, they share the machine.
+export default defineConfig({
+  test: {
+    include: ["tests/browser/**/*.test.ts"],
+    environment: "node",
+    reporters: reporters("browser"),
+    fileParallelism: false,
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    expect: { poll: { timeout: 8_000 } },
+  },
+});

@@ -1,0 +1,6 @@
+import { defineConfig } from "vitest/config";
+import { reporters } from "./tests/reporters";
+
+export default defineConfig({
+  test: { include: ["tests/unit/**/*.test.{ts,tsx}"], environment: "node", reporters: reporters("web") },
+});
