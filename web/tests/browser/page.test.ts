@@ -372,7 +372,7 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     await page.keyboard.press("Enter");
     await page.getByText(/\b3 /).first().waitFor();
     await page.keyboard.press("Escape");
-    await page.getByText("Stopped.").waitFor();
+    await last(page).getByText("Stopped.").waitFor();
   });
 
   it("fits a phone", async () => {
@@ -457,6 +457,6 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     await said(page, "You said: meanwhile").waitFor();
     await page.getByRole("link", { name: "count slowly" }).click();
     await page.getByRole("button", { name: "Stop" }).click();
-    await page.getByText("Stopped.").waitFor();
+    await last(page).getByText("Stopped.").waitFor();
   });
 });
