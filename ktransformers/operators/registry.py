@@ -34,6 +34,13 @@ class WeightOptions:
 
 
 @dataclass(frozen=True)
+class Kwargs:
+    """Options of an operator somebody wrote: (name, value) pairs, checked by its constructor."""
+
+    values: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class OperatorSpec:
     """One operator on one backend.
 
@@ -53,6 +60,11 @@ class OperatorSpec:
     factory: str | Callable[..., Any]
     resident: Literal["file", "float32"] = "file"
     needs: tuple[str, ...] = ()
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the class is a BaseInjectedModule from outside of this package."""
+        return self.options is Kwargs
 
     def load(self) -> Callable[..., Any]:
         """The operator class; imports its module (and torch) if need be."""
@@ -110,6 +122,14 @@ class Registry:
             return made
 
         return add if factory is None else add(factory)
+
+    def register_plugin(self, name: str, cls: type) -> None:
+        """A class from outside, under its full name in both dialects; the last definition counts.
+
+        It replaces a module of any kind and runs in torch, its own parameters as float32.
+        """
+        self._specs[name, "torch"] = OperatorSpec(name, "torch", "", Kwargs, cls, "float32")
+        self._upstream_classes[name] = name
 
     def alias_class(self, upstream: str, operator: str | None) -> None:
         """`replace.class: upstream` means `operator`; None: known, but nothing here does it."""

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from ktransformers.checkpoint.tensor_loader import GGUFLoader
 from ktransformers.errors import UserError
 from ktransformers.operators import registry
 from ktransformers.operators.attention import Attention
 from ktransformers.operators.base import Operator
+from ktransformers.operators.base_operator import BaseInjectedModule, make_injected
 from ktransformers.operators.default import load_torch_module
 from ktransformers.operators.rope import Rope
 
@@ -50,7 +52,12 @@ def apply(
         if placement.operator in KEPT:
             continue
         module = _find(model, placement.module)
-        factory = registry.lookup(placement.operator, placement.backend).load()
+        spec = registry.lookup(placement.operator, placement.backend)
+        factory = spec.load()
+        if spec.is_plugin:
+            made = _make_plugin(factory, module, placement, weights, model.config)
+            _replace(model, placement.module, made)
+            continue
         try:
             operator = factory(module, placement.module, engine, model.config, placement.options)
         except AttributeError as error:
@@ -60,6 +67,15 @@ def apply(
             ) from error
         _replace(model, placement.module, operator)
     _load(model, weights, progress)
+
+
+def _make_plugin(factory, module, placement, weights, config) -> nn.Module:
+    """An operator from outside. Its mistakes are its author's, who wants the traceback."""
+    loader = GGUFLoader(model=weights.gguf)
+    try:
+        return make_injected(factory, module, placement.module, loader, config, placement.options)
+    except TypeError as error:
+        raise UserError(f"{placement.module}: {placement.operator}: {error}") from error
 
 
 def _load(model: nn.Module, weights, progress) -> None:
@@ -88,6 +104,8 @@ def _load(model: nn.Module, weights, progress) -> None:
                 raise UserError(f"{weights.gguf.path}: {name}: {error}") from error
         else:
             load_torch_module(module, name, weights, model.config)
+            if isinstance(module, BaseInjectedModule):
+                module.load()
         if progress:
             last = done == len(order)
             progress(total if last else min(weights.bytes_bound, total - 1), total)

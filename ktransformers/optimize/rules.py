@@ -147,6 +147,14 @@ class Yaml:
             raise self.fail(f"{self.what} must be true or false, not {self.described()}")
         return self.value
 
+    def plain(self) -> Any:
+        """The value with everything in it: scalars, lists, dicts."""
+        if self.node.kind == "map":
+            return {key: value.plain() for key, (_, value) in self.fields().items()}
+        if self.node.kind == "sequence":
+            return [item.plain() for item in self.items()]
+        return self.value
+
     def pattern(self) -> NamePattern:
         try:
             return NamePattern(self.text())

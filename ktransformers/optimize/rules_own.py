@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any
 
-from ktransformers.operators.registry import OperatorSpec, Registry
+from ktransformers.operators.registry import Kwargs, OperatorSpec, Registry
 from ktransformers.optimize.rules import Match, Place, Rule, RuleError, Yaml
 
 RULE_KEYS = ("match", "replace", "why", "optional", "recursive")
@@ -107,6 +107,9 @@ def find_operator(replace: Mapping[str, tuple[Place, Yaml]], registry: Registry)
 
 def read_options(written: tuple[Place, Yaml] | None, spec: OperatorSpec) -> Any:
     """An instance of the operator's options class, each value checked against its annotation."""
+    if spec.is_plugin:
+        fields = written[1].fields() if written is not None else {}
+        return Kwargs(tuple((key, value.plain()) for key, (_, value) in fields.items()))
     hints = typing.get_type_hints(spec.options)
     values = {}
     if written is not None:

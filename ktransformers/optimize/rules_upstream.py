@@ -7,7 +7,7 @@ Where it would only fail later (a null `kwargs`, an unknown op), it fails here w
 import re
 from typing import Any
 
-from ktransformers.operators.registry import Registry
+from ktransformers.operators.registry import Kwargs, Registry
 from ktransformers.operators.upstream_names import (
     CPU_BACKENDS,
     CPU_OPS,
@@ -42,6 +42,8 @@ def read(entry: Yaml, registry: Registry, notes: list[str]) -> Rule:
     ignore_unknown(replace, REPLACE_KEYS, "key replace", notes)
     written = replace["class"][1].text() if "class" in replace else "default"
     operator = find_operator(written, replace, registry)
+    if registry.has(operator, "torch") and registry.lookup(operator, "torch").is_plugin:
+        return read_plugin(entry, match, operator, replace, read_recursive(fields, notes))
     kwargs = read_kwargs(replace, written, operator, registry, notes)
     return Rule(
         place=entry.place,
@@ -52,6 +54,24 @@ def read(entry: Yaml, registry: Registry, notes: list[str]) -> Rule:
         device=kwargs["generate_device"],
         asked=tuple((key, value) for key, value in kwargs.items() if key != "backend_of_op"),
         recursive=read_recursive(fields, notes),
+    )
+
+
+def read_plugin(entry: Yaml, match: Match, operator: str, replace: dict, recursive: bool) -> Rule:
+    """A rule whose class somebody wrote: all kwargs are its constructor's, devices too."""
+    node = replace["kwargs"][1] if "kwargs" in replace else None
+    empty = node is None or (node.value is None and node.node.kind == "scalar")
+    values = {} if empty else node.fields()
+    device = values["generate_device"][1] if "generate_device" in values else None
+    return Rule(
+        place=entry.place,
+        match=match,
+        operator=operator,
+        backend="torch",
+        written=operator,
+        device=read_device(device) if device else None,
+        options=Kwargs(tuple((key, value.plain()) for key, (_, value) in values.items())),
+        recursive=recursive,
     )
 
 
