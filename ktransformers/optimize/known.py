@@ -99,9 +99,10 @@ def _sparse(config: Config, hidden: int) -> dict[str, tuple[int, ...]]:
     experts = config.experts
     parts = {"ffn_gate_inp": (experts, hidden)}
     parts |= {n: (experts, *shape) for n, shape in _swiglu("_exps", hidden, width).items()}
-    shared = config.integer("n_shared_experts", default=0) or 0
+    shared = (config.integer("n_shared_experts", default=0) or 0) * width
+    shared = config.integer("shared_expert_intermediate_size", default=shared)
     if shared:
-        parts |= _swiglu("_shexp", hidden, shared * width)
+        parts |= _swiglu("_shexp", hidden, shared)
     return parts
 
 
