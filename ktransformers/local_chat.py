@@ -18,6 +18,7 @@ if not __package__:  # run as a file, or by name from inside this folder: let th
 from ktransformers.cli.chat_flags import PARSER, USAGE, Request, check_request
 from ktransformers.cli.fire_flags import asks_for_help
 from ktransformers.cli.main import guarded
+from ktransformers.cli.placement_flags import load_options
 
 
 class Progress:
@@ -50,7 +51,9 @@ def load(request: Request, runtime: Any) -> Any:
     from ktransformers.cli.conversation import Conversation
 
     options = request.options
-    optional = {"cache_lens": options["cache_lens"]} if options["cache_lens"] else {}
+    optional = load_options(options)
+    if options["cache_lens"]:
+        optional["cache_lens"] = options["cache_lens"]
     model = runtime.load_model(
         request.gguf or options["gguf_path"],
         model_path=options["model_path"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ktransformers.cli.fire_flags import Flag, Parser
+from ktransformers.cli.placement_flags import PLACEMENT_FLAGS, check_experts, check_placement
 from ktransformers.errors import UserError
 
 USAGE = "usage: python -m ktransformers.local_chat --gguf_path FILE [--flag value ...]"
@@ -54,6 +55,7 @@ FLAGS = [
         choices=("auto", "exact", "f32"),
     ),
     Flag("prompt", str, None, "answer this once and end"),
+    *PLACEMENT_FLAGS,
 ]  # fmt: skip
 PARSER = Parser(FLAGS)
 
@@ -120,18 +122,14 @@ def check_request(words: list[str]) -> Request:
         if name in given and options[name] not in ("cpu", False):
             note(f"--{name} {options[name]}: this version computes on the CPU")
     prompt_text = read_prompt_file(options["prompt_file"]) if options["prompt_file"] else None
-    if rules := options["optimize_config_path"]:
-        if not os.path.isfile(rules):
-            raise UserError(f"--optimize_config_path {rules}: no such file")
-        from ktransformers.optimize.rules import load_rules
-
-        load_rules(rules)
+    check_placement(options)
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.hub import resolve_config, resolve_model
     from ktransformers.runtime.loading import model_config
 
     options["gguf_path"] = str(resolve_model(options["gguf_path"] or ask_for_gguf_path()))
     gguf = open_model(options["gguf_path"])
+    check_experts(options, gguf)
     if folder := options["model_path"]:
         options["model_path"] = str(resolve_config(folder))
         if not os.path.isdir(options["model_path"]):

@@ -8,6 +8,8 @@ import typer
 
 from ktransformers.cli import main as entry
 from ktransformers.cli.chat_flags import FLAGS as CHAT_FLAGS
+from ktransformers.cli.looking_commands import add_looking
+from ktransformers.cli.options import AllowPlugin, DeviceMap, ModelPath, RulePath, spelled
 from ktransformers.cli.serve_flags import FLAGS as SERVE_FLAGS
 
 app = typer.Typer(
@@ -105,17 +107,6 @@ def quantize(
     run(source, out, preset, tensor, recipe, threads, dry_run)
 
 
-def spelled(name: str, text: str):
-    """An option in upstream's spelling and with dashes."""
-    return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help=text)
-
-
-GgufPath = Annotated[str, spelled("gguf_path", "GGUF file, folder or user/repo:quant")]
-RulePath = Annotated[str, spelled("optimize_config_path", "rule file; else the family's own")]
-ModelPath = Annotated[str, spelled("model_path", "folder with config; else the GGUF's is used")]
-DeviceMap = Annotated[list[str], spelled("device_map", "a rule's device, as in cuda:0=cpu")]
-
-
 @app.command()
 def plan(
     gguf_path: Annotated[str, spelled("gguf_path", "GGUF file, folder or user/repo:quant")] = None,
@@ -132,12 +123,15 @@ def plan(
     write: str = typer.Option(None, "--write", help="write the fit as a rule file"),
     threads: int = typer.Option(None, "--threads", min=1, help="of this machine"),
     suggest: bool = typer.Option(False, "--suggest", help="known models that fit the machine"),
+    allow_plugin: AllowPlugin = (),
 ) -> None:
     """Print which operator each module of a model gets, where, and why, without loading it."""
     from ktransformers.checkpoint.hub import resolve_model
     from ktransformers.cli import fit_command
     from ktransformers.cli.plan_command import run
+    from ktransformers.cli.plugins import allow_plugins
 
+    allow_plugins(allow_plugin or ())
     if suggest:
         return fit_command.suggest(machine, context, threads)
     path = str(resolve_model(gguf_path)) if gguf_path else None
@@ -200,3 +194,6 @@ def doctor() -> None:
 def version() -> None:
     """Print the version."""
     entry.show_version()
+
+
+add_looking(app)

@@ -10,6 +10,7 @@ from typing import Any
 from ktransformers.cli.chat_flags import FLAGS as CHAT_FLAGS
 from ktransformers.cli.chat_flags import at_least, note, sampling_of, within
 from ktransformers.cli.fire_flags import Flag, Parser
+from ktransformers.cli.placement_flags import PLACEMENT_FLAGS, check_experts, check_placement
 from ktransformers.errors import UserError
 
 USAGE = "usage: ktransformers serve --gguf_path FILE [--flag value ...]"
@@ -47,6 +48,7 @@ FLAGS = [
          choices=("debug", "info", "warning", "error", "critical")),
     CHAT["use_cuda_graph"],
     CHAT["device"],
+    *PLACEMENT_FLAGS,
 ]  # fmt: skip
 
 # Upstream's other flags: scripts have them, and nothing here depends on them. Each is said once.
@@ -54,7 +56,7 @@ IGNORED = """
 architectures backend_type balance_serve page_size sched_strategy memory_gpu_only
 utilization_percentage cpu_memory_size_GB kvc2_config_dir log_dir log_file db_type db_database
 db_host db_name db_pool_size prompt_file json_mode healing ban_strings gpu_split length rope_scale
-rope_alpha no_flash_attn low_mem experts_per_token load_q4 fast_safetensors draft_model_dir
+rope_alpha no_flash_attn low_mem load_q4 fast_safetensors draft_model_dir
 no_draft_scale modes mode username botname system_prompt smoothing_factor dynamic_temperature top_a
 skew typical repetition_penalty repetition_decay response_chunk no_code_formatting cache_8bit
 cache_q4 ngram_decoding print_timings amnesia batch_size user_config user_force_new user_path
@@ -113,6 +115,7 @@ def check_serve(words: list[str]) -> ServeRequest:
     usable_threads(options["cpu_infer"])
     options["gguf_path"] = str(resolve_model(options["gguf_path"]))
     gguf = open_model(options["gguf_path"])
+    check_experts(options, gguf)
     if options["model_path"]:
         options["model_path"] = str(resolve_config(options["model_path"]))
     model_config(gguf, options["model_path"])
@@ -132,10 +135,10 @@ def check_files(options: dict[str, Any]) -> None:
             raise UserError(f"--{name} {options[name]}: no such file")
     if bool(options["ssl_keyfile"]) != bool(options["ssl_certfile"]):
         raise UserError("--ssl_keyfile and --ssl_certfile: HTTPS needs both")
-    if rules := options["optimize_config_path"]:
-        from ktransformers.optimize.rules import load_rules
-
-        load_rules(rules)
+    if options["experts_per_token"] and not options["experts_profile"]:
+        note("--experts_per_token: means nothing without --experts_profile")  # upstream's scripts
+        options["experts_per_token"] = None
+    check_placement(options)
     if options["model_path"] and os.path.sep in options["model_path"]:
         if not os.path.isdir(options["model_path"]) and options["model_path"].count("/") != 1:
             raise UserError(f"--model_path {options['model_path']}: no such folder")

@@ -202,13 +202,13 @@ class _Planner:
         names = (module.name, *module.aliases)
         if self.own:
             for index, rule in enumerate(self.rules.rules):
-                if _class_matches(rule, module) and any(map(rule.match.names_match, names)):
+                if class_matches(rule, module) and any(map(rule.match.names_match, names)):
                     self.used.add(index)
                     return rule
             return None
         for name in names:
             for index, rule in enumerate(self.rules.rules):
-                if _class_matches(rule, module) and rule.match.names_match(name):
+                if class_matches(rule, module) and rule.match.names_match(name):
                     self.used.add(index)
                     found.append(rule)
                     break
@@ -296,6 +296,8 @@ class _Planner:
             device = "cuda:0" if self.context.cuda_devices else "cpu"
         else:
             device = self.device_of(rule, dict(rule.asked).get("runs_on") or rule.device or "cpu")
+            if self.registry.has(rule.operator, "torch") and rule.operator != "default":
+                return self.registry.lookup(rule.operator, "torch"), device
             # Upstream's gates were torch.nn.Linear, so its rules for linears take them too.
             as_linear = rule.operator == "linear" and kind == "moe.router"
             if rule.operator not in ("default", kind) and not as_linear:
@@ -389,12 +391,12 @@ class _Planner:
     def taken_by(self, rule: Rule, index: int, tree: Sequence[ModuleInfo]) -> Rule | None:
         """The earlier rule that takes the first module which `rule` would match."""
         for module in tree:
-            if not module.name or not _class_matches(rule, module):
+            if not module.name or not class_matches(rule, module):
                 continue
             for name in (module.name, *module.aliases):
                 if rule.match.names_match(name):
                     for earlier in self.rules.rules[:index]:
-                        if _class_matches(earlier, module) and earlier.match.names_match(name):
+                        if class_matches(earlier, module) and earlier.match.names_match(name):
                             return earlier
         return None
 
@@ -423,7 +425,8 @@ def loaded_bytes(weight: WeightInfo, types: Mapping[str, str]) -> int:
     return weight.nbytes if kind is None else type_bytes(kind, weight.float_bytes // 4)
 
 
-def _class_matches(rule: Rule, module: ModuleInfo) -> bool:
+def class_matches(rule: Rule, module: ModuleInfo) -> bool:
+    """Whether the module has one of the rule's classes; a rule without classes takes all."""
     classes = rule.match.classes
     return not classes or any(module.has_class(name, rule.match.legacy) for name in classes)
 

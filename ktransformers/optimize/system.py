@@ -97,3 +97,9 @@ def meminfo() -> dict[str, int]:
         match[1]: int(match[2]) * 1024
         for match in re.finditer(r"^(\w+):\s*(\d+) kB$", read("/proc/meminfo"), re.M)
     }
+
+
+def own_memory() -> int:
+    """Bytes this process holds that are no file's pages."""
+    match = re.search(r"RssAnon:\s*(\d+) kB", read("/proc/self/status"))
+    return int(match[1]) * 1024 if match else 0

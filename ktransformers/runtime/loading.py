@@ -111,6 +111,7 @@ def load_model(
     lowered: bool = True,
     progress: Callable[[int, int], None] | None = None,
     device_map: dict[str, str] | None = None,
+    experts_per_token: int | None = None,
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
@@ -120,7 +121,8 @@ def load_model(
     activations: "auto" | "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may
     hold, over all sequences.
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
-    lowered: False runs module by module.
+    lowered: False runs module by module. experts_per_token: fewer than the model's own; it then
+    says something else, how different `ktransformers calibrate` measures.
     Raises: UserError.
     """
     from ktransformers.optimize.rules import load_rules
@@ -129,6 +131,8 @@ def load_model(
     threads = usable_threads(cpu_infer)
     gguf = gguf_path if isinstance(gguf_path, GGUFFile) else open_model(gguf_path)
     family, config = model_config(gguf, model_path)
+    if experts_per_token is not None:
+        config = with_experts(config, experts_per_token)
     rules = load_rules(optimize_config_path or shipped_rules(family))
 
     from ktransformers.operators.engine import Engine
@@ -186,6 +190,17 @@ def bind(
     model.kt = runtime
     model.config.name_or_path = str(gguf.path)
     mark_as_placed(model)
+
+
+def with_experts(config: dict, experts_per_token: int) -> dict:
+    """The configuration with fewer experts per token. Raises: UserError."""
+    have = config.get("num_experts_per_tok")
+    if not have or not 1 <= experts_per_token <= have:
+        raise UserError(
+            f"--experts_per_token {experts_per_token}: the model uses {have or 'no'} experts per "
+            "token; give at most that many"
+        )
+    return config | {"num_experts_per_tok": experts_per_token}
 
 
 def check_backends(made) -> None:

@@ -60,6 +60,7 @@ def load_service(request: Any, progress: Any = None) -> Any:
     sources = sources if isinstance(sources, dict) else {"default": sources}
     templates = Templates(sources, special_tokens(tokenizer))
 
+    from ktransformers.cli.placement_flags import load_options
     from ktransformers.runtime.session import SamplingOptions, load_model
 
     try:
@@ -73,6 +74,7 @@ def load_service(request: Any, progress: Any = None) -> Any:
             kv_type=options["kv_type"],
             chunk_size=options["chunk_size"],
             progress=progress,
+            **load_options(options),
         )
         sampling = dict(request.sampling)
         settings = Settings(
