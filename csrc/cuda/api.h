@@ -1,6 +1,7 @@
-// The CUDA library's C surface: what a program loads with dlopen (or ctypes) and calls with raw device
-// pointers and a cudaStream_t. Every function returns 0, or 1 with the reason in kt_cuda_error().
-// Nothing allocates but the functions whose names say create. Types: 0 float, 1 f16, 2 bf16.
+// The CUDA library's C surface: what a program loads with dlopen (or ctypes) and calls with raw
+// device pointers and a cudaStream_t. Every function returns 0, or 1 with the reason in
+// kt_cuda_error(). Nothing allocates but the functions whose names say create. Types: 0 float, 1
+// f16, 2 bf16.
 #pragma once
 
 #include <stddef.h>
@@ -38,8 +39,8 @@ KT_API int kt_cuda_gemv_item_bytes();
 KT_API int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles,
                               const void* fragments, const void* sums, const void* scales, void* y,
                               int n, int k, int gguf_id, int layout, int sms, void* stream);
-KT_API int kt_cuda_dequantise(const void* weights, const void* block_scales, void* out, int n, int k,
-                              int gguf_id, int layout, int bf16, void* stream);
+KT_API int kt_cuda_dequantise(const void* weights, const void* block_scales, void* out, int n,
+                              int k, int gguf_id, int layout, int bf16, void* stream);
 KT_API int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m, int n, int k,
                               int bf16, int float_out, void* stream);
 

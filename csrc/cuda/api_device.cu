@@ -51,7 +51,8 @@ Prepared prepared(const void* fragments, const void* sums, const void* scales) {
 int kt_cuda_version() { return 1; }
 const char* kt_cuda_error() { return last_error.c_str(); }
 
-int kt_cuda_device(int device, char* name, int* sms, int* arch, size_t* memory, size_t* free_memory) {
+int kt_cuda_device(int device, char* name, int* sms, int* arch, size_t* memory,
+                   size_t* free_memory) {
   return guarded([&] {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
@@ -97,8 +98,8 @@ int kt_cuda_int4_pack(const float* values, int n, int k, int group, int symmetri
   });
 }
 
-int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, void* fragments, void* sums,
-                    void* scales, void* stream) {
+int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, void* fragments,
+                    void* sums, void* scales, void* stream) {
   return guarded([&] {
     launch_prepare({x, nullptr, k, nullptr, prepared(fragments, sums, scales), rows, k, tiles,
                     static_cast<uint8_t>(type), stream});
@@ -106,8 +107,8 @@ int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, void* f
 }
 
 int kt_cuda_gemv_item_bytes() { return sizeof(GemvItem); }
-int kt_cuda_gemv_item(void* host_item, const void* weights, const void* block_scales, int first_tile,
-                      int tiles) {
+int kt_cuda_gemv_item(void* host_item, const void* weights, const void* block_scales,
+                      int first_tile, int tiles) {
   const GemvItem item{static_cast<const uint8_t*>(weights), static_cast<const float*>(block_scales),
                       first_tile, tiles};
   std::memcpy(host_item, &item, sizeof item);
@@ -118,9 +119,17 @@ int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles, const vo
                        const void* sums, const void* scales, void* y, int n, int k, int gguf_id,
                        int layout, int sms, void* stream) {
   return guarded([&] {
-    const GemvParams p{static_cast<const GemvItem*>(items), nullptr,
-                       prepared(fragments, sums, scales), static_cast<float*>(y), num_items,
-                       max_tiles, n, k, gguf_id, static_cast<WeightLayout>(layout), stream};
+    const GemvParams p{static_cast<const GemvItem*>(items),
+                       nullptr,
+                       prepared(fragments, sums, scales),
+                       static_cast<float*>(y),
+                       num_items,
+                       max_tiles,
+                       n,
+                       k,
+                       gguf_id,
+                       static_cast<WeightLayout>(layout),
+                       stream};
     launch_quant_gemv(p, choose_gemv_tile(p, sms));
   });
 }
@@ -128,8 +137,9 @@ int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles, const vo
 int kt_cuda_dequantise(const void* weights, const void* block_scales, void* out, int n, int k,
                        int gguf_id, int layout, int bf16, void* stream) {
   return guarded([&] {
-    launch_dequantise({static_cast<const uint8_t*>(weights), static_cast<const float*>(block_scales),
-                       out, n, k, gguf_id, static_cast<WeightLayout>(layout), bf16 != 0, stream});
+    launch_dequantise({static_cast<const uint8_t*>(weights),
+                       static_cast<const float*>(block_scales), out, n, k, gguf_id,
+                       static_cast<WeightLayout>(layout), bf16 != 0, stream});
   });
 }
 
@@ -140,17 +150,34 @@ int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m, int n
   });
 }
 
-int kt_cuda_flash(const void* q, const void* k, const void* v, void* out, const int32_t* first_token,
-                  const int32_t* kv_length, const int32_t* pages, void* workspace,
-                  size_t* workspace_bytes, int sequences, int max_tokens, int total_tokens,
-                  int heads, int kv_heads, int qk_dim, int v_dim, int max_pages, int max_length,
-                  float scale, int bf16, int fp8, int sms, int arch, void* stream) {
+int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
+                  const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
+                  void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,
+                  int total_tokens, int heads, int kv_heads, int qk_dim, int v_dim, int max_pages,
+                  int max_length, float scale, int bf16, int fp8, int sms, int arch, void* stream) {
   return guarded([&] {
-    const FlashParams p{q, k, v, out, first_token, kv_length, pages, static_cast<float*>(workspace),
-                        sequences, max_tokens, total_tokens, heads, kv_heads, qk_dim, v_dim,
-                        max_pages, scale, 1.0f, 1.0f,
+    const FlashParams p{q,
+                        k,
+                        v,
+                        out,
+                        first_token,
+                        kv_length,
+                        pages,
+                        static_cast<float*>(workspace),
+                        sequences,
+                        max_tokens,
+                        total_tokens,
+                        heads,
+                        kv_heads,
+                        qk_dim,
+                        v_dim,
+                        max_pages,
+                        scale,
+                        1.0f,
+                        1.0f,
                         bf16 ? AttentionType::kBf16 : AttentionType::kF16,
-                        fp8 ? CacheType::kFp8 : CacheType::kSame, stream};
+                        fp8 ? CacheType::kFp8 : CacheType::kSame,
+                        stream};
     const FlashTile tile = choose_flash_tile(p, max_length, sms, arch);
     if (workspace_bytes) *workspace_bytes = flash_workspace_bytes(p, tile);
     if (workspace || !workspace_bytes) launch_flash(p, tile);
@@ -161,8 +188,8 @@ int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight, void* 
                      void* out_16, int m, int k, float eps, int bf16, void* stream) {
   return guarded([&] {
     launch_rms_norm({static_cast<float*>(hidden), static_cast<const float*>(delta),
-                     static_cast<const float*>(weight), static_cast<float*>(out_float), out_16, m, k,
-                     eps, bf16 ? Out16::kBf16 : Out16::kF16, stream});
+                     static_cast<const float*>(weight), static_cast<float*>(out_float), out_16, m,
+                     k, eps, bf16 ? Out16::kBf16 : Out16::kF16, stream});
   });
 }
 
@@ -176,8 +203,9 @@ int kt_cuda_handoff_bench(int layers, int steps, int* way, double* microseconds)
       const std::vector<HandoffJob> jobs(layers, {[](void*, int) {}, nullptr, 0, "an empty job"});
       StepLayer layer;
       layer.moe = layer.cpu_experts = true;
-      StepGraph graph(std::vector<StepLayer>(layers, layer), false, [](Stream, StepOp, int) {},
-                      mailbox, jobs, static_cast<HandoffWay>(*way));
+      StepGraph graph(
+          std::vector<StepLayer>(layers, layer), false, [](Stream, StepOp, int) {}, mailbox, jobs,
+          static_cast<HandoffWay>(*way));
       Coordinator coordinator(mailbox, jobs, {});
       cudaStream_t stream;
       check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");

@@ -35,8 +35,10 @@ int main(int argc, char** argv) {
     failed += outcome.failures > 0;
     skipped += outcome.skipped;
     std::printf("%-7s %s (%.0f ms)\n",
-                outcome.failures ? "FAILED" : outcome.skipped ? "skipped" : "ok", test.name.c_str(),
-                ms);
+                outcome.failures  ? "FAILED"
+                : outcome.skipped ? "skipped"
+                                  : "ok",
+                test.name.c_str(), ms);
     for (size_t i = 0; i < outcome.messages.size() && i < 5; ++i)
       std::printf("        %s\n", outcome.messages[i].c_str());
     std::fflush(stdout);

@@ -19,31 +19,32 @@ enum class AttentionType : uint8_t { kF16, kBf16 };
 enum class CacheType : uint8_t { kSame, kFp8 };
 
 struct FlashParams {
-  const void* q;              // [tokens, heads, qk]; MLA: [latent | rope], as the cache
-  const void* k;              // [pages, 64, kv_heads, qk]
-  const void* v;              // [pages, 64, kv_heads, v]; null: the first v values of k
-  void* out;                  // [tokens, heads, v]
-  const int32_t* first_token; // [sequences + 1] tokens of a sequence are consecutive
-  const int32_t* kv_length;   // [sequences] positions cached, these tokens included
-  const int32_t* pages;       // [sequences, max_pages]
-  float* partial;             // flash_workspace_bytes
-  int sequences, max_tokens;  // per sequence
+  const void* q;               // [tokens, heads, qk]; MLA: [latent | rope], as the cache
+  const void* k;               // [pages, 64, kv_heads, qk]
+  const void* v;               // [pages, 64, kv_heads, v]; null: the first v values of k
+  void* out;                   // [tokens, heads, v]
+  const int32_t* first_token;  // [sequences + 1] tokens of a sequence are consecutive
+  const int32_t* kv_length;    // [sequences] positions cached, these tokens included
+  const int32_t* pages;        // [sequences, max_pages]
+  float* partial;              // flash_workspace_bytes
+  int sequences, max_tokens;   // per sequence
   int total_tokens;
   int heads, kv_heads, qk_dim, v_dim;
   int max_pages;
-  float scale;                // of the scores
-  float k_scale, v_scale;     // of an FP8 cache; 1 otherwise
+  float scale;             // of the scores
+  float k_scale, v_scale;  // of an FP8 cache; 1 otherwise
   AttentionType type;
   CacheType cache;
   Stream stream;
 };
 
-/// rows: 16 or 64 (token, head) pairs per block; positions: 64 or 32 at a time; splits of the cache.
+/// rows: 16 or 64 (token, head) pairs per block; positions: 64 or 32 at a time; splits of the
+/// cache.
 struct FlashTile {
   int rows, positions, stages, splits;
 };
-/// max_length: the longest kv_length the launch must be good for (a captured graph keeps its splits).
-/// Throws InvalidArgument, Unsupported for head sizes without a kernel.
+/// max_length: the longest kv_length the launch must be good for (a captured graph keeps its
+/// splits). Throws InvalidArgument, Unsupported for head sizes without a kernel.
 FlashTile choose_flash_tile(const FlashParams& params, int max_length, int sms, int arch);
 size_t flash_workspace_bytes(const FlashParams& params, const FlashTile& tile);
 void launch_flash(const FlashParams& params, const FlashTile& tile);

@@ -7,8 +7,8 @@
 namespace kt::cuda {
 
 FlashTile choose_flash_tile(const FlashParams& p, int max_length, int sms, int arch) {
-  KT_CHECK(p.sequences > 0 && p.max_tokens > 0 && p.total_tokens > 0, "attention over nothing: ",
-           p.sequences, " sequences, ", p.total_tokens, " tokens");
+  KT_CHECK(p.sequences > 0 && p.max_tokens > 0 && p.total_tokens > 0,
+           "attention over nothing: ", p.sequences, " sequences, ", p.total_tokens, " tokens");
   KT_CHECK(p.kv_heads > 0 && p.heads % p.kv_heads == 0, p.kv_heads, " key heads must divide ",
            p.heads, " heads");
   KT_CHECK(max_length > 0 && max_length <= p.max_pages * kPagePositions, max_length,
@@ -49,8 +49,7 @@ FlashTile choose_flash_tile(const FlashParams& p, int max_length, int sms, int a
   }
   // Split until every multiprocessor has a block, but never below four tiles of positions each:
   // the parts must be added again.
-  const int64_t blocks =
-      int64_t{div_up(rows, tile.rows)} * p.kv_heads * p.sequences;
+  const int64_t blocks = int64_t{div_up(rows, tile.rows)} * p.kv_heads * p.sequences;
   const int64_t wanted = std::max<int64_t>(1, sms / blocks);
   const int64_t most = std::max(1, max_length / (4 * tile.positions));
   tile.splits = static_cast<int>(std::min<int64_t>({wanted, most, 128}));

@@ -89,7 +89,8 @@ struct Flash {
       const int page = present ? int{pages[position / kPagePositions]} : 0;
       const int64_t at =
           ((static_cast<int64_t>(page) * kPagePositions + position % kPagePositions) * p.kv_heads +
-           w.kv_head) * kWidth;
+           w.kv_head) *
+          kWidth;
       load_row_piece<kWidth>(to + row * kRow, from + (present ? at : 0), piece, present);
     }
   }
@@ -248,7 +249,8 @@ struct Flash {
             Global<uint32_t>(static_cast<uint32_t*>(p.out))[(head * kV + column) / 2] =
                 pack2<T>(o0, o1);
           } else {
-            Global<Float2>(reinterpret_cast<Float2*>(p.partial))[(part * kV + column) / 2] = {{o0, o1}};
+            Global<Float2>(reinterpret_cast<Float2*>(p.partial))[(part * kV + column) / 2] = {
+                {o0, o1}};
           }
         }
         if (params.splits > 1 && warp == 0 && lane % 4 == 0) {
@@ -348,7 +350,8 @@ bool try_flash(const FlashParams& p, const FlashTile& tile) {
   const int row_tiles = div_up(p.max_tokens * (p.heads / p.kv_heads), kRows);
   launch<Kernel>({.grid_x = static_cast<unsigned>(tile.splits),
                   .grid_y = static_cast<unsigned>(row_tiles * p.kv_heads),
-                  .grid_z = static_cast<unsigned>(p.sequences), .threads = Kernel::kThreads,
+                  .grid_z = static_cast<unsigned>(p.sequences),
+                  .threads = Kernel::kThreads,
                   .shared_bytes = Kernel::kSharedBytes},
                  {p, tile.splits, row_tiles}, p.stream);
   return true;
@@ -362,8 +365,7 @@ bool try_flash_types(const FlashParams& p, const FlashTile& tile) {
     return try_flash<bf16_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
   if (bf16)
     return try_flash<bf16_t, bf16_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
-  if (fp8)
-    return try_flash<half_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
+  if (fp8) return try_flash<half_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
   return try_flash<half_t, half_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
 }
 

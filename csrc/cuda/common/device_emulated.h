@@ -258,8 +258,7 @@ template <int kTable>
 inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t out = 0;
   for (int i = 0; i < 8; ++i)
-    if (kTable >> i & 1)
-      out |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    if (kTable >> i & 1) out |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
   return out;
 }
 /// Four bytes of the eight of (b, a), byte i named by hexadecimal digit i of the selector.
@@ -365,7 +364,8 @@ inline Words4 load_matrix4(Shared<T> row, bool transposed = false, KT_SITE) {
               const bool swap = static_cast<const LoadMatrixIn*>(in[lane])->transposed;
               const int row = swap ? 2 * (lane % 4) + i : lane / 4;
               const int column = swap ? lane / 4 : 2 * (lane % 4) + i;
-              memcpy(&pair[i], static_cast<const LoadMatrixIn*>(in[8 * j + row])->row + 2 * column, 2);
+              memcpy(&pair[i], static_cast<const LoadMatrixIn*>(in[8 * j + row])->row + 2 * column,
+                     2);
             }
             static_cast<Words4*>(out[lane])->x[j] = pair[0] | uint32_t{pair[1]} << 16;
           }

@@ -293,8 +293,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
 }
 
 template <class Kernel>
-inline void launch(const LaunchShape& shape, const typename Kernel::Params& params,
-                   Stream stream) {
+inline void launch(const LaunchShape& shape, const typename Kernel::Params& params, Stream stream) {
   KT_CHECK(shape.threads <= Kernel::kThreads, "a block of ", shape.threads,
            " threads, the kernel is compiled for ", Kernel::kThreads);
   if (shape.shared_bytes > 48 << 10)  // allowed while a stream is captured: it is no stream's work

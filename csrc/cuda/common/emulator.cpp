@@ -74,8 +74,8 @@ struct Cell {
   uint16_t writer = 0, reader = 0;
   uint16_t copier = 0;  // thread + 1 whose asynchronous copy is under way
 };
-constexpr uint16_t kSeveralWarps = 0xFFFF;    // readers
-constexpr uint16_t kSeveralOfWarp = 0x8000;   // + warp
+constexpr uint16_t kSeveralWarps = 0xFFFF;   // readers
+constexpr uint16_t kSeveralOfWarp = 0x8000;  // + warp
 constexpr size_t kCellBytes = 2;
 
 struct Copy {
@@ -91,8 +91,8 @@ struct Thread {
   Fibre fibre;
   State state = State::kReady;
   Site site{"", 0};
-  std::vector<Copy> open;                 // of the group not yet committed
-  std::deque<std::vector<Copy>> groups;   // committed, oldest first
+  std::vector<Copy> open;                // of the group not yet committed
+  std::deque<std::vector<Copy>> groups;  // committed, oldest first
 };
 
 struct Warp {
@@ -371,12 +371,12 @@ void Block::wait(int groups_left) {
 }  // namespace
 
 void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
-  KT_CHECK(shape.threads > 0 && shape.threads <= 1024 && shape.threads % 32 == 0,
-           "a block of ", shape.threads, " threads; a multiple of 32 up to 1024 is needed");
+  KT_CHECK(shape.threads > 0 && shape.threads <= 1024 && shape.threads % 32 == 0, "a block of ",
+           shape.threads, " threads; a multiple of 32 up to 1024 is needed");
   KT_CHECK(shape.grid_x > 0 && shape.grid_y > 0 && shape.grid_z > 0, "empty grid ", shape.grid_x,
            " x ", shape.grid_y, " x ", shape.grid_z);
-  KT_CHECK(shape.grid_y < 65536 && shape.grid_z < 65536, "grid ", shape.grid_x, " x ",
-           shape.grid_y, " x ", shape.grid_z, " exceeds 65535 in y or z");
+  KT_CHECK(shape.grid_y < 65536 && shape.grid_z < 65536, "grid ", shape.grid_x, " x ", shape.grid_y,
+           " x ", shape.grid_z, " exceeds 65535 in y or z");
   KT_CHECK(shape.shared_bytes <= 227 << 10, "a block of ", shape.shared_bytes,
            " bytes of shared memory; no GPU has more than ", 227 << 10);
   KT_CHECK(block == nullptr, "a kernel cannot launch another");
@@ -406,7 +406,8 @@ void check_global(const void* address, size_t bytes, size_t alignment, bool writ
   RawBuffer* buffer = registry.find(address, bytes);
   if (!buffer) block->fail(site, write ? "writes" : "reads", " device memory outside any buffer");
   const size_t at = static_cast<const uint8_t*>(address) - buffer->data();
-  if (at % alignment) block->fail(site, "device byte ", at, " of a buffer is not aligned to ", alignment);
+  if (at % alignment)
+    block->fail(site, "device byte ", at, " of a buffer is not aligned to ", alignment);
   uint8_t* shadow = Registry::shadow(buffer, address);
   if (write) {
     memset(shadow, 1, bytes);

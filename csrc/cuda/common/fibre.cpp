@@ -88,7 +88,8 @@ void Fibre::start(void (*entry)(void*), void* argument) {
   argument_ = argument;
   bottom_ = stack_.get();
   size_ = kStackBytes;
-  const uintptr_t at = (reinterpret_cast<uintptr_t>(stack_.get()) + kStackBytes + 63) & ~uintptr_t{63};
+  const uintptr_t at =
+      (reinterpret_cast<uintptr_t>(stack_.get()) + kStackBytes + 63) & ~uintptr_t{63};
   auto* context = reinterpret_cast<ucontext_t*>(at);
   getcontext(context);
   context->uc_stack.ss_sp = stack_.get();

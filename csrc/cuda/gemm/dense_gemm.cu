@@ -29,12 +29,14 @@ struct DenseGemm {
     const Global<const T> x(static_cast<const T*>(p.x)), w(static_cast<const T*>(p.weights));
     KT_UNROLL
     for (int i = thread_id(); i < kTile * (kDepth / 8); i += kThreads) {
-      const int row = i / (kDepth / 8), piece = i % (kDepth / 8), column = step * kDepth + piece * 8;
+      const int row = i / (kDepth / 8), piece = i % (kDepth / 8),
+                column = step * kDepth + piece * 8;
       const int token = block_y() * kTile + row, output = block_x() * kTile + row;
       const bool has_token = token < p.m && column < p.k, has_output = output < p.n && column < p.k;
       int64_t from = has_token ? token : 0;
       if (p.source && has_token) from = Global<const int32_t>(p.source)[token];
-      async_copy16(a + (row * kRow + piece * 8), x + (has_token ? from * p.k + column : 0), has_token);
+      async_copy16(a + (row * kRow + piece * 8), x + (has_token ? from * p.k + column : 0),
+                   has_token);
       async_copy16(b + (row * kRow + piece * 8),
                    w + (has_output ? static_cast<int64_t>(output) * p.k + column : 0), has_output);
     }
@@ -62,14 +64,15 @@ struct DenseGemm {
         FragmentB right[4];
         KT_UNROLL
         for (int r = 0; r < 4; ++r) {
-          const Words4 v = load_matrix4(a + ((warp_row + r * 16 + lane % 16) * kRow + k + lane / 16 * 8));
+          const Words4 v =
+              load_matrix4(a + ((warp_row + r * 16 + lane % 16) * kRow + k + lane / 16 * 8));
           left[r] = {{v.x[0], v.x[1], v.x[2], v.x[3]}};
         }
         KT_UNROLL
         for (int c = 0; c < 4; c += 2) {
           // Two tiles of 8 outputs at once: matrices (tile, k half).
-          const Words4 v = load_matrix4(b + ((warp_column + c * 8 + lane / 16 * 8 + lane % 8) * kRow +
-                                             k + lane / 8 % 2 * 8));
+          const Words4 v = load_matrix4(
+              b + ((warp_column + c * 8 + lane / 16 * 8 + lane % 8) * kRow + k + lane / 8 % 2 * 8));
           right[c] = {{v.x[0], v.x[1]}};
           right[c + 1] = {{v.x[2], v.x[3]}};
         }
@@ -108,8 +111,10 @@ void launch_dense_gemm(const DenseGemmParams& p) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
   KT_CHECK(p.k % 8 == 0, "k=", p.k, " must be a multiple of 8");
   KT_CHECK(p.n % 2 == 0, "n=", p.n, " must be even");
-  const LaunchShape shape{.grid_x = unsigned(div_up(p.n, 128)), .grid_y = unsigned(div_up(p.m, 128)),
-                          .threads = 256, .shared_bytes = DenseGemm<half_t>::kSharedBytes};
+  const LaunchShape shape{.grid_x = unsigned(div_up(p.n, 128)),
+                          .grid_y = unsigned(div_up(p.m, 128)),
+                          .threads = 256,
+                          .shared_bytes = DenseGemm<half_t>::kSharedBytes};
   if (p.bf16) return launch<DenseGemm<bf16_t>>(shape, p, p.stream);
   launch<DenseGemm<half_t>>(shape, p, p.stream);
 }

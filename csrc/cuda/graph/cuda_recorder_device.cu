@@ -98,8 +98,7 @@ class CaptureRecorder : public StepRecorder {
 
  private:
   void host_branch(uint64_t job) {
-    if (!host_)
-      check(cudaStreamCreateWithFlags(&host_, cudaStreamNonBlocking), "cudaStreamCreate");
+    if (!host_) check(cudaStreamCreateWithFlags(&host_, cudaStreamNonBlocking), "cudaStreamCreate");
     cudaEvent_t begin;
     check(cudaEventCreateWithFlags(&begin, cudaEventDisableTiming), "cudaEventCreate");
     events_.push_back(begin);

@@ -70,7 +70,8 @@ void Coordinator::run_job(uint64_t value) {
   running_.store(0, std::memory_order_release);
   jobs_run_.fetch_add(1, std::memory_order_relaxed);
   // After an error too: the GPU must not wait for ever. After give_up() it was released already.
-  if (!broken_.load(std::memory_order_acquire)) mailbox_.done.store(value, std::memory_order_release);
+  if (!broken_.load(std::memory_order_acquire))
+    mailbox_.done.store(value, std::memory_order_release);
 }
 
 bool Coordinator::late() {

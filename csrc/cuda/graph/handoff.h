@@ -10,13 +10,13 @@
 //   copies the result, goes on
 //
 // Why this is safe: values in graph nodes are constants of the capture, so `go` and `done` name the
-// job instead of counting. go returns to 0 before done is set, and done to 0 before the next write of
-// go in stream order; so neither side can take a value of the last step for one of this step. A
-// stream's write of a value is ordered behind the stream's earlier writes to memory (the driver puts
-// a barrier before it unless told not to).
+// job instead of counting. go returns to 0 before done is set, and done to 0 before the next write
+// of go in stream order; so neither side can take a value of the last step for one of this step. A
+// stream's write of a value is ordered behind the stream's earlier writes to memory (the driver
+// puts a barrier before it unless told not to).
 //
-// One job is under way at a time: `go` and `done` are one pair of words, each on a cache line of its
-// own, in memory both sides can reach.
+// One job is under way at a time: `go` and `done` are one pair of words, each on a cache line of
+// its own, in memory both sides can reach.
 #pragma once
 
 #include <atomic>
@@ -45,9 +45,9 @@ struct HandoffJob {
 };
 
 struct HandoffOptions {
-  int cpu = -1;                  // where the coordinator is pinned; -1: nowhere
-  double hot_seconds = 0.05;     // it spins so long after a step before it sleeps
-  double limit_seconds = 30;     // a job may take; then the step fails
+  int cpu = -1;               // where the coordinator is pinned; -1: nowhere
+  double hot_seconds = 0.05;  // it spins so long after a step before it sleeps
+  double limit_seconds = 30;  // a job may take; then the step fails
 };
 
 /// Polls the mailbox and runs jobs, in a thread of its own.
@@ -88,12 +88,12 @@ class Coordinator {
   Mailbox& mailbox_;
   std::vector<HandoffJob> jobs_;
   HandoffOptions options_;
-  std::atomic<uint32_t> steps_{0};     // bumped by begin_step and the destructor
+  std::atomic<uint32_t> steps_{0};  // bumped by begin_step and the destructor
   std::atomic<bool> stop_{false};
   std::atomic<bool> broken_{false};
-  std::atomic<uint64_t> running_{0};   // value of the job in hand, 0: none
+  std::atomic<uint64_t> running_{0};  // value of the job in hand, 0: none
   std::atomic<uint64_t> jobs_run_{0};
-  os::Mutex mutex_;                    // guards error_
+  os::Mutex mutex_;  // guards error_
   std::exception_ptr error_;
   // Of the thread in end_step: what it saw last, and since when.
   uint64_t seen_ = 0;

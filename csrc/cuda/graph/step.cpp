@@ -5,9 +5,10 @@
 namespace kt::cuda {
 
 const char* name_of(StepOp op) {
-  constexpr const char* kNames[] = {"embed", "attention", "dense ffn", "router", "copy to host",
-                                    "shared expert", "resident experts", "copy from host",
-                                    "combine", "head", "sample"};
+  constexpr const char* kNames[] = {
+      "embed",         "attention",        "dense ffn",      "router",  "copy to host",
+      "shared expert", "resident experts", "copy from host", "combine", "head",
+      "sample"};
   return kNames[static_cast<int>(op)];
 }
 

@@ -1,7 +1,8 @@
 // A decode step as a list of operations on two streams, recorded once and replayed as one graph.
 //
-// What the operations do is the recorder's business: one captures CUDA streams (cuda_recorder.h), the
-// tests' writes down what came. So the order below, and who waits for whom, is checked without a GPU.
+// What the operations do is the recorder's business: one captures CUDA streams (cuda_recorder.h),
+// the tests' writes down what came. So the order below, and who waits for whom, is checked without
+// a GPU.
 //
 //   main  | norm attention norm router | post | resident experts | wait | combine | norm ...
 //   side  |                            | shared expert           |
@@ -15,15 +16,15 @@ namespace kt::cuda {
 
 enum class StepOp : uint8_t {
   kEmbed,
-  kAttention,        // norm, projections, rotation, cache, attention, output projection
-  kDenseFfn,         // norm, gate and up, activation, down
-  kRouter,           // norm, logits, choice, routing to places
-  kCopyToHost,       // activations and the CPU's assignments, to pinned memory
+  kAttention,   // norm, projections, rotation, cache, attention, output projection
+  kDenseFfn,    // norm, gate and up, activation, down
+  kRouter,      // norm, logits, choice, routing to places
+  kCopyToHost,  // activations and the CPU's assignments, to pinned memory
   kSharedExpert,
   kResidentExperts,  // gate and up, activation, down of experts with a slot
   kCopyFromHost,
-  kCombine,          // weighted sum, shared expert, CPU part, residual
-  kHead,             // last norm, lm_head
+  kCombine,  // weighted sum, shared expert, CPU part, residual
+  kHead,     // last norm, lm_head
   kSample,
 };
 const char* name_of(StepOp op);

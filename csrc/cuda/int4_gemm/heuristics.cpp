@@ -26,7 +26,8 @@ Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
     throw Unsupported(concat("compute capability ", arch / 10, ".", arch % 10,
                              " has no bf16 arithmetic; use f16"));
   Int4Tile tile{};
-  // As many rows as there are: fewer passes over the weights. Beyond 64 the sums leave no registers.
+  // As many rows as there are: fewer passes over the weights. Beyond 64 the sums leave no
+  // registers.
   tile.row_tiles = p.m <= 16 ? 1 : p.m <= 32 ? 2 : 4;
   // Wide tiles use a loaded row of x for more columns; narrow ones waste less at the right edge.
   const int waste = round_up(p.n, 256) - round_up(p.n, 128);

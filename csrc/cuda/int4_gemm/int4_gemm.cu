@@ -17,9 +17,9 @@ bool try_launch(const Int4GemmParams& p, const Int4Tile& tile) {
   const int64_t units = int64_t{params.stripes.tiles} * params.stripes.tile_units;
   params.stripes.per_block = static_cast<int>(div_up<int64_t>(units, tile.blocks));
   const unsigned blocks = static_cast<unsigned>(div_up<int64_t>(units, params.stripes.per_block));
-  launch<Kernel>({.grid_x = blocks, .threads = Kernel::kThreads,
-                  .shared_bytes = Kernel::kSharedBytes},
-                 params, p.stream);
+  launch<Kernel>(
+      {.grid_x = blocks, .threads = Kernel::kThreads, .shared_bytes = Kernel::kSharedBytes}, params,
+      p.stream);
   return true;
 }
 

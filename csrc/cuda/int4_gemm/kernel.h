@@ -12,8 +12,8 @@
 // B fragments (m16n8k16), so a warp dequantises 4 words for 8 kRowTiles tensor-core steps.
 //
 // At the end of a tile the warps that share columns add their sums through shared memory, in order;
-// where several blocks share the tile each leaves its part in the workspace (it stays in L2) and the
-// last to arrive adds the parts in order of block: results do not depend on timing.
+// where several blocks share the tile each leaves its part in the workspace (it stays in L2) and
+// the last to arrive adds the parts in order of block: results do not depend on timing.
 //
 // Registers: 32 kRowTiles sums + 16 of W + 4 kRowTiles of A per thread; 255 at most.
 #pragma once
@@ -37,9 +37,9 @@ struct Int4Gemm {
   static constexpr int kUnit = 64;
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kStrips = kTileN / 64;
-  static constexpr int kDepthParts = 8 / kStrips;       // warps that share a strip
+  static constexpr int kDepthParts = 8 / kStrips;          // warps that share a strip
   static constexpr int kSteps = kUnit / 16 / kDepthParts;  // k16 steps of a warp per unit
-  static constexpr int kMaxGroups = 2;                  // scales per column and unit
+  static constexpr int kMaxGroups = 2;                     // scales per column and unit
   static constexpr unsigned kABytes = kRows * kUnit * 2;
   static constexpr unsigned kWBytes = kTileN * kUnit / 2;
   static constexpr unsigned kSBytes = kMaxGroups * kTileN * 2;
@@ -86,7 +86,8 @@ struct Int4Gemm {
       const int strip = n_tile * kStrips + i / 8 % kStrips;
       const bool present = strip < strips;
       const int64_t at =
-          ((first_group + i / 8 / kStrips) * int64_t{strips} + (present ? strip : 0)) * 64 + i % 8 * 8;
+          ((first_group + i / 8 / kStrips) * int64_t{strips} + (present ? strip : 0)) * 64 +
+          i % 8 * 8;
       async_copy16(shared_at<T>(base + kABytes + kWBytes) + i * 8,
                    Global<const T>(static_cast<const T*>(p.scales)) + at, present);
       if constexpr (kOffsets)
@@ -127,9 +128,9 @@ struct Int4Gemm {
           FragmentB right;
           KT_UNROLL
           for (int h = 0; h < 2; ++h)
-            right.x[h] = kOffsets ? fma2<T>(pairs[2 * sub + h], scale2,
-                                            byte_permute(offset.x[j], 0, pick))
-                                  : mul2<T>(pairs[2 * sub + h], scale2);
+            right.x[h] =
+                kOffsets ? fma2<T>(pairs[2 * sub + h], scale2, byte_permute(offset.x[j], 0, pick))
+                         : mul2<T>(pairs[2 * sub + h], scale2);
           KT_UNROLL
           for (int r = 0; r < kRowTiles; ++r) mma<T>(sums.d[r][2 * j + sub], left[r], right);
         }

@@ -94,8 +94,8 @@ Int4Matrix unpack_int4(const PackedInt4& packed) {
     to.resize(size_t(m.n) * groups);
     for (int row = 0; row < m.n; ++row)
       for (int g = 0; g < groups; ++g)
-        to[size_t(row) * groups + g] = from_bits(
-            from[(size_t(g) * strips + row / 64) * 64 + scale_at(row % 64)], packed.type);
+        to[size_t(row) * groups + g] =
+            from_bits(from[(size_t(g) * strips + row / 64) * 64 + scale_at(row % 64)], packed.type);
   };
   unpack(packed.scales, m.scales);
   if (!packed.offsets.empty()) unpack(packed.offsets, m.offsets);

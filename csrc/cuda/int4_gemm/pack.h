@@ -19,9 +19,9 @@ namespace kt::cuda {
 /// Codes and affine scales, the common form of every 4-bit source.
 struct Int4Matrix {
   int n = 0, k = 0, group = 0;
-  std::vector<uint8_t> codes;   // [n, k], 0..15
-  std::vector<float> scales;    // [n, k / group]
-  std::vector<float> offsets;   // the same, or empty: symmetric
+  std::vector<uint8_t> codes;  // [n, k], 0..15
+  std::vector<float> scales;   // [n, k / group]
+  std::vector<float> offsets;  // the same, or empty: symmetric
   float value(int row, int column) const;
 };
 
@@ -53,7 +53,8 @@ Int4Matrix int4_from_gguf(std::span<const uint8_t> blocks, int gguf_id, int n, i
 /// From checkpoints: words of eight codes.
 ///   GPTQ (v1): qweight [k / 8, n], qzeros [k / group, n / 8] (one less than the zero point)
 ///   AWQ:       qweight [k, n / 8], qzeros [k / group, n / 8], codes in the order 0 2 4 6 1 3 5 7
-///   compressed-tensors (pack-quantized): qweight [n, k / 8], symmetric or qzeros [n / 8, k / group]
+///   compressed-tensors (pack-quantized): qweight [n, k / 8], symmetric or qzeros [n / 8, k /
+///   group]
 /// scales: [k / group, n], for compressed-tensors [n, k / group], as floats. Empty qzeros: the zero
 /// point is 8. Throws InvalidArgument where sizes do not fit.
 enum class Int4Source : uint8_t { kGptq, kAwq, kCompressedTensors };

@@ -149,9 +149,11 @@ Int4Matrix int4_from_checkpoint(Int4Source source, std::span<const uint32_t> qwe
   KT_CHECK(qzeros.empty() || qzeros.size() == size_t(n) * groups / 8, qzeros.size(),
            " words of zero points for ", n, " x ", groups, " groups");
   constexpr int kAwqPlace[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // where value i of a word stands
-  const auto code = [](uint32_t word, int place) { return static_cast<int>(word >> 4 * place & 15); };
-  Int4Matrix m{n, k, group, std::vector<uint8_t>(size_t(n) * k),
-               std::vector<float>(size_t(n) * groups), {}};
+  const auto code = [](uint32_t word, int place) {
+    return static_cast<int>(word >> 4 * place & 15);
+  };
+  Int4Matrix m{
+      n, k, group, std::vector<uint8_t>(size_t(n) * k), std::vector<float>(size_t(n) * groups), {}};
   if (!qzeros.empty()) m.offsets.resize(m.scales.size());
   for (int row = 0; row < n; ++row) {
     for (int column = 0; column < k; ++column) {

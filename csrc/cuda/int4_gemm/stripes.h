@@ -18,7 +18,9 @@ struct Stripes {
     return static_cast<int>((static_cast<int64_t>(tile + 1) * tile_units - 1) / per_block);
   }
   /// Blocks that compute a part of the tile; 1: no partial sums.
-  KT_HOST_DEVICE int participants(int tile) const { return last_block(tile) - first_block(tile) + 1; }
+  KT_HOST_DEVICE int participants(int tile) const {
+    return last_block(tile) - first_block(tile) + 1;
+  }
   /// A block has at most two partial tiles, the one its stripe begins in and the one it ends in.
   /// Where in the workspace the block keeps its part of the tile, in tiles.
   KT_HOST_DEVICE int slot(int block, int tile) const {

@@ -40,13 +40,17 @@ struct DenseGemv {
 
 void launch_dense_gemv(const DenseGemvParams& p) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
-  const LaunchShape shape{.grid_x = unsigned(div_up(p.n, 4)), .grid_y = unsigned(div_up(p.m, 8)),
-                          .threads = 128};
+  const LaunchShape shape{
+      .grid_x = unsigned(div_up(p.n, 4)), .grid_y = unsigned(div_up(p.m, 8)), .threads = 128};
   switch (p.type) {
-    case 0: return launch<DenseGemv<float>>(shape, p, p.stream);
-    case 1: return launch<DenseGemv<half_t>>(shape, p, p.stream);
-    case 2: return launch<DenseGemv<bf16_t>>(shape, p, p.stream);
-    default: throw InvalidArgument(concat("weight type ", int{p.type}));
+    case 0:
+      return launch<DenseGemv<float>>(shape, p, p.stream);
+    case 1:
+      return launch<DenseGemv<half_t>>(shape, p, p.stream);
+    case 2:
+      return launch<DenseGemv<bf16_t>>(shape, p, p.stream);
+    default:
+      throw InvalidArgument(concat("weight type ", int{p.type}));
   }
 }
 

@@ -16,7 +16,8 @@ namespace kt::cuda {
 /// 16-bit forms a result can be written in.
 enum class Out16 : uint8_t { kF16, kBf16 };
 
-/// x = hidden + delta (written back where delta is given); out = x / sqrt(mean(x^2) + eps) * weight.
+/// x = hidden + delta (written back where delta is given); out = x / sqrt(mean(x^2) + eps) *
+/// weight.
 struct NormParams {
   float* hidden;        // [m, k]
   const float* delta;   // [m, k] or null
@@ -44,22 +45,22 @@ void launch_swiglu(const SwigluParams& params);
 /// Rows of one kind (queries, keys, values, MLA's latents): norm of the first values, rotation of a
 /// part, and the way to where attention reads them.
 struct RotateParams {
-  const float* x;           // [tokens, heads, stride]; a row's `dim` values are at its begin
-  const float* second;      // the rotated part of a row lies here, [tokens, heads, second_stride];
+  const float* x;       // [tokens, heads, stride]; a row's `dim` values are at its begin
+  const float* second;  // the rotated part of a row lies here, [tokens, heads, second_stride];
   int64_t stride, second_stride;  // null: in x
-  const float* norm_weight; // [norm_dim], or null
-  const float* inv_freq;    // [rope_dim / 2]
-  const int32_t* position;  // [tokens]
-  void* out;                // [tokens, heads, dim], or the cache: [pages, 64, heads, dim]
-  const int32_t* pages;     // [sequences, max_pages], null: out is no cache
-  const int32_t* sequence;  // [tokens]
-  int tokens, heads, dim;   // dim counts the rotated part
+  const float* norm_weight;       // [norm_dim], or null
+  const float* inv_freq;          // [rope_dim / 2]
+  const int32_t* position;        // [tokens]
+  void* out;                      // [tokens, heads, dim], or the cache: [pages, 64, heads, dim]
+  const int32_t* pages;           // [sequences, max_pages], null: out is no cache
+  const int32_t* sequence;        // [tokens]
+  int tokens, heads, dim;         // dim counts the rotated part
   int norm_dim;
   float eps;
-  int rope_begin, rope_dim;       // rope_dim 0: nothing is rotated
-  float attention_scaling;        // of cos and sin
-  bool interleaved;               // pairs (2 i, 2 i + 1) in, halves out, as on the CPU
-  bool fp8;                       // the cache holds E4M3, of values divided by fp8_scale
+  int rope_begin, rope_dim;  // rope_dim 0: nothing is rotated
+  float attention_scaling;   // of cos and sin
+  bool interleaved;          // pairs (2 i, 2 i + 1) in, halves out, as on the CPU
+  bool fp8;                  // the cache holds E4M3, of values divided by fp8_scale
   float fp8_scale;
   int max_pages;
   Out16 type;
@@ -80,14 +81,14 @@ void launch_dense_gemv(const DenseGemvParams& params);
 
 /// The next token of every row: greedy, or by temperature, top-k, top-p, min-p in this order.
 struct SampleParams {
-  const float* logits;       // [rows, vocab]
-  const float* uniform;      // [rows] in [0, 1), from the host
-  int32_t* token;            // [rows]
+  const float* logits;   // [rows, vocab]
+  const float* uniform;  // [rows] in [0, 1), from the host
+  int32_t* token;        // [rows]
   int rows, vocab;
   bool greedy;
   float temperature;
-  int top_k;                 // 0: off
-  float top_p, min_p;        // 1 and 0: off
+  int top_k;           // 0: off
+  float top_p, min_p;  // 1 and 0: off
   Stream stream;
 };
 /// Throws InvalidArgument for values out of range. Equal logits at the edge of top-k or top-p are

@@ -35,7 +35,8 @@ struct RmsNormKernel {
       const Float2 v = hidden[i], w = weight[i];
       const Float2 out{{v.x[0] * factor * w.x[0], v.x[1] * factor * w.x[1]}};
       if (p.out_float) Global<Float2>(reinterpret_cast<Float2*>(p.out_float))[row + i] = out;
-      if (p.out_16) Global<uint32_t>(static_cast<uint32_t*>(p.out_16))[row + i] = pack2<T>(out.x[0], out.x[1]);
+      if (p.out_16)
+        Global<uint32_t>(static_cast<uint32_t*>(p.out_16))[row + i] = pack2<T>(out.x[0], out.x[1]);
     }
   }
 };

@@ -32,8 +32,8 @@ struct RotateKernel {
     int64_t out_row = row;
     if (p.pages) {
       const int sequence = Global<const int32_t>(p.sequence)[token];
-      const int page = Global<const int32_t>(p.pages)[static_cast<int64_t>(sequence) * p.max_pages +
-                                                      position / 64];
+      const int page = Global<const int32_t>(
+          p.pages)[static_cast<int64_t>(sequence) * p.max_pages + position / 64];
       out_row = (static_cast<int64_t>(page) * 64 + position % 64) * p.heads + head;
     }
     const int rope_end = p.rope_begin + p.rope_dim;
@@ -43,7 +43,8 @@ struct RotateKernel {
     const Global<const float> part =
         p.second ? Global<const float>(p.second) + row * p.second_stride : x + p.rope_begin;
     for (int i = lane_id(); i < p.rope_dim / 2; i += 32) {
-      const int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : i + p.rope_dim / 2;
+      const int first = p.interleaved ? 2 * i : i,
+                second = p.interleaved ? 2 * i + 1 : i + p.rope_dim / 2;
       const float a = weighted(p, part[first], p.rope_begin + first, factor);
       const float b = weighted(p, part[second], p.rope_begin + second, factor);
       const float angle = static_cast<float>(position) * Global<const float>(p.inv_freq)[i];

@@ -1,6 +1,6 @@
 // Sampling: a block per row of logits. The edges of top-k and top-p are found exactly, by bisection
-// over the 32-bit order of floats: count (or mass) of what is at least the middle, 32 times over a row
-// that stays in L2. The draw runs over kept tokens in order of their numbers.
+// over the 32-bit order of floats: count (or mass) of what is at least the middle, 32 times over a
+// row that stays in L2. The draw runs over kept tokens in order of their numbers.
 #include "base/error.h"
 #include "cuda/layer/block_reduce.h"
 #include "cuda/layer/layer.h"
@@ -123,7 +123,8 @@ void launch_sample(const SampleParams& p) {
     KT_CHECK(p.top_p > 0 && p.top_p <= 1, "top_p=", p.top_p, " must be in (0, 1]");
     KT_CHECK(p.min_p >= 0 && p.min_p <= 1, "min_p=", p.min_p, " must be in [0, 1]");
   }
-  launch<SampleKernel>({.grid_x = unsigned(p.rows), .threads = SampleKernel::kThreads,
+  launch<SampleKernel>({.grid_x = unsigned(p.rows),
+                        .threads = SampleKernel::kThreads,
                         .shared_bytes = SampleKernel::kSharedBytes},
                        p, p.stream);
 }

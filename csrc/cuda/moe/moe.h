@@ -1,7 +1,8 @@
 // Routed experts: choosing them, finding those whose weights are on the GPU, and adding results.
 //
 // An expert's weights are found through a table of slots, written by the host whenever an expert
-// comes or goes; nothing computes an address from an expert's number. What has no slot is the CPU's.
+// comes or goes; nothing computes an address from an expert's number. What has no slot is the
+// CPU's.
 #pragma once
 
 #include <stddef.h>
@@ -16,10 +17,10 @@ constexpr int kMaxExperts = 512;
 
 /// Scores to experts, as cpu::Router does it (sigmoid with bias and groups, or softmax).
 struct RouterParams {
-  const float* logits;   // [m, experts]
-  const float* bias;     // [experts], for the choice only, or null
-  int32_t* ids;          // [m, top_k]
-  float* weights;        // [m, top_k]
+  const float* logits;  // [m, experts]
+  const float* bias;    // [experts], for the choice only, or null
+  int32_t* ids;         // [m, top_k]
+  float* weights;       // [m, top_k]
   int m, experts, top_k;
   int n_group, topk_group;
   bool sigmoid, group_sum_of_two, norm_topk_prob;
@@ -43,12 +44,12 @@ struct RouteParams {
   GemvItem* gate_items;     // [experts] the first *num_items are written: one per expert in use
   GemvItem* up_items;
   GemvItem* down_items;
-  int32_t* num_items;       // [1]
-  int32_t* source;          // [max_tiles * 8] token of every place, -1: none
-  int32_t* place;           // [m, top_k] place of an assignment, -1: the CPU's
-  int32_t* cpu_ids;         // [m, top_k] the expert where it is the CPU's, else -1
+  int32_t* num_items;  // [1]
+  int32_t* source;     // [max_tiles * 8] token of every place, -1: none
+  int32_t* place;      // [m, top_k] place of an assignment, -1: the CPU's
+  int32_t* cpu_ids;    // [m, top_k] the expert where it is the CPU's, else -1
   int m, experts, top_k;
-  int max_tiles;            // of all items together: moe_max_tiles
+  int max_tiles;  // of all items together: moe_max_tiles
   Stream stream;
 };
 /// Tiles that assignments can fill at most.

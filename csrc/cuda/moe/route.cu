@@ -97,9 +97,8 @@ void launch_route(const RouteParams& p) {
 
 void launch_combine(const CombineParams& p) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.top_k >= 0, "combination of ", p.m, " x ", p.n);
-  launch<CombineKernel>({.grid_x = unsigned(p.m), .grid_y = unsigned(div_up(p.n, 256)),
-                         .threads = 256},
-                        p, p.stream);
+  launch<CombineKernel>(
+      {.grid_x = unsigned(p.m), .grid_y = unsigned(div_up(p.n, 256)), .threads = 256}, p, p.stream);
 }
 
 }  // namespace kt::cuda

@@ -1,6 +1,6 @@
 // A warp per token; lane l keeps experts l, l + 32, ... in registers. Everything is a maximum over
-// the warp, repeated: two per group for the groups' scores, one per chosen group and expert. Ties go
-// to the lower number, as on the CPU.
+// the warp, repeated: two per group for the groups' scores, one per chosen group and expert. Ties
+// go to the lower number, as on the CPU.
 #include "base/error.h"
 #include "cuda/layer/block_reduce.h"
 #include "cuda/moe/moe.h"
@@ -119,7 +119,8 @@ struct RouterKernel {
     }
     KT_UNROLL
     for (int i = 0; i < kPer; ++i)
-      if (const int e = i * 32 + lane; e < p.experts && !(kept >> e / size & 1)) choice[i] = -infinity();
+      if (const int e = i * 32 + lane; e < p.experts && !(kept >> e / size & 1))
+        choice[i] = -infinity();
   }
 };
 

@@ -1,6 +1,6 @@
 // Decoding of weight formats in a kernel: one row of an R16 record in shared memory, four values or
-// one scale at a time. The device's counterpart of the formats' unpack_ints (csrc/quant), held to it
-// by a test over every format:
+// one scale at a time. The device's counterpart of the formats' unpack_ints (csrc/quant), held to
+// it by a test over every format:
 //
 //   codes(row, v)    the u of values v ... v + 3, one per byte; v a multiple of 4 within the block
 //   scale(row, g), minimum(row, g)    of group g: value = scale * (u - kOffset) + minimum
@@ -224,11 +224,12 @@ struct Decode<quant::Q3_K> {
   using Row = RecordRow<quant::Q3_K>;
   KT_DEVICE static uint32_t codes(const Row& r, int v) {
     const int i = v / 32, j = v % 32;
-    return (r.word(32 + i / 4 * 32 + j) >> i % 4 * 2 & 0x03030303u) |
-           (r.word(j) >> i & 0x01010101u) << 2;
+    return (r.word(32 + i / 4 * 32 + j) >> i % 4 * 2 & 0x03030303u) | (r.word(j) >> i & 0x01010101u)
+                                                                          << 2;
   }
   KT_DEVICE static float scale(const Row& r, int g) {
-    const int low = r.byte(96 + g % 8) >> g / 8 * 4 & 15, high = r.byte(104 + g % 4) >> g / 4 * 2 & 3;
+    const int low = r.byte(96 + g % 8) >> g / 8 * 4 & 15,
+              high = r.byte(104 + g % 4) >> g / 4 * 2 & 3;
     return r.head_float() * static_cast<float>((low | high << 4) - 32);
   }
   KT_DEVICE static float minimum(const Row&, int) { return 0; }
@@ -239,8 +240,7 @@ template <class F>
 struct KScales {
   using Row = RecordRow<F>;
   KT_DEVICE static float scale(const Row& r, int g) {
-    const uint32_t s = g < 4 ? r.byte(4 + g) & 63
-                             : (r.byte(8 + g) & 15) | r.byte(g) >> 6 << 4;
+    const uint32_t s = g < 4 ? r.byte(4 + g) & 63 : (r.byte(8 + g) & 15) | r.byte(g) >> 6 << 4;
     return r.float16(0) * static_cast<float>(s);
   }
   KT_DEVICE static float minimum(const Row& r, int g) {

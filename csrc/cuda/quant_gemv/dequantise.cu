@@ -1,5 +1,6 @@
-// One warp per 16 rows x 256 values: the chunk comes to shared memory as for the product, and leaves
-// row by row, 8 bytes per lane. Values are rounded once, from scale * code + minimum in float.
+// One warp per 16 rows x 256 values: the chunk comes to shared memory as for the product, and
+// leaves row by row, 8 bytes per lane. Values are rounded once, from scale * code + minimum in
+// float.
 #include "cuda/quant_gemv/dequantise.h"
 
 #include "base/error.h"
@@ -21,8 +22,7 @@ struct Dequantise {
     const int64_t index = static_cast<int64_t>(block_x()) * 4 + warp_id();
     if (index >= static_cast<int64_t>(div_up(p.n, 16)) * chunks) return;
     const int group = static_cast<int>(index / chunks), chunk = static_cast<int>(index % chunks);
-    const Shared<uint32_t> weights =
-        shared_at<uint32_t>(warp_id() * unsigned{Source::kChunkBytes});
+    const Shared<uint32_t> weights = shared_at<uint32_t>(warp_id() * unsigned{Source::kChunkBytes});
     Source::load(weights, Global<const uint8_t>(p.weights), p.n, p.k, group, chunk);
     async_commit();
     async_wait<0>();
@@ -33,9 +33,9 @@ struct Dequantise {
       for (int v = lane * 4; v < count; v += 128) {
         float block_scale = 0;
         if (p.block_scales)
-          block_scale = Global<const float>(p.block_scales)[static_cast<int64_t>(group * 16 / 128) *
-                                                                div_up(p.k, 128) +
-                                                            (chunk * kChunk + v) / 128];
+          block_scale = Global<const float>(
+              p.block_scales)[static_cast<int64_t>(group * 16 / 128) * div_up(p.k, 128) +
+                              (chunk * kChunk + v) / 128];
         uint32_t pairs[2];
         Source::pair(weights, row, v, &pairs[0], &pairs[1]);
         const float scale = Source::scale(weights, row, v / Source::kGroup, block_scale);
@@ -45,8 +45,7 @@ struct Dequantise {
         KT_UNROLL
         for (int h = 0; h < 2; ++h) {
           const Float2 codes = unpack2<half_t>(pairs[h]);
-          result.x[h] =
-              pack2<T>(fma(scale, codes.x[0], minimum), fma(scale, codes.x[1], minimum));
+          result.x[h] = pack2<T>(fma(scale, codes.x[0], minimum), fma(scale, codes.x[1], minimum));
         }
         out[(static_cast<int64_t>(group * 16 + row) * p.k + chunk * kChunk + v) / 4] = result;
       }

@@ -30,8 +30,8 @@ GemvTile choose_gemv_tile(const GemvParams& p, int sms) {
   tile.depth = p.k >= 8 * 256 ? 8 : 2;
   const int64_t pairs = int64_t{p.max_items} * div_up(p.n, 16);
   const int resident = sms * (tile.token_tiles == 1 ? 2 : 1);
-  tile.blocks = static_cast<int>(
-      std::min<int64_t>(resident, div_up<int64_t>(pairs, 8 / tile.depth)));
+  tile.blocks =
+      static_cast<int>(std::min<int64_t>(resident, div_up<int64_t>(pairs, 8 / tile.depth)));
   return tile;
 }
 

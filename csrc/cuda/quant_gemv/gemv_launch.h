@@ -13,7 +13,8 @@ bool try_gemv(const GemvParams& p, const GemvTile& tile) {
   if (tile.token_tiles != kTokenTiles || tile.depth != kDepth) return false;
   launch<Kernel>({.grid_x = static_cast<unsigned>(tile.blocks),
                   .grid_y = static_cast<unsigned>(div_up(p.max_tiles, kTokenTiles)),
-                  .threads = Kernel::kThreads, .shared_bytes = Kernel::kSharedBytes},
+                  .threads = Kernel::kThreads,
+                  .shared_bytes = Kernel::kSharedBytes},
                  p, p.stream);
   return true;
 }

@@ -78,8 +78,9 @@ struct QuantGemv {
       float block_scale = 0;
       if (item.block_scales) {
         const int column = (chunk * kChunk + i / 16 * Source::kGroup) / 128;
-        block_scale = Global<const float>(item.block_scales)[static_cast<int64_t>(row_group * 16 / 128) *
-                                                                 div_up(p.k, 128) + column];
+        block_scale = Global<const float>(
+            item.block_scales)[static_cast<int64_t>(row_group * 16 / 128) * div_up(p.k, 128) +
+                               column];
       }
       table[i] = {{Source::scale(weights, i % 16, i / 16, block_scale),
                    Source::kHasMin ? Source::minimum(weights, i % 16, i / 16) : 0.0f}};
@@ -190,7 +191,8 @@ struct QuantGemv {
     }
     int slot = 0;
     // Every warp makes every round, with or without a row group: store() has barriers.
-    for (int64_t base = static_cast<int64_t>(block_x()) * kRowGroups; base < pairs; base += step()) {
+    for (int64_t base = static_cast<int64_t>(block_x()) * kRowGroups; base < pairs;
+         base += step()) {
       const int64_t pair = base + warp_id() / kDepth;
       Sums sums{};
       // At least one round, also of a warp without a chunk: as advance() counts them.

@@ -1,6 +1,6 @@
-// Activations -> tensor-core fragments (quant_gemv.h: Prepared). A block takes one tile of 8 tokens,
-// a warp one token: its largest value gives the scale, then runs of 16 are divided, rounded and
-// summed. Reads x twice; the second time from L1.
+// Activations -> tensor-core fragments (quant_gemv.h: Prepared). A block takes one tile of 8
+// tokens, a warp one token: its largest value gives the scale, then runs of 16 are divided, rounded
+// and summed. Reads x twice; the second time from L1.
 #include "base/error.h"
 #include "cuda/common/device.h"
 #include "cuda/quant_gemv/quant_gemv.h"
@@ -31,7 +31,8 @@ struct Prepare {
     if (present)
       for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
     for (unsigned mask = 16; mask; mask /= 2) largest = max(largest, shuffle_xor(largest, mask));
-    // The power of two below the largest: its exponent bits. Tiny rows are not scaled up without end.
+    // The power of two below the largest: its exponent bits. Tiny rows are not scaled up without
+    // end.
     const uint32_t exponent = max(static_cast<int>(bits_of(largest) >> 23 & 255), 27);
     const float scale = float_of(exponent << 23), inverse = float_of((254 - exponent) << 23);
     if (lane == 0) Global<float>(p.out.scales)[slot] = present ? scale : 0.0f;
@@ -67,10 +68,14 @@ void launch_prepare(const PrepareParams& p) {
   KT_CHECK(p.stride >= p.k, "rows of ", p.stride, " values hold no ", p.k);
   const LaunchShape shape{.grid_x = static_cast<unsigned>(p.tiles), .threads = 256};
   switch (p.type) {
-    case 0: return launch<Prepare<float>>(shape, p, p.stream);
-    case 1: return launch<Prepare<half_t>>(shape, p, p.stream);
-    case 2: return launch<Prepare<bf16_t>>(shape, p, p.stream);
-    default: throw InvalidArgument(concat("activation type ", int{p.type}));
+    case 0:
+      return launch<Prepare<float>>(shape, p, p.stream);
+    case 1:
+      return launch<Prepare<half_t>>(shape, p, p.stream);
+    case 2:
+      return launch<Prepare<bf16_t>>(shape, p, p.stream);
+    default:
+      throw InvalidArgument(concat("activation type ", int{p.type}));
   }
 }
 

@@ -25,13 +25,13 @@ constexpr size_t prepared_fragments(int tiles, int k) { return size_t(tiles) * k
 constexpr size_t prepared_sums(int tiles, int k) { return size_t(tiles) * k / 16 * 8; }
 
 struct PrepareParams {
-  const void* x;          // [rows, stride] of `type`; a row's k values at its begin
-  const void* up;         // like x: silu(x) * up is prepared; null: x itself
+  const void* x;   // [rows, stride] of `type`; a row's k values at its begin
+  const void* up;  // like x: silu(x) * up is prepared; null: x itself
   int64_t stride;
   const int32_t* source;  // [8 tiles] row of x of every slot, -1: none; null: slot i is row i
   Prepared out;
   int rows, k, tiles;
-  uint8_t type;           // 0 float, 1 f16, 2 bf16
+  uint8_t type;  // 0 float, 1 f16, 2 bf16
   Stream stream;
 };
 /// k a multiple of 32; the last run of 256 is padded with zeros by the kernels themselves.
@@ -48,14 +48,14 @@ struct GemvItem {
 enum class WeightLayout : uint8_t { kR16, kBlocks, kFp8 };
 
 struct GemvParams {
-  const GemvItem* items;    // [max_items]
-  const int32_t* num_items; // how many there are this time; null: max_items
+  const GemvItem* items;     // [max_items]
+  const int32_t* num_items;  // how many there are this time; null: max_items
   Prepared x;
-  float* y;                 // [8 tiles, n]: a row per slot; slots without a token give zeros
+  float* y;  // [8 tiles, n]: a row per slot; slots without a token give zeros
   int max_items;
-  int max_tiles;            // most tiles of an item
+  int max_tiles;  // most tiles of an item
   int n, k;
-  int gguf_id;              // kR16, kBlocks
+  int gguf_id;  // kR16, kBlocks
   WeightLayout layout;
   Stream stream;
 };

@@ -85,9 +85,9 @@ struct BlockSource : RecordReader<F> {
         const int block = i / kBlockHalves, byte = i % kBlockHalves * 2;
         const int behind = byte - static_cast<int>(Layout::kWordOffset);  // of the words' begin
         const bool head = Layout::kHead != 0 && byte == static_cast<int>(Layout::kHeadOffset);
-        const int at = head ? row * static_cast<int>(Layout::kHead)
-                            : static_cast<int>(Layout::kWordsAt) + behind / 4 * 64 + row * 4 +
-                                  behind % 4;
+        const int at =
+            head ? row * static_cast<int>(Layout::kHead)
+                 : static_cast<int>(Layout::kWordsAt) + behind / 4 * 64 + row * 4 + behind % 4;
         const uint16_t value = present ? uint16_t{from[i]} : uint16_t{0};
         to[(block * Base::kRecordBytes + at) / 2] = value;
       }
@@ -108,10 +108,10 @@ struct Fp8Source {
       const int row = i / 16, piece = i % 16, global_row = group * 16 + row;
       if (piece >= pieces) continue;
       const bool present = global_row < n;
-      async_copy16_once(
-          chunk + (row * kRowBytes / 4 + piece * 4),
-          weights + (static_cast<int64_t>(present ? global_row : 0) * k + index * kChunk + piece * 16),
-          present);
+      async_copy16_once(chunk + (row * kRowBytes / 4 + piece * 4),
+                        weights + (static_cast<int64_t>(present ? global_row : 0) * k +
+                                   index * kChunk + piece * 16),
+                        present);
     }
   }
   /// Sign to the top, exponent and mantissa below: a half 2^8 too small.

@@ -1,5 +1,5 @@
-// Attention, emulated, against softmax in double: grouped-query, latent (absorbed) and 192/128, with
-// several sequences, ragged lengths, prompts and decodes, splits, and an FP8 cache.
+// Attention, emulated, against softmax in double: grouped-query, latent (absorbed) and 192/128,
+// with several sequences, ragged lengths, prompts and decodes, splits, and an FP8 cache.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,13 +8,12 @@
 #include <vector>
 
 #include "base/error.h"
-#include "cuda/attention/flash.h"
 #include "buffer.h"
+#include "cuda/attention/flash.h"
 #include "cuda/common/device.h"
 
 namespace kt::cuda {
 namespace {
-
 
 struct Shape {
   int heads, kv_heads, qk, v;
@@ -35,7 +34,7 @@ void check(const Shape& s) {
   const int longest = *std::max_element(s.lengths.begin(), s.lengths.end());
   const int max_pages = div_up(longest, kPagePositions) + 1;
   // Pages of the sequences are dealt out in a mixed order.
-  std::vector<int32_t> pages(size_t(sequences) * max_pages), first_token{0};
+  std::vector<int32_t> pages(size_t(sequences) * max_pages), first_token { 0 };
   for (size_t i = 0; i < pages.size(); ++i) pages[i] = int32_t(i);
   std::shuffle(pages.begin(), pages.end(), random);
   for (int t : s.tokens) first_token.push_back(first_token.back() + t);
@@ -112,8 +111,8 @@ void check(const Shape& s) {
 
 TEST(Flash, GroupedQuery) {
   check<half_t, half_t>({8, 2, 64, 64, false, {1, 1, 1}, {1, 70, 200}, 0, 4, 90});
-  check<half_t, half_t>({4, 2, 128, 128, false, {5, 1}, {5, 130}, 3, 4, 90});   // splits, some empty
-  check<bf16_t, bf16_t>({2, 2, 128, 128, false, {67}, {100}, 0, 4, 90});        // a prompt behind 33
+  check<half_t, half_t>({4, 2, 128, 128, false, {5, 1}, {5, 130}, 3, 4, 90});  // splits, some empty
+  check<bf16_t, bf16_t>({2, 2, 128, 128, false, {67}, {100}, 0, 4, 90});       // a prompt behind 33
   check<half_t, half_t>({4, 1, 64, 64, false, {40, 3}, {40, 90}, 0, 4, 75});
   check<half_t, half_t>({4, 4, 96, 64, false, {3}, {80}, 0, 4, 90});
 }

@@ -1,5 +1,5 @@
-// Memory the kernels under test work on: the emulator's checked buffers, or, where the same tests are
-// built for a real GPU (tests/gpu), pinned host memory that both sides reach.
+// Memory the kernels under test work on: the emulator's checked buffers, or, where the same tests
+// are built for a real GPU (tests/gpu), pinned host memory that both sides reach.
 #pragma once
 
 #include "cuda/common/device.h"

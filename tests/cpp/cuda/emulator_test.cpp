@@ -171,7 +171,8 @@ TEST(EmulatorArithmetic, Fp8RoundsToNearestEvenOverItsRange) {
 }
 
 TEST(EmulatorArithmetic, BitTricks) {
-  EXPECT_EQ((lop3<0xEA>(0x12345678, 0x0F0F0F0F, 0x64006400)), (0x12345678 & 0x0F0F0F0F) | 0x64006400u);
+  EXPECT_EQ((lop3<0xEA>(0x12345678, 0x0F0F0F0F, 0x64006400)),
+            (0x12345678 & 0x0F0F0F0F) | 0x64006400u);
   EXPECT_EQ(byte_permute(0x33221100, 0x77665544, 0x7351), 0x77335511u);
   EXPECT_EQ(fma2<half_t>(pack2<half_t>(3, -2), pack2<half_t>(5, 7), pack2<half_t>(1, 0.5f)),
             pack2<half_t>(16, -13.5f));
@@ -180,9 +181,11 @@ TEST(EmulatorArithmetic, BitTricks) {
 // ---- the mistakes ----
 
 TEST_P(EachOrder, DivergentBarriersAreFound) {
-  EXPECT_NE(error_of({.threads = 64}, [] {
-              if (thread_id() < 40) sync();
-            }).find("divergent barrier"),
+  EXPECT_NE(error_of({.threads = 64},
+                     [] {
+                       if (thread_id() < 40) sync();
+                     })
+                .find("divergent barrier"),
             std::string::npos);
   const auto two_places = [] {
     if (thread_id() < 32) {
@@ -192,17 +195,21 @@ TEST_P(EachOrder, DivergentBarriersAreFound) {
     }
   };
   EXPECT_NE(error_of({.threads = 64}, two_places).find("divergent barrier"), std::string::npos);
-  EXPECT_NE(error_of({}, [] {
-              if (lane_id() != 7) shuffle(1, 0u);
-            }).find("divergent"),
+  EXPECT_NE(error_of({},
+                     [] {
+                       if (lane_id() != 7) shuffle(1, 0u);
+                     })
+                .find("divergent"),
             std::string::npos);
-  EXPECT_NE(error_of({}, [] {
-              if (lane_id() == 7) {
-                shuffle(1, 0u);
-              } else {
-                ballot(true);
-              }
-            }).find("divergent warp"),
+  EXPECT_NE(error_of({},
+                     [] {
+                       if (lane_id() == 7) {
+                         shuffle(1, 0u);
+                       } else {
+                         ballot(true);
+                       }
+                     })
+                .find("divergent warp"),
             std::string::npos);
 }
 
@@ -210,7 +217,11 @@ TEST_P(EachOrder, SharedMemoryMistakesAreFound) {
   const LaunchShape shape{.threads = 64, .shared_bytes = 256};
   EXPECT_NE(error_of(shape, [] { shared_at<float>(0)[thread_id() + 1] = 0; }).find("of 256"),
             std::string::npos);
-  EXPECT_NE(error_of(shape, [] { float v = shared_at<float>(0)[thread_id()]; (void)v; })
+  EXPECT_NE(error_of(shape,
+                     [] {
+                       float v = shared_at<float>(0)[thread_id()];
+                       (void)v;
+                     })
                 .find("nobody wrote"),
             std::string::npos);
   EXPECT_NE(error_of(shape, [] { shared_at<Words4>(8)[0] = Words4{}; }).find("aligned"),
@@ -228,12 +239,14 @@ TEST_P(EachOrder, SharedMemoryMistakesAreFound) {
   EXPECT_NE(error_of(shape, neighbour(false, 32)), "no error");
   EXPECT_NE(error_of(shape, neighbour(false, 1)), "no error");
   // Overwritten while another still reads.
-  EXPECT_NE(error_of(shape, [] {
-              shared_at<float>(0)[thread_id()] = 1;
-              sync();
-              float v = shared_at<float>(0)[63 - thread_id()];
-              shared_at<float>(0)[thread_id()] = v;
-            }).find("no barrier between"),
+  EXPECT_NE(error_of(shape,
+                     [] {
+                       shared_at<float>(0)[thread_id()] = 1;
+                       sync();
+                       float v = shared_at<float>(0)[63 - thread_id()];
+                       shared_at<float>(0)[thread_id()] = v;
+                     })
+                .find("no barrier between"),
             std::string::npos);
   // A warp's own barrier orders its lanes, not others.
   const auto by_warp = [](unsigned mask) {
@@ -273,30 +286,37 @@ TEST_P(EachOrder, AsynchronousCopiesMustBeWaitedFor) {
 
 TEST_P(EachOrder, DeviceMemoryMistakesAreFound) {
   Buffer<float> x(std::vector<float>(40, 1.0f)), y(40);
-  EXPECT_NE(error_of({.threads = 64}, [&] {
-              float v = Global<const float>(x.data())[thread_id()];
-              (void)v;
-            }).find("outside any buffer"),
+  EXPECT_NE(error_of({.threads = 64},
+                     [&] {
+                       float v = Global<const float>(x.data())[thread_id()];
+                       (void)v;
+                     })
+                .find("outside any buffer"),
             std::string::npos);
-  EXPECT_NE(error_of({}, [&] {
-              float v = Global<const float>(y.data())[thread_id()];
-              (void)v;
-            }).find("nobody wrote"),
+  EXPECT_NE(error_of({},
+                     [&] {
+                       float v = Global<const float>(y.data())[thread_id()];
+                       (void)v;
+                     })
+                .find("nobody wrote"),
             std::string::npos);
-  EXPECT_NE(error_of({}, [&] {
-              Words4 v = global_cast<const Words4>(Global<const float>(x.data()) + 1)[0];
-              (void)v;
-            }).find("aligned"),
+  EXPECT_NE(error_of({},
+                     [&] {
+                       Words4 v = global_cast<const Words4>(Global<const float>(x.data()) + 1)[0];
+                       (void)v;
+                     })
+                .find("aligned"),
             std::string::npos);
   run({}, [&] { Global<float>(y.data())[thread_id()] = 1; });
   EXPECT_THROW(y.values(), EmulationError);  // eight elements are still missing
 }
 
 TEST_P(EachOrder, AnErrorLeavesTheNextLaunchAlone) {
-  EXPECT_THROW(run({.threads = 64}, [] {
-                 if (thread_id() == 3) throw EmulationError("x");
-                 sync();
-               }),
+  EXPECT_THROW(run({.threads = 64},
+                   [] {
+                     if (thread_id() == 3) throw EmulationError("x");
+                     sync();
+                   }),
                EmulationError);
   Buffer<int> out(64);
   run({.threads = 64}, [&] {

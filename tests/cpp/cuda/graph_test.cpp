@@ -27,10 +27,10 @@ class Stub : public StepRecorder {
   };
   std::vector<Entry> entries;
 
-  void run(StepStream stream, StepOp op, int layer) override { add(int(stream), name_of(op), layer); }
-  void order(StepStream from, StepStream to) override {
-    merge(seen_[int(to)], seen_[int(from)]);
+  void run(StepStream stream, StepOp op, int layer) override {
+    add(int(stream), name_of(op), layer);
   }
+  void order(StepStream from, StepStream to) override { merge(seen_[int(to)], seen_[int(from)]); }
   void post(uint64_t job) override { add(0, "post", int(job)); }
   void await(uint64_t job) override { add(0, "await", int(job)); }
 
@@ -65,13 +65,32 @@ TEST(Step, EveryLayerIsRecordedInOrderOnce) {
   EXPECT_EQ(record_step(model(), true, stub), 2);
   std::vector<std::string> main;
   for (const auto& e : stub.entries) main.push_back(e.what);
-  EXPECT_EQ(main, (std::vector<std::string>{
-                      "embed", "attention", "dense ffn",                                       // 0
-                      "attention", "router", "copy to host", "post", "shared expert",          // 1
-                      "resident experts", "await", "copy from host", "combine",                //
-                      "attention", "router", "copy to host", "post", "await", "copy from host",  // 2
-                      "combine", "attention", "router", "shared expert", "resident experts",   // 3
-                      "combine", "head", "sample"}));
+  EXPECT_EQ(main, (std::vector<std::string>{"embed",
+                                            "attention",
+                                            "dense ffn",  // 0
+                                            "attention",
+                                            "router",
+                                            "copy to host",
+                                            "post",
+                                            "shared expert",  // 1
+                                            "resident experts",
+                                            "await",
+                                            "copy from host",
+                                            "combine",  //
+                                            "attention",
+                                            "router",
+                                            "copy to host",
+                                            "post",
+                                            "await",
+                                            "copy from host",  // 2
+                                            "combine",
+                                            "attention",
+                                            "router",
+                                            "shared expert",
+                                            "resident experts",  // 3
+                                            "combine",
+                                            "head",
+                                            "sample"}));
 }
 
 TEST(Step, TheCpuWorksWhileTheGpuDoes) {

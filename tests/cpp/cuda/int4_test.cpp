@@ -18,7 +18,6 @@
 namespace kt::cuda {
 namespace {
 
-
 Int4Matrix random_matrix(int n, int k, int group, bool symmetric, unsigned seed) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<float> scale(0.002f, 0.02f), offset(-0.05f, 0.05f);
@@ -45,8 +44,8 @@ struct Case {
 
 template <class T>
 void check_product(const Case& c, emulated::Order order) {
-  SCOPED_TRACE(concat("m=", c.m, " n=", c.n, " k=", c.k, " group=", c.group, " symmetric=",
-                      c.symmetric, " sms=", c.sms, " arch=", c.arch));
+  SCOPED_TRACE(concat("m=", c.m, " n=", c.n, " k=", c.k, " group=", c.group,
+                      " symmetric=", c.symmetric, " sms=", c.sms, " arch=", c.arch));
   emulated::options() = {order, c.arch};
   const PackedInt4 packed = pack_int4(random_matrix(c.n, c.k, c.group, c.symmetric, 7), kTypeOf<T>);
   const Int4Matrix exact = unpack_int4(packed);  // scales as rounded
@@ -219,8 +218,7 @@ TEST(Int4Pack, GgufCodesAreKeptInGroupsOf32) {
   for (const int id : {2, 3, 12}) {  // Q4_0, Q4_1, Q4_K
     const auto blocks = quantised(v, id, 512);
     double error = -1;
-    const Int4Matrix m =
-        int4_from_gguf(blocks, id, 16, 512, 32, id == 2, FloatType::kF16, &error);
+    const Int4Matrix m = int4_from_gguf(blocks, id, 16, 512, 32, id == 2, FloatType::kF16, &error);
     EXPECT_EQ(m.offsets.empty(), id == 2);
     EXPECT_LT(error, 1e-6) << id;  // only scales were rounded
     // Wider groups cost another rounding, which is told.
@@ -270,7 +268,8 @@ TEST(Int4Pack, CheckpointsOfThreeKinds) {
       scale_by_k[g * n + row] = scale[row * groups + g] = 0.01f * float(1 + random() % 9);
   const int awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
   std::vector<uint32_t> gptq(n * k / 8), awq(n * k / 8), ct(n * k / 8);
-  std::vector<uint32_t> gptq_zero(n * groups / 8), awq_zero(n * groups / 8), ct_zero(n * groups / 8);
+  std::vector<uint32_t> gptq_zero(n * groups / 8), awq_zero(n * groups / 8),
+      ct_zero(n * groups / 8);
   for (int i = 0; i < n * k / 8; ++i) {
     for (int b = 0; b < 8; ++b) {
       gptq[i] |= uint32_t(q[(i % n) * k + i / n * 8 + b]) << 4 * b;
@@ -281,13 +280,15 @@ TEST(Int4Pack, CheckpointsOfThreeKinds) {
   for (int i = 0; i < n * groups / 8; ++i) {
     for (int b = 0; b < 8; ++b) {
       gptq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + b) * groups + i / (n / 8)] - 1) << 4 * b;
-      awq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + awq_order[b]) * groups + i / (n / 8)]) << 4 * b;
+      awq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + awq_order[b]) * groups + i / (n / 8)])
+                     << 4 * b;
       ct_zero[i] |= uint32_t(zero[(i / groups * 8 + b) * groups + i % groups]) << 4 * b;
     }
   }
   const Int4Matrix a =
       int4_from_checkpoint(Int4Source::kGptq, gptq, gptq_zero, scale_by_k, n, k, group);
-  const Int4Matrix b = int4_from_checkpoint(Int4Source::kAwq, awq, awq_zero, scale_by_k, n, k, group);
+  const Int4Matrix b =
+      int4_from_checkpoint(Int4Source::kAwq, awq, awq_zero, scale_by_k, n, k, group);
   const Int4Matrix c =
       int4_from_checkpoint(Int4Source::kCompressedTensors, ct, ct_zero, scale, n, k, group);
   for (int row = 0; row < n; ++row) {

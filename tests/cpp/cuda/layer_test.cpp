@@ -1,4 +1,5 @@
-// The small kernels of a layer, emulated, against plain double arithmetic or the CPU's own operator.
+// The small kernels of a layer, emulated, against plain double arithmetic or the CPU's own
+// operator.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,10 +10,10 @@
 #include <vector>
 
 #include "base/error.h"
+#include "buffer.h"
 #include "cpu/ops/attention.h"
 #include "cpu/ops/context.h"
 #include "cpu/ops/ffn.h"
-#include "buffer.h"
 #include "cuda/common/device.h"
 #include "cuda/gemm/dense_gemm.h"
 #include "cuda/layer/layer.h"
@@ -21,7 +22,6 @@
 
 namespace kt::cuda {
 namespace {
-
 
 std::vector<float> gaussian(size_t count, unsigned seed, float size = 1) {
   std::mt19937 random(seed);
@@ -37,11 +37,12 @@ TEST(Layer, RmsNormAddsAndNorms) {
                            weight = gaussian(k, 3);
   Buffer<float> h(hidden), d(delta), w(weight), out(m * k);
   Buffer<bf16_t> out16(m * k);
-  launch_rms_norm({h.data(), d.data(), w.data(), out.data(), out16.data(), m, k, 1e-6f,
-                   Out16::kBf16, {}});
+  launch_rms_norm(
+      {h.data(), d.data(), w.data(), out.data(), out16.data(), m, k, 1e-6f, Out16::kBf16, {}});
   for (int row = 0; row < m; ++row) {
     double squares = 0;
-    for (int i = 0; i < k; ++i) squares += std::pow(double(hidden[row * k + i]) + delta[row * k + i], 2);
+    for (int i = 0; i < k; ++i)
+      squares += std::pow(double(hidden[row * k + i]) + delta[row * k + i], 2);
     const double factor = 1 / std::sqrt(squares / k + 1e-6);
     for (int i = 0; i < k; ++i) {
       const int at = row * k + i;
@@ -72,8 +73,16 @@ TEST(Layer, PrepareActivatesGathersAndStrides) {
   Buffer<float> g(gate), u(up), sums(prepared_sums(1, k)), scales(8);
   Buffer<half_t> fragments(prepared_fragments(1, k));
   Buffer<int32_t> source(std::vector<int32_t>{2, -1, 0, 0, 1, -1, -1, -1});
-  launch_prepare({g.data(), u.data(), stride, source.data(),
-                  {fragments.data(), sums.data(), scales.data()}, 3, k, 1, 0, {}});
+  launch_prepare({g.data(),
+                  u.data(),
+                  stride,
+                  source.data(),
+                  {fragments.data(), sums.data(), scales.data()},
+                  3,
+                  k,
+                  1,
+                  0,
+                  {}});
   const auto f = fragments.values();
   for (int slot = 0; slot < 8; ++slot) {
     const int row = source.values()[slot];
@@ -193,17 +202,26 @@ void check_gemm(int m, int n, int k, bool gather, bool float_out) {
   Buffer<T> xb(xt), wb(wt), y16(size_t(m) * n);
   Buffer<float> y(size_t(m) * n);
   Buffer<int32_t> sb(source);
-  launch_dense_gemm({xb.data(), gather ? sb.data() : nullptr, wb.data(),
-                     float_out ? static_cast<void*>(y.data()) : y16.data(), m, n, k,
-                     std::is_same_v<T, bf16_t>, float_out, {}});
+  launch_dense_gemm({xb.data(),
+                     gather ? sb.data() : nullptr,
+                     wb.data(),
+                     float_out ? static_cast<void*>(y.data()) : y16.data(),
+                     m,
+                     n,
+                     k,
+                     std::is_same_v<T, bf16_t>,
+                     float_out,
+                     {}});
   std::vector<float> got;
-  if (float_out) got = y.values();
+  if (float_out)
+    got = y.values();
   else
     for (T v : y16.values()) got.push_back(to_float(v));
   for (int i = 0; i < m * n; ++i) {
     double expected = 0;
     for (int c = 0; c < k; ++c)
-      expected += double(to_float(xt[size_t(source[i / n]) * k + c])) * to_float(wt[size_t(i % n) * k + c]);
+      expected +=
+          double(to_float(xt[size_t(source[i / n]) * k + c])) * to_float(wt[size_t(i % n) * k + c]);
     ASSERT_NEAR(got[i], expected, float_out ? 1e-3 : std::fabs(expected) * 0x1p-8 + 1e-3);
   }
 }
@@ -233,9 +251,19 @@ void check_router(int experts, const cpu::RouterOptions& options) {
 
   Buffer<float> lb(logits), bias(options.bias), w(m * k);
   Buffer<int32_t> out(m * k);
-  launch_router({lb.data(), options.bias.empty() ? nullptr : bias.data(), out.data(), w.data(), m,
-                 experts, k, options.n_group, options.topk_group, options.sigmoid,
-                 options.group_sum_of_two, options.norm_topk_prob, options.routed_scaling_factor,
+  launch_router({lb.data(),
+                 options.bias.empty() ? nullptr : bias.data(),
+                 out.data(),
+                 w.data(),
+                 m,
+                 experts,
+                 k,
+                 options.n_group,
+                 options.topk_group,
+                 options.sigmoid,
+                 options.group_sum_of_two,
+                 options.norm_topk_prob,
+                 options.routed_scaling_factor,
                  {}});
   EXPECT_EQ(out.values(), ids);
   const auto got = w.values();
@@ -273,8 +301,20 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
   Buffer<int32_t> ib(ids), count(1), source(max_tiles * 8), place(m * top_k), cpu(m * top_k);
   Buffer<ExpertSlot> sb(slots);
   Buffer<GemvItem> gate(experts), up(experts), down(experts);
-  launch_route({ib.data(), sb.data(), gate.data(), up.data(), down.data(), count.data(),
-                source.data(), place.data(), cpu.data(), m, experts, top_k, max_tiles, {}});
+  launch_route({ib.data(),
+                sb.data(),
+                gate.data(),
+                up.data(),
+                down.data(),
+                count.data(),
+                source.data(),
+                place.data(),
+                cpu.data(),
+                m,
+                experts,
+                top_k,
+                max_tiles,
+                {}});
   const auto sources = source.values(), places = place.values(), cpu_ids = cpu.values();
   const int items = count.values()[0];
   std::vector<bool> taken(sources.size(), false);
@@ -299,8 +339,7 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
     }
     EXPECT_EQ(holders, 1);
   }
-  for (size_t i = 0; i < sources.size(); ++i)
-    EXPECT_TRUE(taken[i] || sources[i] == -1) << i;
+  for (size_t i = 0; i < sources.size(); ++i) EXPECT_TRUE(taken[i] || sources[i] == -1) << i;
   EXPECT_GT(on_gpu, m);
 
   // And the sum of what comes back.
@@ -308,7 +347,8 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
   const std::vector<float> y = gaussian(sources.size() * n, 17), weights = gaussian(m * top_k, 18),
                            shared = gaussian(m * n, 19), from_cpu = gaussian(m * n, 20);
   Buffer<float> yb(y), wb(weights), sh(shared), cb(from_cpu), out(m * n);
-  launch_combine({yb.data(), place.data(), wb.data(), sh.data(), cb.data(), out.data(), m, n, top_k, {}});
+  launch_combine(
+      {yb.data(), place.data(), wb.data(), sh.data(), cb.data(), out.data(), m, n, top_k, {}});
   const auto got = out.values();
   for (int t = 0; t < m; ++t) {
     for (int c = 0; c < n; ++c) {
@@ -335,8 +375,17 @@ std::vector<int32_t> sample(const std::vector<float>& logits, int vocab, const D
   const int rows = int(logits.size()) / vocab;
   Buffer<float> lb(logits), ub(uniform);
   Buffer<int32_t> out(rows);
-  launch_sample({lb.data(), ub.data(), out.data(), rows, vocab, d.greedy, d.temperature, d.top_k,
-                 d.top_p, d.min_p, {}});
+  launch_sample({lb.data(),
+                 ub.data(),
+                 out.data(),
+                 rows,
+                 vocab,
+                 d.greedy,
+                 d.temperature,
+                 d.top_k,
+                 d.top_p,
+                 d.min_p,
+                 {}});
   return out.values();
 }
 
@@ -346,7 +395,8 @@ std::vector<double> distribution(const std::vector<float>& logits, const Draw& d
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
   std::vector<double> p(logits.size());
-  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - logits[order[0]]) / d.temperature);
+  for (size_t i = 0; i < p.size(); ++i)
+    p[i] = std::exp((logits[i] - logits[order[0]]) / d.temperature);
   if (d.top_k)
     for (size_t i = d.top_k; i < order.size(); ++i) p[order[i]] = 0;
   const double all = std::accumulate(p.begin(), p.end(), 0.0);

@@ -20,7 +20,6 @@
 namespace kt::cuda {
 namespace {
 
-
 /// A random matrix of a format, as the file has it, woven, and as floats.
 struct Weights {
   int n, k, gguf_id;
@@ -52,9 +51,9 @@ Weights random_weights(int n, int k, unsigned seed) {
   w.records.assign(size_t(groups) * per_row * quant::R16<F>::kRecordBytes, 0);
   for (int row = 0; row < n; ++row)
     for (int b = 0; b < per_row; ++b)
-      quant::r16_put<F>(blocks[size_t(row) * per_row + b], row % 16,
-                        w.records.data() +
-                            (size_t(row / 16) * per_row + b) * quant::R16<F>::kRecordBytes);
+      quant::r16_put<F>(
+          blocks[size_t(row) * per_row + b], row % 16,
+          w.records.data() + (size_t(row / 16) * per_row + b) * quant::R16<F>::kRecordBytes);
   return w;
 }
 
@@ -134,8 +133,9 @@ void check_product(const std::vector<const Weights*>& matrices, WeightLayout lay
   items.push_back({nullptr, nullptr, 0, 0});  // room for more items than there are
   Buffer<GemvItem> item_buffer(items);
   Buffer<float> y(source.size() * n);
-  GemvParams p{item_buffer.data(), count.data(), prepared, y.data(), int(items.size()), max_tiles,
-               n, k, matrices[0]->gguf_id, layout, {}};
+  GemvParams p{item_buffer.data(),   count.data(), prepared, y.data(),
+               int(items.size()),    max_tiles,    n,        k,
+               matrices[0]->gguf_id, layout,       {}};
   launch_quant_gemv(p, choose_gemv_tile(p, 3));
   const std::vector<float> all = y.values();
   for (size_t i = 0; i + 1 < items.size(); ++i) {
@@ -174,11 +174,13 @@ constexpr double kLimit = 2e-6;  // activations have 11 bits; sums cancel to a t
 TYPED_TEST(EveryFormat, IsDecodedAsItsUnpackDoes) {
   const Weights w = random_weights<TypeParam>(21, 512, 1);
   check_dequantised(w, WeightLayout::kR16, nullptr);
-  if (sizeof(typename TypeParam::Block) % 2 == 0) check_dequantised(w, WeightLayout::kBlocks, nullptr);
+  if (sizeof(typename TypeParam::Block) % 2 == 0)
+    check_dequantised(w, WeightLayout::kBlocks, nullptr);
 }
 
 TYPED_TEST(EveryFormat, MultipliesWovenRecords) {
-  const Weights a = random_weights<TypeParam>(33, 768, 2), b = random_weights<TypeParam>(33, 768, 3);
+  const Weights a = random_weights<TypeParam>(33, 768, 2),
+                b = random_weights<TypeParam>(33, 768, 3);
   check_product({&a, &b}, WeightLayout::kR16, nullptr, {3, 11}, kLimit);
 }
 
@@ -190,7 +192,8 @@ TYPED_TEST(EveryFormat, MultipliesTheFilesBlocks) {
 
 TEST(QuantGemv, ManyChunksAndPasses) {
   emulated::options().order = emulated::Order::kShuffled;
-  const Weights a = random_weights<quant::Q4_K>(40, 2560, 2), b = random_weights<quant::Q4_K>(40, 2560, 3);
+  const Weights a = random_weights<quant::Q4_K>(40, 2560, 2),
+                b = random_weights<quant::Q4_K>(40, 2560, 3);
   check_product({&a, &b}, WeightLayout::kR16, nullptr, {1, 3}, kLimit);   // depth 8, one tile
   check_product({&a, &b}, WeightLayout::kR16, nullptr, {41, 3}, kLimit);  // two passes
   emulated::options() = {};

@@ -50,7 +50,8 @@ class Test {
 template <class... Ts>
 struct Types {};
 
-/// Collects `<< "text"` and reports when the statement ends; assigned to, so that macros may return.
+/// Collects `<< "text"` and reports when the statement ends; assigned to, so that macros may
+/// return.
 class Report {
  public:
   Report(bool failed, const char* file, int line, std::string what)
@@ -109,30 +110,30 @@ bool add_typed(Types<Ts...>, const char* name, Make make) {
 }  // namespace testing
 
 #define KT_TEST_CLASS(suite, name) suite##_##name##_Test
-#define KT_TEST(suite, name, base)                                                        \
-  class KT_TEST_CLASS(suite, name) : public base {                                        \
-    void TestBody() override;                                                             \
-  };                                                                                      \
+#define KT_TEST(suite, name, base)                                                         \
+  class KT_TEST_CLASS(suite, name) : public base {                                         \
+    void TestBody() override;                                                              \
+  };                                                                                       \
   static const bool kt_added_##suite##_##name = ::testing::add_case(#suite "." #name, [] { \
-    KT_TEST_CLASS(suite, name) test;                                                      \
-    test.Execute();                                                                       \
-  });                                                                                     \
+    KT_TEST_CLASS(suite, name) test;                                                       \
+    test.Execute();                                                                        \
+  });                                                                                      \
   void KT_TEST_CLASS(suite, name)::TestBody()
 #define TEST(suite, name) KT_TEST(suite, name, ::testing::Test)
 #define TEST_F(suite, name) KT_TEST(suite, name, suite)
 
 #define TYPED_TEST_SUITE(suite, types, ...) using KtTypes_##suite = types
-#define TYPED_TEST(suite, name)                                                           \
-  template <class TypeParam>                                                              \
-  struct KT_TEST_CLASS(suite, name) : public suite<TypeParam> {                           \
-    void TestBody() override;                                                             \
-  };                                                                                      \
-  static const bool kt_added_##suite##_##name = ::testing::add_typed<suite>(              \
-      KtTypes_##suite{}, #suite "." #name, []<class T>() {                                \
-        KT_TEST_CLASS(suite, name)<T> test;                                               \
-        test.Execute();                                                                   \
-      });                                                                                 \
-  template <class TypeParam>                                                              \
+#define TYPED_TEST(suite, name)                                                        \
+  template <class TypeParam>                                                           \
+  struct KT_TEST_CLASS(suite, name) : public suite<TypeParam> {                        \
+    void TestBody() override;                                                          \
+  };                                                                                   \
+  static const bool kt_added_##suite##_##name =                                        \
+      ::testing::add_typed<suite>(KtTypes_##suite{}, #suite "." #name, []<class T>() { \
+        KT_TEST_CLASS(suite, name)<T> test;                                            \
+        test.Execute();                                                                \
+      });                                                                              \
+  template <class TypeParam>                                                           \
   void KT_TEST_CLASS(suite, name)<TypeParam>::TestBody()
 
 #define KT_REPORT(ok, what) ::testing::Report(!(ok), __FILE__, __LINE__, what)
@@ -151,8 +152,9 @@ bool add_typed(Types<Ts...>, const char* name, Make make) {
 #define EXPECT_GE(a, b) KT_EXPECT(a, >=, b)
 #define EXPECT_TRUE(a) KT_REPORT(bool(a), #a " is false")
 #define EXPECT_FALSE(a) KT_REPORT(!(a), #a " is true")
-#define EXPECT_NEAR(a, b, limit) \
-  KT_REPORT(std::fabs(double(a) - double(b)) <= double(limit), ::testing::both(#a " near " #b, a, b))
+#define EXPECT_NEAR(a, b, limit)                               \
+  KT_REPORT(std::fabs(double(a) - double(b)) <= double(limit), \
+            ::testing::both(#a " near " #b, a, b))
 #define ASSERT_EQ(a, b) KT_ASSERT((a) == (b), ::testing::both(#a " == " #b, a, b))
 #define ASSERT_LT(a, b) KT_ASSERT((a) < (b), ::testing::both(#a " < " #b, a, b))
 #define ASSERT_LE(a, b) KT_ASSERT((a) <= (b), ::testing::both(#a " <= " #b, a, b))
@@ -160,21 +162,21 @@ bool add_typed(Types<Ts...>, const char* name, Make make) {
 #define ASSERT_GE(a, b) KT_ASSERT((a) >= (b), ::testing::both(#a " >= " #b, a, b))
 #define ASSERT_TRUE(a) KT_ASSERT(bool(a), #a " is false")
 #define ASSERT_FALSE(a) KT_ASSERT(!(a), #a " is true")
-#define ASSERT_NEAR(a, b, limit)                                          \
-  KT_ASSERT(std::fabs(double(a) - double(b)) <= double(limit),            \
+#define ASSERT_NEAR(a, b, limit)                               \
+  KT_ASSERT(std::fabs(double(a) - double(b)) <= double(limit), \
             ::testing::both(#a " near " #b, a, b))
-#define EXPECT_THROW(statement, kind)                                     \
-  do {                                                                    \
-    bool thrown = false;                                                  \
-    try {                                                                 \
-      statement;                                                          \
-    } catch (const kind&) {                                               \
-      thrown = true;                                                      \
-    }                                                                     \
-    KT_REPORT(thrown, #statement " throws no " #kind);                    \
+#define EXPECT_THROW(statement, kind)                  \
+  do {                                                 \
+    bool thrown = false;                               \
+    try {                                              \
+      statement;                                       \
+    } catch (const kind&) {                            \
+      thrown = true;                                   \
+    }                                                  \
+    KT_REPORT(thrown, #statement " throws no " #kind); \
   } while (0)
 #define FAIL() return ::testing::Ignore() = KT_REPORT(false, "failed:")
-#define GTEST_SKIP() \
+#define GTEST_SKIP()                   \
   ::testing::outcome().skipped = true; \
   return ::testing::Ignore() = KT_REPORT(true, "")
 #define KT_JOIN2(a, b) a##b
