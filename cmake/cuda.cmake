@@ -9,11 +9,19 @@ list(FILTER KT_CUDA_HOST EXCLUDE REGEX "/common/(emulator|fibre)\\.cpp$")
 set(KT_CUDA_PORTABLE ${KT_CUDA_KERNELS})
 list(FILTER KT_CUDA_PORTABLE EXCLUDE REGEX "_device\\.cu$")
 
+# The C surface: of the CUDA library, and of a shared one of emulated kernels, with which the tests run
+# the benchmarks' own code.
+set(KT_CUDA_API ${CMAKE_SOURCE_DIR}/csrc/cuda/api.cpp)
+list(FILTER KT_CUDA_HOST EXCLUDE REGEX "/cuda/api.*\\.cpp$")
+
 if(KT_BUILD_TESTS)
-  set_source_files_properties(${KT_CUDA_PORTABLE} PROPERTIES LANGUAGE CXX)
+  # Unoptimised: emulated kernels are short work, their many instances are long to compile.
+  set_source_files_properties(${KT_CUDA_PORTABLE} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -O0)
   add_library(kt_cuda_emulated STATIC csrc/cuda/common/emulator.cpp csrc/cuda/common/fibre.cpp
               ${KT_CUDA_PORTABLE} ${KT_CUDA_HOST})
   target_link_libraries(kt_cuda_emulated PUBLIC kt_quant kt_base)
+  add_library(kt_cuda_emulated_api SHARED ${KT_CUDA_API} csrc/cuda/api_emulated.cpp)
+  target_link_libraries(kt_cuda_emulated_api PRIVATE kt_cuda_emulated)
 endif()
 
 if(KT_CUDA)

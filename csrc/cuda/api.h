@@ -20,6 +20,10 @@ KT_API const char* kt_cuda_error();
 KT_API int kt_cuda_device(int device, char* name, int* sms, int* arch, size_t* memory,
                           size_t* free_memory);
 
+/// Device memory. Where there is no room, kt_cuda_error() tells how much was asked for.
+KT_API int kt_cuda_allocate(size_t bytes, void** memory);
+KT_API int kt_cuda_free(void* memory);
+
 KT_API int kt_cuda_int4_sizes(int m, int n, int k, int group, int bf16, int sms, int arch,
                               size_t* workspace_bytes, int* counters);
 KT_API int kt_cuda_int4_gemm(const void* x, const void* weights, const void* scales,
@@ -36,6 +40,10 @@ KT_API int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, 
 KT_API int kt_cuda_gemv_item(void* host_item, const void* weights, const void* block_scales,
                              int first_tile, int tiles);
 KT_API int kt_cuda_gemv_item_bytes();
+/// Host memory to host memory: rounds [n, k] floats to a GGUF type, in R16 records or its blocks.
+/// out null: only the bytes are written.
+KT_API int kt_cuda_gemv_weights(const float* values, int n, int k, int gguf_id, int r16, void* out,
+                                size_t* bytes);
 KT_API int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles,
                               const void* fragments, const void* sums, const void* scales, void* y,
                               int n, int k, int gguf_id, int layout, int sms, void* stream);
@@ -55,7 +63,7 @@ KT_API int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
 KT_API int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight, void* out_float,
                             void* out_16, int m, int k, float eps, int bf16, void* stream);
 
-/// Empty jobs through the mailbox: `layers` hand-offs per graph launch, `steps` launches.
-/// microseconds: [steps] of a launch over its layers. way: 0 memory operations, 1 host functions;
-/// -1: what the probe finds, and it is written.
+/// Empty jobs through the mailbox, `layers` of them per graph launch, `steps` launches.
+/// microseconds: [steps, layers] from the begin of one job on the CPU to that of the next. way: 0
+/// memory operations, 1 host functions; -1: what the probe finds, and it is written.
 KT_API int kt_cuda_handoff_bench(int layers, int steps, int* way, double* microseconds);
