@@ -47,7 +47,7 @@ KERNEL_HEADERS = {
 
 # A Python package may import those with a smaller rank, and itself.
 PYTHON_RANKS = {
-    "errors": 0, "_core": 0,
+    "errors": 0, "_core": 0, "cuda_library": 0,
     "checkpoint": 1, "hub": 1,
     "models": 2,
     "operators": 3,

@@ -1,0 +1,96 @@
+"""The GPU benchmarks and their script, without a GPU: the same code on emulated kernels, and the
+script's own decisions. What is wrong here would cost minutes on a borrowed machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.cuda import __main__ as bench_cuda
+from bench.cuda import handoff
+from ktransformers.cuda_library import CudaLibrary, CudaLibraryError
+from tests.gpu import check
+
+ROOT = Path(__file__).parents[2]
+EMULATED = ROOT / os.environ.get("KT_OBJECTS", "build") / "libkt_cuda_emulated_api.so"
+
+
+@pytest.fixture(scope="module")
+def library():
+    if not EMULATED.exists():
+        pytest.skip(f"{EMULATED} is not built: it comes with -DKT_BUILD_TESTS=ON")
+    return CudaLibrary(EMULATED)
+
+
+def test_every_benchmark_runs_on_emulated_kernels(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_cuda.report, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_cuda.report, "ROOT", tmp_path)
+    status = bench_cuda.main(["--emulated", str(EMULATED)])
+    found = json.loads((tmp_path / "cuda_emulated.json").read_text())
+    assert found["failed"] == {} and status == 0
+    parts = {row["work"].split()[0] for row in found["rows"]}
+    assert parts == {"hand-off", "int4", "q4_k", "q6_k", "q8_0", "MLA"}
+    for row in found["rows"]:
+        assert row["us"] > 0 and row["verdict"] == "", row
+        assert row.get("nmse", 0) <= 5e-5, row
+
+
+def test_a_wrong_or_slow_result_is_called_so():
+    row = {"right": True, "ratio": 0.9, "must": 1.0}
+    assert bench_cuda.verdict(row) == "short"
+    assert bench_cuda.verdict(row | {"ratio": 1.0}) == "ok"
+    assert bench_cuda.verdict(row | {"right": False, "ratio": 2.0}) == "wrong"
+    # One hand-off in fifty is late: the median is fine, the 99th percentile is not.
+    times = [5.0] * 980 + [100.0] * 20
+    late = handoff.row(0, times, bars=True)
+    assert late["us"] == 5.0 and late["p99_us"] == 100.0
+    assert bench_cuda.verdict(late) == "short"
+
+
+def test_the_library_tells_why_a_call_failed(library):
+    with pytest.raises(CudaLibraryError, match="k=100 must be a multiple of 64"):
+        library.call("int4_sizes", 1, 64, 100, 128, 1, 4, 90, None, None)
+
+
+def test_a_step_whose_need_failed_is_skipped_and_the_others_run(tmp_path):
+    fails = check.Step("first", [[sys.executable, "-c", "print('why'); raise SystemExit(3)"]], 10)
+    behind = check.Step("second", [["true"]], 10, ("first",))
+    other = check.Step("third", [[sys.executable, "-c", "print(1)"]], 10)
+    late = check.Step("fourth", [["sleep", "20"]], 1.0)
+    missing = check.Step("fifth", [["no-such-program"]], 10)
+    outcomes = check.run_all([fails, behind, other, late, missing], tmp_path)
+    assert [o.verdict for o in outcomes] == ["FAILED", "skipped", "ok", "FAILED", "FAILED"]
+    assert outcomes[0].reason == "status 3: why" and outcomes[1].reason == "first FAILED"
+    assert outcomes[3].reason == "out of time" and "not here" in outcomes[4].reason
+    assert "==== first: FAILED" in (tmp_path / "log.txt").read_text()
+
+
+def test_figures_are_taken_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    write = f"open({str(tmp_path / 'a.json')!r}, 'w').write('{{\"rows\": []}}')"
+    step = check.Step("one", [[sys.executable, "-c", write]], 10, result="a.json")
+    assert check.run(step, 10).figures == {"rows": []}
+    assert check.run(check.Step("two", [["true"]], 10, result="a.json"), 10).figures == {}
+
+
+def test_dry_run_lists_every_step_and_finds_no_problem():
+    done = subprocess.run(
+        ["bash", "tests/gpu/check.sh", "--dry-run"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in check.steps("90"):
+        assert f"\n{step.name} " in "\n" + done.stdout
+    assert "0 problems" in done.stdout
+
+
+def test_a_dry_run_names_what_would_fail():
+    wrong = [
+        check.Step("a", [["python3", "-m", "bench.nothing"]], 1),
+        check.Step("b", [["bash", "tests/gpu/nothing.sh"]], 1),
+    ]
+    assert check.problems(wrong) == ["a: no module bench.nothing",
+                                     "b: tests/gpu/nothing.sh is not there"]  # fmt: skip
