@@ -1,12 +1,13 @@
 """The default arithmetic written out in torch, as a second opinion on what rounding alone costs.
 
 A transformers model keeps its exact weights; only the inputs of its linear layers are rounded, row
-by row, as the CPU kernels round them (csrc/cpu/kernels/activations_inl.h):
+by row, as the CPU kernels round them (csrc/cpu/kernels/activations_inl.h, digits_inl.h):
 
 exact, per 32 values:
     s = max|x| / 32512,  q = round(x / s),  x' = s * q
 
-digit, per 32 values, s one float per 256 times 2^-e:
+digit: per 256 values the largest |x|, first of equals, stays as it is and counts as 0 in the
+rest; of the rest, per 32 values, s one float per 256 times 2^-e:
     low = min(x, 0), high = max(x, 0)
     z(s) = the multiple of 16 next to the centre (low + high) / 2s + 1/2
     [low, high] fits s  when  high/s - z <= 127.5  and  low/s - z >= -128.5
@@ -63,8 +64,11 @@ def fits(low, high, scale):
 
 
 def round_digit(x: torch.Tensor) -> torch.Tensor:
-    """x: [rows, k] float32 -> the same values as one asymmetric int8 digit represents them."""
-    blocks = blocks_of(x, 256).unflatten(-1, (8, 32))  # [rows, k / 256, 8, 32]
+    """x: [rows, k] float32 -> the same values as one int8 digit and an outlier represent them."""
+    whole = blocks_of(x, 256)
+    largest = whole.abs().argmax(-1, keepdim=True)
+    outliers = whole.gather(-1, largest)
+    blocks = whole.scatter(-1, largest, 0.0).unflatten(-1, (8, 32))  # [rows, k / 256, 8, 32]
     low = blocks.amin(-1, keepdim=True).clamp(max=0.0)
     high = blocks.amax(-1, keepdim=True).clamp(min=0.0)
     needed = (high - low) / STEPS[-1]
@@ -78,8 +82,9 @@ def round_digit(x: torch.Tensor) -> torch.Tensor:
         going = going & fits(low, high, (scale * 0.5).clamp(min=1e-38))
         scale = torch.where(going, scale * 0.5, scale)
     zero = torch.where(scale > 0, coarse_zero(low, high, scale.clamp(min=1e-38)), 0.0)
-    rounded = scaled_integers(blocks, scale, zero - 128, zero + 127)
-    return rounded.flatten(-3)[..., : x.shape[-1]]
+    rounded = scaled_integers(blocks, scale, zero - 128, zero + 127).flatten(-2)
+    rounded = rounded.scatter(-1, largest, outliers)
+    return rounded.flatten(-2)[..., : x.shape[-1]]
 
 
 def half_cache_attention(module, query, key, value, mask, scaling, **_):

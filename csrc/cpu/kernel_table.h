@@ -17,11 +17,13 @@ enum class Rounding : uint8_t {
   kDigit = 2,  // one asymmetric int8 per value, per 32 a power-of-two scale and a coarse zero point
 };
 
-/// Bytes per 32 activations in the integer kinds; each ISA lays them out as its dot product likes.
+/// Bytes per 32 activations in halves, and room for 256 in either integer kind; each ISA lays them
+/// out as its dot product likes.
 inline constexpr size_t kActBlockBytes = 80;
+inline constexpr size_t kDigitBlockBytes = 704;
 
-/// Bytes of one prepared row of k activations (k is rounded up to whole blocks of 32).
-inline constexpr size_t act_row_bytes(int64_t k) { return size_t(k + 31) / 32 * kActBlockBytes; }
+/// Bytes of one prepared row of k activations (k is rounded up to whole blocks of 256).
+inline constexpr size_t act_row_bytes(int64_t k) { return size_t(k + 255) / 256 * kDigitBlockBytes; }
 
 /// y[token][row] = sum over k of W[row][k] * x[token][k], for some row groups and all tokens.
 struct MatmulTask {

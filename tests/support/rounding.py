@@ -1,5 +1,5 @@
 """The rounding of activations in plain NumPy, written from the description at the head of
-csrc/cpu/kernels/activations_inl.h: what a row of floats becomes before it meets quantised weights.
+csrc/cpu/kernels/{activations,digits}_inl.h: what a row of floats becomes before it meets quantised weights.
 
 The scales are float32 and found by float32 arithmetic, as described there; what they multiply is
 exact here, so that a product with it differs from the core's only by the order of float sums.
@@ -20,14 +20,16 @@ def exact(x: np.ndarray) -> np.ndarray:
 
 
 def digit(x: np.ndarray, zero_shift: int = 0) -> np.ndarray:
-    """One asymmetric int8 digit. x: [m, k] float32 -> float64 [m, k].
+    """One asymmetric int8 digit, and one float per 256 values. x: [m, k] float32 -> float64 [m, k].
 
     zero_shift plants a fault: added to every zero point but for what it makes of the digits' range.
     """
-    m, k = x.shape
     out = []
-    for start in range(0, k, 256):
-        part = x[:, start : start + 256]
+    for start in range(0, x.shape[1], 256):
+        part = x[:, start : start + 256].copy()
+        rows, largest = np.arange(len(part)), np.abs(part).argmax(axis=1)  # the first of equals
+        outliers = part[rows, largest]
+        part[rows, largest] = 0
         blocks = _blocks(part, 32)
         high = np.maximum(blocks.max(axis=-1), np.float32(0.0))
         low = np.minimum(blocks.min(axis=-1), np.float32(0.0))
@@ -39,7 +41,9 @@ def digit(x: np.ndarray, zero_shift: int = 0) -> np.ndarray:
             scale = np.where(going, half, scale)
         zero = np.where(base > 0, _coarse_zero(low, high, scale), 0)
         q = _quantize(blocks, scale, zero - 128, zero + 127)
-        out.append(_joined((q + zero_shift) * scale[..., None].astype(np.float64), part))
+        digits = _joined((q + zero_shift) * scale[..., None].astype(np.float64), part)
+        digits[rows, largest] += outliers
+        out.append(digits)
     return np.concatenate(out, axis=1)
 
 

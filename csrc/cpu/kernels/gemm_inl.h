@@ -1,103 +1,185 @@
-// Matrix products on R16 for many tokens: a row group is read once per kTokenBlock tokens, each record
-// unpacked to a tile in L1, and every token's dot products taken from it with the group's words in
-// registers.
-//
-// Registers on AVX-512: 8 weight words, 4 accumulator chains, scale, minimum, row sums. Partial
-// sums of the tokens lie in L1 (64 B each), touched once per 16 or 32 values.
+// Matrix products on R16 for many tokens. Two row groups at a time, 256 columns at a time: the weights
+// are unpacked to a slab in L1 once and every token's activations meet it there, a few tokens at a
+// time, while the next slab is fetched. Totals of the tokens, 128 bytes each, lie in L2 at worst.
 #pragma once
 
-#include "cpu/kernels/activations_inl.h"
-#include "cpu/kernels/float_tile_inl.h"
+#include "cpu/kernels/gemm_float_inl.h"
+#include "cpu/kernels/slab_inl.h"
 #include "cpu/kernels/store_rows_inl.h"
+#if defined(KT_ISA_AVX512)
+#include "cpu/kernels/micro_avx512_inl.h"
+#else
+#include "cpu/kernels/micro_generic_inl.h"
+#endif
 
 namespace kt::cpu::KT_ISA {
 namespace {
 
-constexpr int kTokenBlock = 64;  // 64 * 64 B of partial sums + a 4 KiB tile: half of L1
+constexpr int kTokensPerPass = 512;  // 64 KiB of totals
 
-template <class Q, bool kExactRow>
-static void matmul_ints(const MatmulTask& task, int first, int count) {
-  using T = Tile<Q>;
-  constexpr int kVectors = T::kVectors;
-  const int64_t blocks = task.k / Q::kValues;
-  const size_t group_bytes = (size_t)blocks * quant::R16<Q>::kRecordBytes;
-  T tile;
-  alignas(64) float sums[kTokenBlock][16];
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    const uint8_t* record = task.weights + (size_t)group * group_bytes;
-    for (int t = 0; t < count; ++t) store_f(sums[t], zero_f());
-    for (int64_t b = 0; b < blocks; ++b, record += quant::R16<Q>::kRecordBytes) {
-      unpack_tile(record, tile);
-      for (int g = 0; g < T::kGroups; ++g) {
-        Words words[kVectors];
-        for (int j = 0; j < kVectors; ++j) words[j] = load_words(tile.u[g * kVectors + j]);
-        const I row_sums = kExactRow ? set_i(0) : sum_words<kVectors>(words);
-        const F scale = load_f(tile.scale[g]);
-        const F low = Q::kHasMin ? load_f(tile.min[Q::kHasMin ? g : 0]) : zero_f();
-        const int64_t value = b * Q::kValues + g * Q::kGroup;
-        const int64_t act = value / 32;
-        const int at = (int)(value % 32);
-        for (int t = 0; t < count; ++t) {
-          const ActBlock& x = ((const ActBlock*)task.x[first + t])[act];
-          const int32_t sum = Q::kGroup == 32 ? x.sum[0] + x.sum[1] : x.sum[at / 16];
-          I dot = dot_group<kVectors, kExactRow>(words, x, at, row_sums);
-          if constexpr (Q::kOffset != 0) dot = add(dot, set_i(-Q::kOffset * sum));
-          F total = fma(mul(to_float(dot), set_f(x.scale)), scale, load_f(sums[t]));
-          if constexpr (Q::kHasMin) total = fma(low, set_f(x.scale * (float)sum), total);
-          store_f(sums[t], total);
-        }
+// Bytes of the next slab, fetched a few lines at a time between micro-kernels.
+class Prefetcher {
+ public:
+  Prefetcher(const uint8_t* first, const uint8_t* second, int64_t bytes, int steps)
+      : at_{first, second}, left_((bytes + 63) / 64) {
+    per_step_ = (left_ + steps - 1) / steps;
+  }
+  KT_INLINE void step(Prefetcher& p) {
+    for (int64_t i = 0; i < p.per_step_ && p.left_ > 0; ++i, --p.left_) {
+      for (const uint8_t*& at : p.at_) {
+        __builtin_prefetch(at, 0, 2);
+        at += 64;
       }
     }
-    for (int t = 0; t < count; ++t) store_rows(task, group, first + t, load_f(sums[t]));
   }
+
+ private:
+  const uint8_t* at_[2];
+  int64_t left_, per_step_;
+};
+
+struct GemmPass {
+  int count;                // tokens
+  const void* const* rows;  // their activations
+  float* sums;              // [count][kSumsStride]
+};
+
+// Bytes into a row of activations where those of a column are.
+template <bool kExactRow>
+KT_INLINE int64_t act_offset(int64_t column) {
+  return kExactRow ? column / 32 * (int64_t)sizeof(ActBlock)
+                   : column / kDigitValues * (int64_t)sizeof(DigitBlock);
 }
 
-template <class Q>
-static void matmul_floats(const MatmulTask& task, int first, int count) {
-  constexpr int kChunk = kFloatChunk<Q>;
-  const size_t group_bytes = (size_t)(task.k / Q::kValues) * quant::R16<Q>::kRecordBytes;
-  alignas(64) float weights[kChunk][16];
-  alignas(64) float sums[kTokenBlock][16];
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    const uint8_t* records = task.weights + (size_t)group * group_bytes;
-    for (int t = 0; t < count; ++t) store_f(sums[t], zero_f());
-    for (int64_t k = 0; k < task.k; k += kChunk) {
-      const int width = task.k - k < kChunk ? (int)(task.k - k) : kChunk;
-      unpack_floats<Q>(records + (size_t)(k / Q::kValues) * quant::R16<Q>::kRecordBytes, width,
-                       weights);
-      for (int t = 0; t < count; ++t) {
-        const float* x = (const float*)task.x[first + t] + k;
-        F even = zero_f(), odd = zero_f();
-        int i = 0;
-        for (; i + 1 < width; i += 2) {
-          even = fma(load_f(weights[i]), set_f(x[i]), even);
-          odd = fma(load_f(weights[i + 1]), set_f(x[i + 1]), odd);
-        }
-        if (i < width) even = fma(load_f(weights[i]), set_f(x[i]), even);
-        store_f(sums[t], add(load_f(sums[t]), add(even, odd)));
-      }
+#if defined(KT_ISA_AVX512)
+
+template <class Q, bool kExactRow>
+struct SlabProducts {
+  static constexpr int V = Q::kGroup / 4;
+  static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens;
+  static constexpr int kActLines =
+      (int)(kExactRow ? 8 * sizeof(ActBlock) : sizeof(DigitBlock) + 63) / 64;
+  // Zero points are looked up once for all row groups: each lies in a cache line of its own. What
+  // lies beyond (more than 32768 columns) is taken to use all there are.
+  static constexpr int kRanges = 128;
+  ZeroTable zeros;
+  ZeroRange ranges[kExactRow ? 1 : kRanges];
+
+  KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
+    if constexpr (!kExactRow) {
+      for (int i = 0; i < kRanges && i * kSlabColumns < columns; ++i)
+        find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), self.ranges[i]);
     }
-    for (int t = 0; t < count; ++t) store_rows(task, group, first + t, load_f(sums[t]));
+  }
+
+  static constexpr int steps(int count) { return (count + kMaxTokens - 1) / kMaxTokens; }
+
+  KT_INLINE void run(SlabProducts& self, SlabRows<V, Q::kHasMin>* w, int row_groups, int groups,
+                     int64_t column, const GemmPass& pass, Prefetcher& next) {
+    const int64_t at = act_offset<kExactRow>(column);
+    if constexpr (!kExactRow) {
+      constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
+      const int64_t i = column / kSlabColumns;
+      const ZeroRange& range = i < kRanges ? self.ranges[i] : kAll;
+      for (int r = 0; r < row_groups; ++r)
+        prepare_digits<V, Q::kHasMin>(w[r], r, groups, Q::kOffset, range, self.zeros);
+    }
+    const int blocks = steps(pass.count), each = pass.count / blocks, longer = pass.count % blocks;
+    for (int i = 0, t = 0; i < blocks; ++i) {
+      const int tokens = each + (i < longer);
+      const void* const* rows = pass.rows + t;
+      float* sums = pass.sums + t * kSumsStride;
+      t += tokens;
+      for (int ahead = 0; ahead < tokens && t + ahead < pass.count; ++ahead) {
+        const uint8_t* x = (const uint8_t*)pass.rows[t + ahead] + at;
+        for (int line = 0; line < kActLines; ++line) __builtin_prefetch(x + 64 * line, 0, 3);
+      }
+      Prefetcher::step(next);
+      using M = Micro<V, Q::kHasMin>;
+      if constexpr (kExactRow)
+        M::kExact[row_groups - 1][tokens - 1](w, Q::kOffset, groups, rows, at, sums);
+      else
+        M::kDigit[row_groups - 1][tokens - 1](w, self.zeros, groups, rows, at, sums);
+    }
+  }
+};
+
+#else
+
+template <class Q, bool kExactRow>
+struct SlabProducts {
+  static constexpr int V = Q::kGroup / 4;
+  alignas(64) float parts[kTokensPerPass][16];
+
+  KT_INLINE void prepare(SlabProducts&, int64_t, const GemmPass&) {}
+
+  static constexpr int steps(int) { return kSlabRowGroups; }
+
+  KT_INLINE void run(SlabProducts& self, SlabRows<V, Q::kHasMin>* w, int row_groups, int groups,
+                     int64_t column, const GemmPass& pass, Prefetcher& next) {
+    const int64_t at = act_offset<kExactRow>(column);
+    for (int r = 0; r < row_groups; ++r) {
+      Prefetcher::step(next);
+      float* sums = pass.sums + 16 * r;
+      if constexpr (kExactRow)
+        exact_rows<V, Q::kHasMin>(w[r], Q::kOffset, groups, pass.rows, pass.count, at, sums);
+      else
+        digit_rows<V, Q::kHasMin>(w[r], Q::kOffset, groups, pass.rows, pass.count, at, self.parts,
+                                  sums);
+    }
+  }
+};
+
+#endif
+
+template <class Q, bool kExactRow>
+static void gemm_ints(const MatmulTask& task, int first, int count) {
+  using Products = SlabProducts<Q, kExactRow>;
+  constexpr size_t kRecord = quant::R16<Q>::kRecordBytes;
+  constexpr size_t kSlabBytes = kSlabColumns / Q::kValues * kRecord;
+  const size_t group_bytes = (size_t)(task.k / Q::kValues) * kRecord;
+  SlabRows<Q::kGroup / 4, Q::kHasMin> slab[kSlabRowGroups];
+  Products products;
+  alignas(64) float sums[kTokensPerPass][kSumsStride];
+  const GemmPass pass{count, task.x + first, sums[0]};
+  Products::prepare(products, task.k, pass);
+  for (int64_t group = task.group_begin; group < task.group_end; group += kSlabRowGroups) {
+    const int64_t left = task.group_end - group;
+    const int row_groups = left < kSlabRowGroups ? (int)left : kSlabRowGroups;
+    const uint8_t* records = task.weights + (size_t)group * group_bytes;
+    memset(sums, 0, (size_t)count * sizeof sums[0]);
+    for (int64_t column = 0; column < task.k; column += kSlabColumns) {
+      const int columns = task.k - column < kSlabColumns ? (int)(task.k - column) : kSlabColumns;
+      const uint8_t* at = records + (size_t)(column / Q::kValues) * kRecord;
+      for (int r = 0; r < row_groups; ++r)
+        unpack_slab<Q>(at + (size_t)r * group_bytes, columns, slab[r]);
+      // Behind the last columns of these rows come the first of the next.
+      const uint8_t* next = column + columns < task.k
+                                ? at + kSlabBytes
+                                : records + kSlabRowGroups * group_bytes;
+      Prefetcher prefetcher(next, next + group_bytes, kSlabBytes, Products::steps(count));
+      Products::run(products, slab, row_groups, columns / Q::kGroup, column, pass, prefetcher);
+    }
+    for (int r = 0; r < row_groups; ++r)
+      for (int t = 0; t < count; ++t)
+        store_rows(task, group + r, first + t, load_f(sums[t] + 16 * r));
   }
 }
 
 /// Any number of tokens.
 template <class Q>
 static void gemm(const MatmulTask& task) {
-  for (int first = 0; first < task.num_tokens; first += kTokenBlock) {
-    const int left = task.num_tokens - first;
-    const int count = left < kTokenBlock ? left : kTokenBlock;
-    if constexpr (Q::kGroup != 0) {
-      if (task.rounding == Rounding::kExact) {
-        matmul_ints<Q, true>(task, first, count);
-        continue;
-      }
-      if (task.rounding == Rounding::kDigit) {
-        matmul_ints<Q, false>(task, first, count);
-        continue;
-      }
+  if (Q::kGroup == 0 || task.rounding == Rounding::kFloat) return gemm_floats<Q>(task);
+  if constexpr (Q::kGroup != 0) {
+    const int passes = (task.num_tokens + kTokensPerPass - 1) / kTokensPerPass;
+    for (int i = 0; i < passes; ++i) {
+      const int first = (int)((int64_t)task.num_tokens * i / passes);
+      const int count = (int)((int64_t)task.num_tokens * (i + 1) / passes) - first;
+      if (task.rounding == Rounding::kExact)
+        gemm_ints<Q, true>(task, first, count);
+      else
+        gemm_ints<Q, false>(task, first, count);
     }
-    matmul_floats<Q>(task, first, count);
   }
 }
 

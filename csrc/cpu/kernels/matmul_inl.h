@@ -5,8 +5,8 @@
 // order of k,
 //     total = fma(float(dot) * x.scale, scale, total)      dot = sum (u - kOffset) q, as int32
 //     total = fma(min, x.scale * float(sum q), total)      only formats with minima
-// where powers of two may move between the factors, because they change no bit. Digits go to gemm
-// whatever their number.
+// where powers of two may move between the factors, because they change no bit. Digits (digits_inl.h
+// has their order) go to gemm whatever their number.
 #pragma once
 
 #include "cpu/kernels/gemm_inl.h"

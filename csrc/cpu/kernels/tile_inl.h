@@ -10,14 +10,18 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-template <class Q>
-struct Tile {
-  static constexpr int kGroups = Q::kValues / Q::kGroup;
-  static constexpr int kVectors = Q::kGroup / 4;  // word vectors per group
-  alignas(64) uint8_t u[Q::kValues / 4][64];      // [k / 4][row * 4 + k % 4]
-  alignas(64) float scale[kGroups][16];           // [group][row]
-  alignas(64) float min[Q::kHasMin ? kGroups : 1][16];
+/// The storage, the same for every format of one shape.
+template <int kTileValues, int kGroupValues, bool kHasMinima>
+struct TileRows {
+  static constexpr int kGroups = kTileValues / kGroupValues;
+  static constexpr int kVectors = kGroupValues / 4;  // word vectors per group
+  alignas(64) uint8_t u[kTileValues / 4][64];        // [k / 4][row * 4 + k % 4]
+  alignas(64) float scale[kGroups][16];              // [group][row]
+  alignas(64) float min[kHasMinima ? kGroups : 1][16];
 };
+
+template <class Q>
+struct Tile : TileRows<Q::kValues, Q::kGroup, Q::kHasMin> {};
 
 template <class Q>
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<Q>& tile) {

@@ -1,0 +1,198 @@
+// One int8 digit per activation: the rounding of most prompt tokens (Rounding::kDigit).
+//
+// 256 values x at a time. The one of largest magnitude (the first of equals) is kept as a float and
+// left out of the digits: it alone would set the step of all the others. Of the rest
+//     x = unit * 2^shift * q,   q = digit + zero
+// with a digit in -128..127, zero a multiple of 16 and shift in 0..6 per 32 values, and one float
+// unit per 256. Steps of powers of two and coarse zeros cost shifts and adds beside the dot
+// products instead of multiplications. A row of k values is ceil(k / 256) blocks.
+//
+// The integers are the same on every ISA; their storage differs. AVX-512 multiplies unsigned bytes
+// d = digit + 128 and takes 16 n sum(w) off, n = 8 - zero / 16 in 0..15; the others multiply q.
+//
+// Order of a row's float sums, whatever multiplies it: per 256 columns, groups g of kGroup values in
+// order of k,
+//     part = fma(float(dot << shift), scale, part)     dot = sum (u - kOffset) q, as int32
+//     part = fma(sum x / unit, min, part)              only formats with minima; outlier included
+// from part = 0, and then
+//     total = fma(part, unit, total),  total = fma(scale * (u - kOffset), outlier, total).
+// Bounds: |u - kOffset| <= 128, |q| < 256, 32 values: |dot << shift| < 2^26.
+#pragma once
+
+#include "cpu/kernel_table.h"
+#include "cpu/kernels/simd_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+constexpr int kDigitValues = 256;
+constexpr int kMaxShift = 6;
+
+struct DigitBlock {
+  int32_t shift[8];  // per 32 values
+  float sum[8];      // per 32 values: sum(x) / unit
+  float half_sum[16];  // the same per 16
+  float unit;
+  float outlier;
+  int32_t outlier_at;  // its column, 0..255
+  int32_t unused;
+#if defined(KT_ISA_AVX512)
+  uint16_t zero_at[8];  // per 32 values: 64 n, where a table of 64-byte rows has n's
+  uint8_t digit[256];   // plus 128
+#else
+  int16_t q[256];  // per four values: q0 q2 q1 q3, the order weight bytes split into 16-bit pairs
+#endif
+};
+static_assert(sizeof(DigitBlock) <= kDigitBlockBytes);
+
+KT_INLINE float magnitude_of(float x) { return x < 0.0f ? -x : x; }
+
+// The loops over eight blocks below are written for the compiler's vectoriser.
+
+// The zero point next to the middle of a range, given in steps; digits are centred on -0.5.
+KT_INLINE float coarse_zero(float centre) {
+  return 16.0f * __builtin_floorf((centre + 0.5f) * (1.0f / 16.0f) + 0.5f);
+}
+
+KT_INLINE int fits(float low, float high, float centre) {
+  const float zero = coarse_zero(centre);
+  return (high - zero <= 127.5f) & (low - zero >= -128.5f);
+}
+
+// Per block the smallest of a few scales at which [low, high] fits around a multiple of 16; the
+// largest of them.
+KT_INLINE float needed_scale(const float* low, const float* high) {
+  float needed[8], most = 0.0f;
+  for (int b = 0; b < 8; ++b)  // always fits: 8 of 16 lost on either side
+    needed[b] = (high[b] - low[b]) * (1.0f / 239.0f);
+  for (int steps = 243; steps <= 255; steps += 4) {
+    for (int b = 0; b < 8; ++b) {
+      const float range = high[b] - low[b], scale = range / (float)steps;
+      const float safe = scale > 0.0f ? scale : 1.0f;
+      const int usable = fits(low[b] / safe, high[b] / safe, (low[b] + high[b]) * 0.5f / safe);
+      needed[b] = usable & (scale > 0.0f) ? scale : needed[b];
+    }
+  }
+  for (int b = 0; b < 8; ++b) most = needed[b] > most ? needed[b] : most;
+  return most;
+}
+
+// From `base` each block's scale is halved while its range, in steps, still fits.
+KT_INLINE void choose_steps(const float* low, const float* high, float base, float* scale,
+                            int32_t* zero, int32_t* shift) {
+  float bottom[8], top[8], centre[8];
+  int32_t going[8];
+  for (int b = 0; b < 8; ++b) {
+    bottom[b] = low[b] / base, top[b] = high[b] / base;
+    centre[b] = (low[b] + high[b]) * 0.5f / base;
+    scale[b] = base, shift[b] = kMaxShift, going[b] = 1;
+  }
+  for (int i = 0; i < kMaxShift; ++i) {
+    for (int b = 0; b < 8; ++b) {
+      going[b] &= fits(bottom[b] * 2.0f, top[b] * 2.0f, centre[b] * 2.0f);
+      const float factor = going[b] ? 2.0f : 1.0f;
+      bottom[b] *= factor, top[b] *= factor, centre[b] *= factor;
+      scale[b] *= going[b] ? 0.5f : 1.0f;
+      shift[b] -= going[b];
+    }
+  }
+  for (int b = 0; b < 8; ++b) zero[b] = (int32_t)coarse_zero(centre[b]);
+}
+
+KT_INLINE F magnitude(F x) { return max(x, neg(x)); }
+
+// x: 256 values; the outlier is replaced by zero.
+KT_INLINE void take_outlier(float* x, DigitBlock& out) {
+  F top = magnitude(load_f(x));
+  for (int i = 16; i < kDigitValues; i += 16) top = max(top, magnitude(load_f(x + i)));
+  const float largest = reduce_max(top);
+  int32_t at = kDigitValues - 1;
+  for (int32_t i = 0; i < kDigitValues; ++i) {
+    const int32_t here = (x[i] == largest) | (x[i] == -largest) ? i : kDigitValues - 1;
+    at = here < at ? here : at;
+  }
+  out.outlier = x[at];
+  out.outlier_at = at;
+  out.unused = 0;
+  x[at] = 0.0f;
+}
+
+// 32 values as digits at `scale` around `zero`, and their sums.
+KT_INLINE void store_digits(const float* x, float inverse, int32_t zero, int32_t block,
+                            DigitBlock& out, int32_t* sums) {
+  const int32_t low = zero - 128, high = zero + 127;
+#if defined(KT_ISA_AVX512)
+  out.zero_at[block] = (uint16_t)(64 * (8 - zero / 16));
+  for (int half = 0; half < 2; ++half) {
+    const __m512 steps = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * half), _mm512_set1_ps(inverse));
+    __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(steps), _mm512_set1_epi32(low));
+    q = _mm512_sub_epi32(_mm512_min_epi32(q, _mm512_set1_epi32(high)), _mm512_set1_epi32(low));
+    const __m128i bytes = _mm512_cvtepi32_epi8(q);
+    _mm_storeu_si128((__m128i*)(out.digit + 32 * block + 16 * half), bytes);
+    const __m128i eights = _mm_sad_epu8(bytes, _mm_setzero_si128());
+    const __m128i both = _mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights));
+    sums[half] = _mm_cvtsi128_si32(both) + 16 * low;
+  }
+#else
+  int32_t q[32];
+  store_i(q, to_int(mul(load_f(x), set_f(inverse))));
+  store_i(q + 16, to_int(mul(load_f(x + 16), set_f(inverse))));
+  for (int i = 0; i < 32; ++i) q[i] = q[i] < low ? low : q[i] > high ? high : q[i];
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < 16; ++i) sums[0] += q[i];
+  for (int i = 16; i < 32; ++i) sums[1] += q[i];
+  int16_t* to = out.q + block * 32;
+  for (int i = 0; i < 32; i += 4) {
+    to[i] = (int16_t)q[i];
+    to[i + 1] = (int16_t)q[i + 2];
+    to[i + 2] = (int16_t)q[i + 1];
+    to[i + 3] = (int16_t)q[i + 3];
+  }
+#endif
+}
+
+KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
+  // Below kTiniest the reciprocal would overflow; such values are zero for every purpose.
+  constexpr float kTiniest = 1e-30f;
+  take_outlier(x, out);
+  float low[8], high[8], scale[8], inverse[8];
+  int32_t zero[8], sums[16];
+  for (int b = 0; b < 8; ++b) {
+    const F first = load_f(x + 32 * b), second = load_f(x + 32 * b + 16);
+    high[b] = reduce_max(max(max(first, second), zero_f()));
+    low[b] = -reduce_max(max(max(neg(first), neg(second)), zero_f()));
+  }
+  float base = needed_scale(low, high);
+  // Digits that vanish beside the outlier vanish, so that it can be counted in their unit.
+  if (!(base >= kTiniest && base >= magnitude_of(out.outlier) * kTiniest)) base = 0.0f;
+  choose_steps(low, high, base > 0.0f ? base : 1.0f, scale, zero, out.shift);
+  for (int b = 0; b < 8; ++b) {
+    const int live = (base > 0.0f) & (scale[b] >= kTiniest);
+    inverse[b] = live ? 1.0f / (live ? scale[b] : 1.0f) : 0.0f;
+    zero[b] = live ? zero[b] : 0;
+  }
+  for (int b = 0; b < 8; ++b) store_digits(x + 32 * b, inverse[b], zero[b], b, out, sums + 2 * b);
+  out.unit = base > 0.0f ? base * (1.0f / (1 << kMaxShift)) : magnitude_of(out.outlier);
+  for (int b = 0; b < 8; ++b) {
+    out.sum[b] = (float)((sums[2 * b] + sums[2 * b + 1]) * (1 << out.shift[b]));
+    out.half_sum[2 * b] = (float)(sums[2 * b] * (1 << out.shift[b]));
+    out.half_sum[2 * b + 1] = (float)(sums[2 * b + 1] * (1 << out.shift[b]));
+  }
+  const float in_units = out.unit > 0.0f ? out.outlier / out.unit : 0.0f;
+  out.sum[out.outlier_at / 32] += in_units;
+  out.half_sum[out.outlier_at / 16] += in_units;
+}
+
+KT_INLINE void quantize_digit_row(const float* x, int64_t k, uint8_t* row) {
+  DigitBlock* out = (DigitBlock*)row;
+  alignas(64) float values[kDigitValues];
+  for (int64_t i = 0; i < k; i += kDigitValues, ++out) {
+    const int64_t count = k - i < kDigitValues ? k - i : kDigitValues;
+    memcpy(values, x + i, (size_t)count * sizeof(float));
+    memset(values + count, 0, (size_t)(kDigitValues - count) * sizeof(float));
+    quantize_digit_block(values, *out);
+  }
+}
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA

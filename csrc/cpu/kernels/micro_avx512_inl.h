@@ -1,0 +1,227 @@
+// The inner products of the prompt GEMM on AVX-512 VNNI: R row groups of a slab (a register of int32
+// lanes each) times T tokens.
+//
+// Digits, R = 2, T = 5: 10 accumulators, 10 float partial sums, 2 weight words, 5 broadcast
+// activations: 27 of 32 registers. Per 32 columns 80 dot products, and per accumulator one multiply
+// (fma with the scale; a second one with the minimum): 8/9 (8/10) of the multiplier's slots are dot
+// products. The load of the accumulator's start - what the zero point takes off, from a table -
+// replaces its clearing; shift and conversion run on other ports.
+// Halves, R = 2, T = 4: 16 accumulators (high and low), 8 totals, 2 words.
+//
+// Overflow: see digits_inl.h and activations_inl.h; nothing here reaches 2^31.
+#pragma once
+
+#include "cpu/kernels/activations_inl.h"
+#include "cpu/kernels/slab_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+constexpr int kSumsStride = 16 * kSlabRowGroups;  // floats between tokens' running totals
+
+KT_INLINE __m512i broadcast_word(const void* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// Room for every zero point's start of every accumulator. Row n of a table is -16 n sum(w).
+struct ZeroTable {
+  alignas(64) int32_t rows[kSlabColumns / 16][kSlabRowGroups][16][16];
+};
+
+// Weights are signed here (u - kOffset). rows: one token each, whose blocks are `at` bytes in.
+// sums: [T][kSumsStride], row group r from 16 r on.
+template <int T, int R, int V, bool kMin>
+static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
+                         const void* const* rows, int64_t at, float* sums) {
+  const DigitBlock* x[T];
+  __m512 part[R][T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    x[t] = (const DigitBlock*)((const uint8_t*)rows[t] + at);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) part[r][t] = _mm512_setzero_ps();
+  }
+  const uint8_t* zeros = (const uint8_t*)table.rows;
+  for (int g = 0; g < groups; ++g, zeros += sizeof table.rows[0]) {
+    const int b = V == 8 ? g : g / 2;
+    __m512i acc[R][T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const uint8_t* start = zeros + x[t]->zero_at[b];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r)
+        acc[r][t] = _mm512_load_si512(start + r * sizeof table.rows[0][0]);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      __m512i word[R];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) word[r] = _mm512_load_si512(w[r].u[g * V + j]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m512i d = broadcast_word(x[t]->digit + g * (V * 4) + j * 4);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], d, word[r]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m512i shift = broadcast_word(&x[t]->shift[b]);
+      const __m512 sum = _mm512_set1_ps(V == 8 ? x[t]->sum[b] : x[t]->half_sum[g]);
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_sllv_epi32(acc[r][t], shift));
+        part[r][t] = _mm512_fmadd_ps(dot, _mm512_load_ps(w[r].scale[g]), part[r][t]);
+        if constexpr (kMin)
+          part[r][t] = _mm512_fmadd_ps(sum, _mm512_load_ps(w[r].min[g]), part[r][t]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    const __m512 unit = _mm512_set1_ps(x[t]->unit), outlier = _mm512_set1_ps(x[t]->outlier);
+    const int column = x[t]->outlier_at;
+    const __m128i left = _mm_cvtsi32_si128(24 - 8 * (column % 4));
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      const __m512i words = _mm512_load_si512(w[r].u[column / 4]);
+      const __m512i byte = _mm512_srai_epi32(_mm512_sll_epi32(words, left), 24);
+      const __m512 weight =
+          _mm512_mul_ps(_mm512_cvtepi32_ps(byte), _mm512_load_ps(w[r].scale[column / (V * 4)]));
+      float* total = sums + t * kSumsStride + r * 16;
+      const __m512 dots = _mm512_fmadd_ps(part[r][t], unit, _mm512_load_ps(total));
+      _mm512_store_ps(total, _mm512_fmadd_ps(weight, outlier, dots));
+    }
+  }
+}
+
+// Weights are unsigned here; `offset` is the format's kOffset.
+template <int T, int R, int V, bool kMin>
+static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
+                         const void* const* rows, int64_t at, float* sums) {
+  const ActBlock* x[T];
+  __m512 total[R][T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    x[t] = (const ActBlock*)((const uint8_t*)rows[t] + at);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) total[r][t] = _mm512_load_ps(sums + t * kSumsStride + r * 16);
+  }
+  for (int g = 0; g < groups; ++g) {
+    const int b = V == 8 ? g : g / 2, first = V == 8 ? 0 : g % 2 * 16;
+    __m512i high[R][T], low[R][T];
+    int32_t sum[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      sum[t] = V == 8 ? x[t][b].sum[0] + x[t][b].sum[1] : x[t][b].sum[first / 16];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        high[r][t] = _mm512_setzero_si512();
+        low[r][t] = _mm512_set1_epi32(-offset * sum[t]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      __m512i word[R];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) word[r] = _mm512_load_si512(w[r].u[g * V + j]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m512i h = broadcast_word(x[t][b].hi + first + j * 4);
+        const __m512i l = broadcast_word(x[t][b].lo + first + j * 4);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) {
+          high[r][t] = _mm512_dpbusd_epi32(high[r][t], word[r], h);
+          low[r][t] = _mm512_dpbusd_epi32(low[r][t], word[r], l);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const float step = x[t][b].scale;
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(high[r][t], 8), low[r][t]);
+        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(step));
+        total[r][t] = _mm512_fmadd_ps(scaled, _mm512_load_ps(w[r].scale[g]), total[r][t]);
+        if constexpr (kMin)
+          total[r][t] = _mm512_fmadd_ps(_mm512_load_ps(w[r].min[g]),
+                                        _mm512_set1_ps(step * (float)sum[t]), total[r][t]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) _mm512_store_ps(sums + t * kSumsStride + r * 16, total[r][t]);
+  }
+}
+
+constexpr int kDigitTokens = 5, kExactTokens = 4;
+
+// Kernels by row groups and tokens, from one of each.
+template <int V, bool kMin>
+struct Micro {
+  using Rows = const SlabRows<V, kMin>*;
+  using Digit = void (*)(Rows, const ZeroTable&, int, const void* const*, int64_t, float*);
+  using Exact = void (*)(Rows, int, int, const void* const*, int64_t, float*);
+  static constexpr Digit kDigit[2][kDigitTokens] = {
+      {digit_kernel<1, 1, V, kMin>, digit_kernel<2, 1, V, kMin>, digit_kernel<3, 1, V, kMin>,
+       digit_kernel<4, 1, V, kMin>, digit_kernel<5, 1, V, kMin>},
+      {digit_kernel<1, 2, V, kMin>, digit_kernel<2, 2, V, kMin>, digit_kernel<3, 2, V, kMin>,
+       digit_kernel<4, 2, V, kMin>, digit_kernel<5, 2, V, kMin>}};
+  static constexpr Exact kExact[2][kExactTokens] = {
+      {exact_kernel<1, 1, V, kMin>, exact_kernel<2, 1, V, kMin>, exact_kernel<3, 1, V, kMin>,
+       exact_kernel<4, 1, V, kMin>},
+      {exact_kernel<1, 2, V, kMin>, exact_kernel<2, 2, V, kMin>, exact_kernel<3, 2, V, kMin>,
+       exact_kernel<4, 2, V, kMin>}};
+};
+
+// Smallest and largest zero_at of some tokens, per 32 columns of a slab.
+struct ZeroRange {
+  uint16_t low[8], high[8];
+};
+
+KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, ZeroRange& range) {
+  __m128i least = _mm_set1_epi16(-1), most = _mm_setzero_si128();
+  for (int t = 0; t < count; ++t) {
+    const DigitBlock* x = (const DigitBlock*)((const uint8_t*)rows[t] + at);
+    const __m128i zero = _mm_loadu_si128((const __m128i*)x->zero_at);
+    least = _mm_min_epu16(least, zero);
+    most = _mm_max_epu16(most, zero);
+  }
+  _mm_storeu_si128((__m128i*)range.low, least);
+  _mm_storeu_si128((__m128i*)range.high, most);
+}
+
+// Makes a slab's words signed and fills the rows of the table that the tokens use.
+template <int V, bool kMin>
+KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, int offset,
+                              const ZeroRange& range, ZeroTable& table) {
+  const __m512i one = _mm512_set1_epi8(1), off = _mm512_set1_epi8((char)offset);
+  for (int g = 0; g < groups; ++g) {
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      __m512i word = _mm512_load_si512(w.u[g * V + j]);
+      if (offset != 0) {
+        word = _mm512_sub_epi8(word, off);
+        _mm512_store_si512(w.u[g * V + j], word);
+      }
+      sum = _mm512_dpbusd_epi32(sum, one, word);
+    }
+    const int b = V == 8 ? g : g / 2, first = range.low[b] / 64, last = range.high[b] / 64;
+    const __m512i step = _mm512_slli_epi32(sum, 4);
+    __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(),
+                                     _mm512_mullo_epi32(step, _mm512_set1_epi32(first)));
+    for (int n = first; n <= last; ++n) {
+      _mm512_store_si512(table.rows[g][row_group][n], start);
+      start = _mm512_sub_epi32(start, step);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA
