@@ -9,7 +9,7 @@ exact, per 32 values:
 digit: per 256 values the largest |x|, first of equals, stays as it is and counts as 0 in the
 rest; of the rest, per 32 values, s one float per 256 times 2^-e:
     low = min(x, 0), high = max(x, 0)
-    z(s) = the multiple of 16 next to the centre (low + high) / 2s + 1/2
+    z(s) = the multiple of 16 next to (low + high) / 2s + 1/2
     [low, high] fits s  when  high/s - z <= 127.5  and  low/s - z >= -128.5
     needed = the first of (high - low) / {255, 251, 247, 243, 239} that fits (239 always does)
     s256 = the largest `needed` of its eight blocks;  s = s256 / 2^e, e <= 6 the largest that fits
@@ -29,6 +29,7 @@ from transformers.masking_utils import eager_mask
 
 EXACT_POSITIONS = 64
 STEPS = (255, 251, 247, 243, 239)
+TINIEST = 1e-30  # what is less than that is zero beside anything
 
 
 def blocks_of(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -53,14 +54,14 @@ def round_exact(x: torch.Tensor) -> torch.Tensor:
     return rounded.flatten(-2)[..., : x.shape[-1]]
 
 
-def coarse_zero(low, high, scale):
-    centre = (low + high) * 0.5 / scale
-    return 16 * torch.floor((centre + 0.5) / 16 + 0.5)
+def coarse_zero(low, high):
+    """low, high: a range in steps."""
+    return 16 * torch.round(((low + high) * 0.5 + 0.5) / 16)
 
 
-def fits(low, high, scale):
-    zero = coarse_zero(low, high, scale)
-    return (high / scale - zero <= 127.5) & (low / scale - zero >= -128.5)
+def fits(low, high):
+    zero = coarse_zero(low, high)
+    return (high - zero <= 127.5) & (zero - low <= 128.5)
 
 
 def round_digit(x: torch.Tensor) -> torch.Tensor:
@@ -71,18 +72,22 @@ def round_digit(x: torch.Tensor) -> torch.Tensor:
     blocks = whole.scatter(-1, largest, 0.0).unflatten(-1, (8, 32))  # [rows, k / 256, 8, 32]
     low = blocks.amin(-1, keepdim=True).clamp(max=0.0)
     high = blocks.amax(-1, keepdim=True).clamp(min=0.0)
-    needed = (high - low) / STEPS[-1]
+    span = high - low
+    most = torch.full_like(span, STEPS[-1])
     for steps in reversed(STEPS[:-1]):
-        scale = (high - low) / steps
-        usable = (scale > 0) & fits(low, high, scale.clamp(min=1e-38))
-        needed = torch.where(usable, scale, needed)
-    scale = needed.amax(-2, keepdim=True).expand_as(needed).clone()
-    going = scale > 0
-    for _ in range(6):
-        going = going & fits(low, high, (scale * 0.5).clamp(min=1e-38))
-        scale = torch.where(going, scale * 0.5, scale)
-    zero = torch.where(scale > 0, coarse_zero(low, high, scale.clamp(min=1e-38)), 0.0)
-    rounded = scaled_integers(blocks, scale, zero - 128, zero + 127).flatten(-2)
+        inverse = steps / span.clamp(min=TINIEST)
+        most = torch.where(fits(low * inverse, high * inverse), float(steps), most)
+    base = (span / most).amax(-2, keepdim=True)
+    live = (base >= TINIEST) & (base >= outliers.abs().unsqueeze(-1) * TINIEST)
+    inverse = torch.where(live, 1.0 / torch.where(live, base, 1.0), 0.0)
+    low, high = low * inverse, high * inverse
+    factor, going = torch.ones_like(low), torch.ones_like(low, dtype=torch.bool)
+    for e in range(1, 7):
+        going = going & fits(low * 2.0**e, high * 2.0**e)
+        factor = torch.where(going, 2.0**e, factor)
+    zero = coarse_zero(low * factor, high * factor)
+    q = torch.clamp(torch.round(blocks * (inverse * factor)), zero - 128, zero + 127)
+    rounded = (q * torch.where(live, base / factor, 0.0)).flatten(-2)
     rounded = rounded.scatter(-1, largest, outliers)
     return rounded.flatten(-2)[..., : x.shape[-1]]
 

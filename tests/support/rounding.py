@@ -8,6 +8,7 @@ exact here, so that a product with it differs from the core's only by the order 
 import numpy as np
 
 ONE = np.float32(1.0)
+TINIEST = np.float32(1e-30)  # what is less than that is zero beside anything
 EXACT_TOP = 32512  # the top step of 256 * hi + lo with hi in -127..127
 
 
@@ -33,15 +34,19 @@ def digit(x: np.ndarray, zero_shift: int = 0) -> np.ndarray:
         blocks = _blocks(part, 32)
         high = np.maximum(blocks.max(axis=-1), np.float32(0.0))
         low = np.minimum(blocks.min(axis=-1), np.float32(0.0))
-        base = _needed_scale(low, high).max(axis=-1, keepdims=True)
-        scale, going = np.broadcast_to(base, low.shape).copy(), base > 0
-        for _ in range(6):  # halved while the block still fits
-            half = scale * np.float32(0.5)
-            going = going & _fits(low, high, half)
-            scale = np.where(going, half, scale)
-        zero = np.where(base > 0, _coarse_zero(low, high, scale), 0)
-        q = _quantize(blocks, scale, zero - 128, zero + 127)
-        digits = _joined((q + zero_shift) * scale[..., None].astype(np.float64), part)
+        base = _needed_scale(low, high).max(axis=-1)
+        dead = (base < TINIEST) | (base < np.abs(outliers) * TINIEST)
+        inverse = np.where(dead, np.float32(0.0), ONE / np.where(dead, ONE, base))[:, None]
+        halvings, going = np.zeros(low.shape, np.int64), np.ones(low.shape, bool)
+        for e in range(1, 7):  # halved while the block still fits
+            going &= _fits(low * inverse * np.float32(2**e), high * inverse * np.float32(2**e))
+            halvings += going
+        factor = np.exp2(halvings).astype(np.float32)
+        zero = _coarse_zero(low * inverse * factor, high * inverse * factor).astype(np.int64)
+        q = np.rint(blocks * (inverse * factor)[..., None]).astype(np.int64)
+        q = np.clip(q, (zero - 128)[..., None], (zero + 127)[..., None])
+        scale = np.where(dead, 0.0, base.astype(np.float64))[:, None] / factor
+        digits = _joined((q + zero_shift) * scale[..., None], part)
         digits[rows, largest] += outliers
         out.append(digits)
     return np.concatenate(out, axis=1)
@@ -68,27 +73,22 @@ def _quantize(blocks, scale, low, high):
     return np.clip(q, low[..., None], high[..., None]) * usable[..., None]
 
 
-def _coarse_zero(low, high, scale):
-    """The multiple of 16 nearest to the middle of the range in steps, digits lying in -128..127."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centre = (low + high) * np.float32(0.5) / scale
-        sixteenths = (centre + np.float32(0.5)) * np.float32(1 / 16) + np.float32(0.5)
-    return 16 * np.floor(np.nan_to_num(sixteenths, posinf=0, neginf=0)).astype(np.int64)
+def _coarse_zero(low, high):
+    """The multiple of 16 nearest to the middle of a range in steps, digits lying in -128..127."""
+    centre = (low + high) * np.float32(0.5) + np.float32(0.5)
+    return 16 * np.rint(centre * np.float32(1 / 16))
 
 
-def _fits(low, high, scale):
-    zero = _coarse_zero(low, high, scale).astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (high / scale - zero <= np.float32(127.5)) & (
-            low / scale - zero >= np.float32(-128.5)
-        )
+def _fits(low, high):
+    zero = _coarse_zero(low, high).astype(np.float32)
+    return (high - zero <= np.float32(127.5)) & (zero - low <= np.float32(128.5))
 
 
 def _needed_scale(low, high):
     """The first of range / 255, / 251, / 247, / 243 at which the range fits, else range / 239."""
     span = high - low
-    result = span * np.float32(1.0 / 239.0)
+    most = np.full(span.shape, np.float32(239.0))
     for steps in (243, 247, 251, 255):
-        scale = span / np.float32(steps)
-        result = np.where((scale > 0) & _fits(low, high, scale), scale, result)
-    return result
+        inverse = np.float32(steps) / np.maximum(span, TINIEST)
+        most = np.where(_fits(low * inverse, high * inverse), np.float32(steps), most)
+    return span / most

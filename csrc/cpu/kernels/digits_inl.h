@@ -47,56 +47,50 @@ static_assert(sizeof(DigitBlock) <= kDigitBlockBytes);
 
 KT_INLINE float magnitude_of(float x) { return x < 0.0f ? -x : x; }
 
-// The loops over eight blocks below are written for the compiler's vectoriser.
-
-// The zero point next to the middle of a range, given in steps; digits are centred on -0.5.
-KT_INLINE float coarse_zero(float centre) {
-  return 16.0f * __builtin_floorf((centre + 0.5f) * (1.0f / 16.0f) + 0.5f);
+// The ranges of eight blocks of 32, in lanes 0 to 7; low <= 0 <= high. The other lanes are zero.
+struct Ranges {
+  F low, high;
+};
+KT_INLINE Ranges scaled(const Ranges& x, F factor) {
+  return {mul(x.low, factor), mul(x.high, factor)};
 }
 
-KT_INLINE int fits(float low, float high, float centre) {
-  const float zero = coarse_zero(centre);
-  return (high - zero <= 127.5f) & (low - zero >= -128.5f);
+// The zero point next to the middle of a range given in steps; digits are centred on -0.5.
+KT_INLINE F coarse_zero(const Ranges& steps) {
+  const F centre = fma(add(steps.low, steps.high), set_f(0.5f), set_f(0.5f));
+  return mul(round_f(mul(centre, set_f(1.0f / 16.0f))), set_f(16.0f));
 }
 
-// Per block the smallest of a few scales at which [low, high] fits around a multiple of 16; the
+// Where a range given in steps has no value beyond its digits by more than half a step, yes.
+KT_INLINE F select_fitting(const Ranges& steps, F yes, F no) {
+  const F zero = coarse_zero(steps);
+  const F above = sub(sub(steps.high, zero), set_f(127.5f));
+  const F below = sub(sub(zero, steps.low), set_f(128.5f));
+  return select_le(max(above, below), zero_f(), yes, no);
+}
+
+// Per block the smallest of a few scales at which its range fits around a multiple of 16; the
 // largest of them.
-KT_INLINE float needed_scale(const float* low, const float* high) {
-  float needed[8], most = 0.0f;
-  for (int b = 0; b < 8; ++b)  // always fits: 8 of 16 lost on either side
-    needed[b] = (high[b] - low[b]) * (1.0f / 239.0f);
+KT_INLINE float needed_scale(const Ranges& x) {
+  const F range = sub(x.high, x.low);
+  F most = set_f(239.0f);  // always fits: 8 of 16 lost on either side
   for (int steps = 243; steps <= 255; steps += 4) {
-    for (int b = 0; b < 8; ++b) {
-      const float range = high[b] - low[b], scale = range / (float)steps;
-      const float safe = scale > 0.0f ? scale : 1.0f;
-      const int usable = fits(low[b] / safe, high[b] / safe, (low[b] + high[b]) * 0.5f / safe);
-      needed[b] = usable & (scale > 0.0f) ? scale : needed[b];
-    }
+    const F count = set_f((float)steps);
+    most = select_fitting(scaled(x, div(count, max(range, set_f(1e-30f)))), count, most);
   }
-  for (int b = 0; b < 8; ++b) most = needed[b] > most ? needed[b] : most;
-  return most;
+  return reduce_max(div(range, most));
 }
 
-// From `base` each block's scale is halved while its range, in steps, still fits.
-KT_INLINE void choose_steps(const float* low, const float* high, float base, float* scale,
-                            int32_t* zero, int32_t* shift) {
-  float bottom[8], top[8], centre[8];
-  int32_t going[8];
-  for (int b = 0; b < 8; ++b) {
-    bottom[b] = low[b] / base, top[b] = high[b] / base;
-    centre[b] = (low[b] + high[b]) * 0.5f / base;
-    scale[b] = base, shift[b] = kMaxShift, going[b] = 1;
+// How often a block's scale can be halved from `base` while its range still fits. The six trials do
+// not wait for one another.
+KT_INLINE F count_halvings(const Ranges& at_base) {
+  F going = set_f(1.0f), count = zero_f();
+  for (int e = 1; e <= kMaxShift; ++e) {
+    const Ranges steps = scaled(at_base, set_f((float)(1 << e)));
+    going = mul(going, select_fitting(steps, set_f(1.0f), zero_f()));
+    count = add(count, going);
   }
-  for (int i = 0; i < kMaxShift; ++i) {
-    for (int b = 0; b < 8; ++b) {
-      going[b] &= fits(bottom[b] * 2.0f, top[b] * 2.0f, centre[b] * 2.0f);
-      const float factor = going[b] ? 2.0f : 1.0f;
-      bottom[b] *= factor, top[b] *= factor, centre[b] *= factor;
-      scale[b] *= going[b] ? 0.5f : 1.0f;
-      shift[b] -= going[b];
-    }
-  }
-  for (int b = 0; b < 8; ++b) zero[b] = (int32_t)coarse_zero(centre[b]);
+  return count;
 }
 
 KT_INLINE F magnitude(F x) { return max(x, neg(x)); }
@@ -106,11 +100,10 @@ KT_INLINE void take_outlier(float* x, DigitBlock& out) {
   F top = magnitude(load_f(x));
   for (int i = 16; i < kDigitValues; i += 16) top = max(top, magnitude(load_f(x + i)));
   const float largest = reduce_max(top);
-  int32_t at = kDigitValues - 1;
-  for (int32_t i = 0; i < kDigitValues; ++i) {
-    const int32_t here = (x[i] == largest) | (x[i] == -largest) ? i : kDigitValues - 1;
-    at = here < at ? here : at;
-  }
+  int32_t at = 0;
+  while (at < kDigitValues - 16 && reduce_max(magnitude(load_f(x + at))) != largest) at += 16;
+  const int32_t end = at + 15;
+  while (at < end && magnitude_of(x[at]) != largest) ++at;
   out.outlier = x[at];
   out.outlier_at = at;
   out.unused = 0;
@@ -155,23 +148,26 @@ KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
   // Below kTiniest the reciprocal would overflow; such values are zero for every purpose.
   constexpr float kTiniest = 1e-30f;
   take_outlier(x, out);
-  float low[8], high[8], scale[8], inverse[8];
-  int32_t zero[8], sums[16];
+  float low[16] = {0}, high[16] = {0};
   for (int b = 0; b < 8; ++b) {
     const F first = load_f(x + 32 * b), second = load_f(x + 32 * b + 16);
     high[b] = reduce_max(max(max(first, second), zero_f()));
-    low[b] = -reduce_max(max(max(neg(first), neg(second)), zero_f()));
+    low[b] = -reduce_max(max(neg(min(first, second)), zero_f()));
   }
-  float base = needed_scale(low, high);
+  const Ranges ranges = {load_f(low), load_f(high)};
+  float base = needed_scale(ranges);
   // Digits that vanish beside the outlier vanish, so that it can be counted in their unit.
   if (!(base >= kTiniest && base >= magnitude_of(out.outlier) * kTiniest)) base = 0.0f;
-  choose_steps(low, high, base > 0.0f ? base : 1.0f, scale, zero, out.shift);
-  for (int b = 0; b < 8; ++b) {
-    const int live = (base > 0.0f) & (scale[b] >= kTiniest);
-    inverse[b] = live ? 1.0f / (live ? scale[b] : 1.0f) : 0.0f;
-    zero[b] = live ? zero[b] : 0;
-  }
-  for (int b = 0; b < 8; ++b) store_digits(x + 32 * b, inverse[b], zero[b], b, out, sums + 2 * b);
+  const float inverse = base > 0.0f ? 1.0f / base : 0.0f;
+  const Ranges at_base = scaled(ranges, set_f(inverse));
+  int32_t halvings[16], zero[16], sums[16];
+  float factor[16];
+  store_i(halvings, to_int(count_halvings(at_base)));
+  for (int b = 0; b < 16; ++b) factor[b] = (float)(1 << halvings[b]);
+  store_i(zero, to_int(coarse_zero(scaled(at_base, load_f(factor)))));
+  for (int b = 0; b < 8; ++b) out.shift[b] = kMaxShift - halvings[b];
+  for (int b = 0; b < 8; ++b)
+    store_digits(x + 32 * b, inverse * factor[b], zero[b], b, out, sums + 2 * b);
   out.unit = base > 0.0f ? base * (1.0f / (1 << kMaxShift)) : magnitude_of(out.outlier);
   for (int b = 0; b < 8; ++b) {
     out.sum[b] = (float)((sums[2 * b] + sums[2 * b + 1]) * (1 << out.shift[b]));

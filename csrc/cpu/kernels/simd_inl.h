@@ -39,6 +39,10 @@ KT_INLINE F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 KT_INLINE F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 KT_INLINE F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 KT_INLINE F round_f(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// yes where a <= b, else no
+KT_INLINE F select_le(F a, F b, F yes, F no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ), no.v, yes.v)};
+}
 KT_INLINE float reduce_add(F a) {
   // Written out: GCC 12 warns falsely inside _mm512_reduce_add_ps.
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
@@ -115,6 +119,11 @@ KT_INLINE F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, 
 KT_INLINE F round_f(F x) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+// yes where x <= y, else no
+KT_INLINE F select_le(F x, F y, F yes, F no) {
+  return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ)),
+          _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ))};
 }
 KT_INLINE float reduce_add(F x) {
   const __m256 half = _mm256_add_ps(x.a, x.b);
@@ -208,6 +217,11 @@ KT_INLINE F div(F a, F b) { KT_LANES a.v[i] /= b.v[i]; return a; }
 KT_INLINE F fma(F a, F b, F c) { KT_LANES c.v[i] += a.v[i] * b.v[i]; return c; }
 KT_INLINE F max(F a, F b) { KT_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 KT_INLINE F min(F a, F b) { KT_LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+// yes where a <= b, else no
+KT_INLINE F select_le(F a, F b, F yes, F no) {
+  KT_LANES no.v[i] = a.v[i] <= b.v[i] ? yes.v[i] : no.v[i];
+  return no;
+}
 KT_INLINE float reduce_add(F a) {
   // The same tree as the wide versions, so that results agree to the last bit where they can.
   for (int width = 8; width > 0; width /= 2)
