@@ -1,5 +1,6 @@
-"""The rounding of activations in plain NumPy, written from the description at the head of
-csrc/cpu/kernels/{activations,digits}_inl.h: what a row of floats becomes before it meets quantised weights.
+"""The rounding of activations in plain NumPy, written from the descriptions at the head of
+csrc/cpu/kernels/activations_inl.h and digits_inl.h: what a row of floats becomes before it meets
+quantised weights.
 
 The scales are float32 and found by float32 arithmetic, as described there; what they multiply is
 exact here, so that a product with it differs from the core's only by the order of float sums.
