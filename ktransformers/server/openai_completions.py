@@ -138,9 +138,9 @@ async def choice(
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def logprobs_json(service: Service, rows: list) -> dict[str, Any]:
-    """OpenAI's older form: four lists, one entry per token."""
-    tokens, logprobs, top, offsets, at = [], [], [], [], 0
+def logprobs_json(service: Service, rows: list, at: int = 0) -> dict[str, Any]:
+    """OpenAI's older form: four lists, one entry per token. at: where their text begins."""
+    tokens, logprobs, top, offsets = [], [], [], []
     for token, logprob, alternatives in rows:
         text = service.token_bytes(token).decode("utf-8", "replace")
         tokens.append(text)
@@ -167,11 +167,13 @@ async def streamed(
 ) -> AsyncIterator[bytes]:
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
     told = {"usage": None} if wants_usage else {}
+    ends = [0] * len(answers)  # of the text told so far, by its tokens
     try:
         async for index, piece in interleaved(answers):
             logprobs = None
             if body.logprobs is not None and piece.delta.logprobs:
-                logprobs = logprobs_json(service, piece.delta.logprobs)
+                logprobs = logprobs_json(service, piece.delta.logprobs, ends[index])
+                ends[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
             made = {
                 "index": index,
                 "text": piece.text,

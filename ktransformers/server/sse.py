@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -48,42 +49,43 @@ class Streamed(StreamingResponse):
         self._parts, self._ping, self._on_error = parts, ping, on_error
 
     async def stream_response(self, send: Any) -> None:
-        async def write(message: dict) -> None:
-            await asyncio.wait_for(send(message), WRITE_SECONDS)
-
-        await write(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
-        source = aiter(self._parts)
-        coming: asyncio.Task | None = None
+        self._send = send
+        pings = asyncio.ensure_future(self._pings()) if self._ping else None
+        head = {"type": "http.response.start", "status": self.status_code}
         try:
-            while True:
-                coming = coming or asyncio.ensure_future(anext(source))
-                done, _ = await asyncio.wait([coming], timeout=PING_SECONDS)
-                if not done:
-                    if self._ping:
-                        await write(
-                            {"type": "http.response.body", "body": self._ping, "more_body": True}
-                        )
-                    continue
-                try:
-                    part = coming.result()
-                except StopAsyncIteration:
-                    break
-                except ApiError as error:
-                    part = self._on_error(error)
-                    await write({"type": "http.response.body", "body": part, "more_body": True})
-                    break
-                coming = None
-                await write({"type": "http.response.body", "body": part, "more_body": True})
-            await write({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._write(head | {"headers": self.raw_headers})
+            try:
+                async for part in self._parts:
+                    await self._write(body_part(part))
+            except ApiError as error:
+                await self._write(body_part(self._on_error(error)))
+            await self._write(body_part(b"", more=False))
         except TimeoutError:
             log.info("a reader took nothing for %g s", WRITE_SECONDS)
         finally:
-            if coming is not None and not coming.done():
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
+            if pings is not None:
+                pings.cancel()
+                await asyncio.gather(pings, return_exceptions=True)
             await self._parts.aclose()
+
+    async def _write(self, message: dict) -> None:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await self._send(message)
+        self._last = time.monotonic()
+
+    async def _pings(self) -> None:
+        """Speaks whenever nothing was written for PING_SECONDS."""
+        self._last = time.monotonic()
+        while True:
+            wait = self._last + PING_SECONDS - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            else:
+                await self._write(body_part(self._ping))
+
+
+def body_part(part: bytes, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": part, "more_body": more}
 
 
 def events(parts: AsyncIterator[bytes], path: str, named: bool = False) -> Response:

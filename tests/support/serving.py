@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,21 +21,26 @@ class Server:
     """`ktransformers serve` on a free port; use it in a with statement.
 
     log: what it wrote on standard error so far. python: flags of the interpreter, e.g. "-O".
+    mark: in the environment of the server and all it starts. wait: until it serves.
     """
 
-    def __init__(self, model, *flags: str, python: tuple[str, ...] = (), seconds: float = 120):
+    def __init__(
+        self, model, *flags: str, python: tuple[str, ...] = (), seconds: float = 120,
+        wait: bool = True,
+    ):  # fmt: skip
+        self.mark = uuid.uuid4().hex
         command = [sys.executable, *python, "-m", "ktransformers.cli.main", "serve"]
         command += ["--gguf_path", str(model), "--port", "0", *flags]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "KT_TEST_MARK": self.mark},
         )  # fmt: skip
         self.log = ""
         self._found = threading.Event()
         self.url = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._found.wait(seconds) or not self.url:
+        if wait and not (self._found.wait(seconds) and self.url):
             self.end()
             raise AssertionError(f"the server did not start: {self.log}")
 
@@ -95,3 +102,22 @@ class Server:
                 return live
             assert time.monotonic() < end, live
             time.sleep(0.05)
+
+
+def offspring(server: Server) -> list[int]:
+    """Processes that the server, which has ended, left behind."""
+    left, mark = [], f"KT_TEST_MARK={server.mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes():
+                left.append(int(folder.name))
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+    return left
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
