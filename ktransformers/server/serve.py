@@ -15,6 +15,9 @@ from typing import Any
 from ktransformers.errors import UserError
 
 log = logging.getLogger("ktransformers.server")
+SWITCH_SECONDS = (
+    0.0005  # the event loop must not wait long for the engine's thread, nor it for that
+)
 CLOSE_SECONDS = 1  # for streams to tell their readers that the server ends
 
 
@@ -140,6 +143,7 @@ def run(service: Any, request: Any, listener: socket.socket) -> int:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     gc.collect()
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what loading made stays: nothing to look through again while answering
     print(service.model.describe(), file=sys.stderr)
     server.greeting = f"serving {service.settings.model_name} at {scheme}://{host}:{port}"
