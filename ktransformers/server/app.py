@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from ktransformers import __version__
 from ktransformers.server import anthropic_api, native, ollama_api, openai_api
-from ktransformers.server.errors import ApiError, response_for, validation_error
+from ktransformers.server.errors import ApiError, missing, response_for, validation_error
 from ktransformers.server.security import Gate, Rules
 from ktransformers.server.service import Service
 from ktransformers.server.static_files import StaticFiles
@@ -56,9 +56,12 @@ def create_app(service: Service, rules: Rules, page: StaticFiles | None = None) 
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException):
-        words = {404: "there is nothing at this address", 405: "not with this method"}
+        words = {405: "not with this method"}
         message = words.get(error.status_code, "the request cannot be read")
-        response = response_for(request.url.path, ApiError(error.status_code, message))
+        told = ApiError(error.status_code, message)
+        if error.status_code == 404:
+            told = missing(request.url.path)
+        response = response_for(request.url.path, told)
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response

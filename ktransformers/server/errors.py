@@ -25,6 +25,28 @@ KINDS = {
     503: "overloaded_error",
 }
 
+# Parts of the APIs that this server does not have, by the beginning of their paths.
+MISSING = {
+    "/v1/embeddings": "embeddings", "/api/embed": "embeddings",
+    "/v1/responses": "the Responses API", "/v1/realtime": "the Realtime API",
+    "/v1/audio": "audio", "/v1/images": "images", "/v1/videos": "videos", "/v1/rerank": "reranking",
+    "/v1/files": "files", "/v1/uploads": "files", "/v1/batches": "batches",
+    "/v1/messages/batches": "batches", "/v1/fine_tuning": "fine-tuning",
+    "/v1/moderations": "moderations", "/v1/assistants": "assistants", "/v1/threads": "threads",
+    "/v1/vector_stores": "vector stores", "/api/pull": "fetching models",
+    "/api/push": "publishing models", "/api/create": "making models",
+    "/api/copy": "copying models", "/api/delete": "deleting models", "/api/blobs": "uploads",
+    "/infill": "infilling", "/slots": "slots", "/lora-adapters": "adapters",
+}  # fmt: skip
+
+
+def missing(path: str) -> ApiError:
+    """What to say of a path that is no route: by name where some API has it."""
+    for beginning, name in MISSING.items():
+        if path.startswith(beginning):
+            return ApiError(404, f"{name}: not supported by this server", code="unsupported")
+    return ApiError(404, "there is nothing at this address")
+
 
 class ApiError(Exception):
     """status: HTTP's; message: one line; param: the field it is about, if one."""

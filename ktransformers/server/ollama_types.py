@@ -102,6 +102,8 @@ class OllamaMessage(Body):
 
 
 class Common(Body):
+    """keep_alive changes nothing: the one model stays as long as the server runs."""
+
     model: NAME
     stream: bool = True
     format: Literal["", "json"] | OBJECT | None = None

@@ -35,7 +35,6 @@ class Settings:
     max_new_tokens: int | None = None
     max_choices: int = 8
     force_think: bool = False
-    keep_alive: float = -1.0
 
 
 class Handle:

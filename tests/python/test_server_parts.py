@@ -1,5 +1,7 @@
-"""Parts of the server without a model: scheduling, stop texts, templates in their helper."""
+"""Parts of the server without a model: scheduling, stop texts, templates in their helper,
+streams."""
 
+import asyncio
 import os
 import signal
 import time
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from ktransformers.errors import UserError
 from ktransformers.runtime.engine_schedule import Scheduler, shared_equally
 from ktransformers.runtime.engine_text import StopFinder
+from ktransformers.server import sse
 from ktransformers.server.templates import Templates
 
 # ---- the schedule, against a model of a machine ----
@@ -208,3 +211,35 @@ def test_the_helper_imports_little():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done
+
+
+def test_a_stream_speaks_while_nothing_comes_and_leaves_a_reader_that_takes_nothing(monkeypatch):
+    monkeypatch.setattr(sse, "PING_SECONDS", 0.02)
+    monkeypatch.setattr(sse, "WRITE_SECONDS", 0.1)
+    closed = []
+
+    async def parts(pause: float):
+        try:
+            for word in (b"one", b"two"):
+                await asyncio.sleep(pause)
+                yield word
+        finally:
+            closed.append(True)
+
+    async def bodies(pause: float, takes: bool) -> list[bytes]:
+        sent = []
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+            if not takes and len(sent) > 2:
+                await asyncio.sleep(30)
+
+        await asyncio.wait_for(sse.events(parts(pause), "/v1/x").stream_response(send), 5)
+        return sent
+
+    spoken = asyncio.run(bodies(0.1, takes=True))
+    assert spoken.count(b": ping\n\n") >= 4
+    assert [part for part in spoken if b"ping" not in part] == [b"", b"one", b"two", b""]
+    assert asyncio.run(bodies(0.0, takes=True)) == [b"", b"one", b"two", b""]
+    assert b"two" not in asyncio.run(bodies(0.0, takes=False))[3:]
+    assert closed == [True] * 3, "a source is left running"

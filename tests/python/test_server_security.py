@@ -76,6 +76,21 @@ def test_errors_have_the_shape_of_their_api(server):
     assert isinstance(json.loads(server.call("/api/tags")[2])["error"], str)
 
 
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("/v1/embeddings", "embeddings"), ("/v1/responses", "the Responses API"),
+        ("/v1/messages/batches", "batches"), ("/api/embed", "embeddings"),
+        ("/api/pull", "fetching models"), ("/v1/audio/speech", "audio"),
+    ],
+)  # fmt: skip
+def test_missing_parts_are_refused_by_name(server, path, name):
+    status, _, data = server.call(path, {"model": "x", "input": "y"}, x_api_key=KEY)
+    error = json.loads(data)["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert (status, message) == (404, f"{name}: not supported by this server")
+
+
 def raw(server, text: bytes, wait: float = 5.0) -> bytes:
     """What the server answers to bytes as they are."""
     place = urlsplit(server.url)
