@@ -26,11 +26,12 @@ help:
 	@echo 'make chat [PROMPT="..."] [MODEL=my.gguf]   chat with a real model (fetched on the first run)'
 	@echo 'make serve [MODEL=my.gguf] [ARGS="--port N"] serve it to OpenAI, Anthropic and Ollama clients'
 	@echo 'make test                                  everything CI runs'
-	@echo 'make check                                 what takes long: -O0 symbols, sanitizers, fuzzing, bare-system chat'
+	@echo 'make check                                 what takes long: -O0 symbols, CUDA for every card, sanitizers, fuzzing, bare-system chat'
 	@echo 'make dev_install                           editable install with the test tools into $(VENV)'
 	@echo 'make install                               plain install into $(VENV) (sh ./install.sh picks the active one)'
 	@echo 'make wheel                                 one wheel with every CPU instruction set inside, in dist/'
 	@echo 'make web | web_test                        build the chat page | test it in Chromium (both need node)'
+	@echo 'make cuda                                  the CUDA module, for the NVIDIA cards of this machine'
 	@echo 'make peers                                 other engines to compare with, in .venv-peers'
 	@echo 'make format | lint | clean | distclean'
 	@echo 'Variables: PYTHON VENV TORCH TORCH_ARGS BUILD; YES=1 lets sudo install system packages unasked'
@@ -98,6 +99,9 @@ install: $(done)/torch $(done)/tools
 
 wheel: $(done)/tools
 	@VENV=$(VENV) scripts/wheel.sh
+
+cuda: $(done)/package
+	@BUILD=$(BUILD) scripts/cuda.sh $(abspath $(VENV))
 
 peers:
 	@scripts/peers.sh

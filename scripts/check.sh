@@ -24,6 +24,16 @@ for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi browser 
       KT_OBJECTS=build/O0 $step "-O0 symbol tests" "$py" -m pytest tests/python/test_symbols.py -o junit_family=xunit1 --junitxml="$KT_REPORT/symbols.xml"
       ;;
     wheel) $step "wheel" env VENV="$venv" tests/tools/wheel.sh ;;
+    cuda)
+      # Kernels for every card, Turing to Blackwell; only a machine with nvcc can.
+      if command -v nvcc >/dev/null; then
+        $step "CUDA configure" cmake -S . -B build/cuda-all -G Ninja -DKT_CUDA=ON -DKT_GPU_TESTS=ON \
+          -DKT_BUILD_PYTHON=OFF -DCMAKE_CUDA_ARCHITECTURES="75;80;86;89;90;100;120"
+        $step "CUDA build" cmake --build build/cuda-all -- --quiet
+      else
+        echo "skipped: cuda (no nvcc here)"
+      fi
+      ;;
     sanitize) $step "ASan+UBSan" env REPORTS="$PWD/$KT_REPORT" tests/tools/sanitize.sh address ;;
     thread) $step "TSan" env REPORTS="$PWD/$KT_REPORT" tests/tools/sanitize.sh thread ;;
     fuzz) $step "fuzzing" env PYTHON="$py" tests/tools/fuzz.sh "${FUZZ_EXECUTIONS:-10000000}" ;;
@@ -34,7 +44,7 @@ for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi browser 
       ;;
     browser) $step "chat page in Chromium" env REPORTS="$PWD/$KT_REPORT" scripts/web.sh test ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
-    *) echo "error: CHECK names $part; known: symbols wheel sanitize thread fuzz lm_eval openapi browser chroot" >&2; exit 2 ;;
+    *) echo "error: CHECK names $part; known: symbols wheel cuda sanitize thread fuzz lm_eval openapi browser chroot" >&2; exit 2 ;;
   esac
 done
 report

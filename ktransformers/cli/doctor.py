@@ -216,21 +216,19 @@ def check_memory() -> list[Finding]:
     return found
 
 
-def check_gpu() -> Finding:
-    driver = re.search(r"Module\s+([\d.]+)", read("/proc/driver/nvidia/version"))
-    if not driver:
-        return Finding("GPU", GOOD, "no NVIDIA driver; not needed")
-    try:
-        names = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        ).stdout.split("\n")
-    except (OSError, subprocess.TimeoutExpired):
-        names = []
-    text = f"driver {driver[1]}; {', '.join(n for n in names if n) or 'no device answers'}"
-    return Finding("GPU", NOTE, text, "this version computes on the CPU only")
+def check_gpu() -> list[Finding]:
+    from ktransformers.optimize.nvidia import cards, module_state, start_lines
+
+    here = cards()
+    lines = [line.partition(": ")[2] for line in start_lines(found=here)]
+    if not lines:
+        return [Finding("GPU", GOOD, "no NVIDIA driver; not needed")]
+    if not here:
+        return [Finding("GPU", NOTE, lines[0])]
+    loads, state = module_state()
+    text, _, todo = state.partition("; ")
+    module = Finding("CUDA module", GOOD if loads else NOTE, text, todo)
+    return [*(Finding("GPU", GOOD, line) for line in lines[:-1]), module]
 
 
 CHECKS: list[Callable[[], Finding | list[Finding]]] = [

@@ -35,6 +35,7 @@ class Flag:
     check: Callable[[Any], bool] | None = None
     wants: str = ""  # what `check` asks for, e.g. "at least 1"
     aliases: tuple[str, ...] = ()
+    has_initial: bool = True  # -g may mean --gguf_path; a later flag must not take that away
 
 
 def is_flag(word: str) -> bool:
@@ -76,7 +77,7 @@ class Parser:
         if name in self.by_name:
             return self.by_name[name]
         if len(name) == 1:
-            starts = [flag for flag in self.flags if flag.name.startswith(name)]
+            starts = [f for f in self.flags if f.has_initial and f.name.startswith(name)]
             if len(starts) == 1:
                 return starts[0]
             if starts:

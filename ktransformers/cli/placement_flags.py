@@ -1,6 +1,7 @@
 """Flags about where modules run and with how many experts: the same for chat and server."""
 
 import os
+import sys
 from typing import Any
 
 from ktransformers.cli.fire_flags import Flag
@@ -12,11 +13,20 @@ PLACEMENT_FLAGS = [
     Flag("allow_plugin", str, None, "package with operators of your own that rules name"),
     Flag("experts_per_token", int, None, "fewer than the model's; needs a profile", **AT_LEAST_ONE),
     Flag("experts_profile", str, None, "of `ktransformers calibrate`, with its gate met"),
+    Flag(
+        "gpu",
+        str,
+        "auto",
+        "off leaves NVIDIA cards alone",
+        choices=("auto", "off"),
+        has_initial=False,
+    ),
 ]
 
 
 def check_placement(options: dict[str, Any]) -> None:
-    """Reads the rule file and what belongs to it; options["device_map"] becomes a dict.
+    """Reads the rule file and what belongs to it; options["device_map"] becomes a dict. Tells of
+    the NVIDIA cards that are here.
 
     Raises: UserError. Imports torch only where a plugin does.
     """
@@ -25,7 +35,10 @@ def check_placement(options: dict[str, Any]) -> None:
 
         allow_plugins([options["allow_plugin"]])
     from ktransformers.optimize.devices import parse_device_map
+    from ktransformers.optimize.nvidia import start_lines
 
+    for line in start_lines(options["gpu"]):
+        print(line, file=sys.stderr)
     options["device_map"] = parse_device_map([options["device_map"] or ""])
     if rules := options["optimize_config_path"]:
         if not os.path.isfile(rules):
