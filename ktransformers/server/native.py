@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from ktransformers import __version__
+from ktransformers.optimize.system import meminfo, memory_limit
 from ktransformers.server import chat
 from ktransformers.server.documents import OPENAI_ERRORS
 from ktransformers.server.errors import ApiError
@@ -157,6 +159,21 @@ def live_json(service: Service) -> dict[str, Any]:
     }
 
 
+def capacity_bytes(devices: Iterable[str]) -> dict[str, int]:
+    """Bytes of memory that the devices have in all, where that can be told."""
+    limit, total = memory_limit(), meminfo().get("MemTotal", 0)
+    found = {}
+    for device in devices:
+        if device == "cpu" and total:
+            found[device] = min(total, limit or total)
+        elif device.startswith("cuda"):
+            import torch
+
+            if torch.cuda.is_available():
+                found[device] = torch.cuda.get_device_properties(device).total_memory
+    return found
+
+
 def placement_json(service: Service) -> dict[str, Any]:
     """rows: of the plan; totals: bytes per device; nodes: of the program that runs."""
     from ktransformers.optimize.report import summary, to_json
@@ -167,9 +184,11 @@ def placement_json(service: Service) -> dict[str, Any]:
     for row in plan["rows"]:
         if row["rule"]:
             row["rule"] = row["rule"].rsplit("/", 1)[-1]
-    plan["notes"] = [note for note in plan["notes"]]
+    for row in plan["rows"]:
+        row["formats"] = sorted({kt.gguf.tensor(name).type for name in row["tensors"]})
     cache = kt.engine.kv
     return plan | {
+        "capacity_bytes": capacity_bytes(plan["device_bytes"]),
         "summary": summary(kt.plan),
         "nodes": [dict(zip(("name", "kind", "device"), n, strict=True)) for n in kt.decoder.nodes],
         "totals": {

@@ -7,7 +7,8 @@ export function placement() {
   const rows = [];
   const add = (module, kind, device, mib, line, why) => rows.push({
     module, kind, operator: kind, backend: device.split(":")[0], device, options: {},
-    rule: `${RULES}:${line}:3`, why, bytes: Math.round(mib * MiB), parameters: [], tensors: [], subtree: false,
+    rule: `${RULES}:${line}:3`, why, bytes: Math.round(mib * MiB), parameters: [], tensors: [`${module}.weight`], subtree: false,
+    formats: kind === "norm.rms" || kind === "moe.router" ? ["f32"] : module.endsWith("experts") ? ["q4_k", "q6_k"] : ["q4_k"],
   });
   add("model.embed_tokens", "embedding", "cpu", 994, 12, "unpacks only the rows of the tokens at hand");
   for (let layer = 0; layer < 61; layer++) {

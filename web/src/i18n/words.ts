@@ -18,5 +18,6 @@ export function count(value: number): string {
 
 /** 3 significant digits below 100, whole above. */
 export function brief(value: number): string {
+  if (value === 0) return "0";
   return value >= 100 ? Math.round(value).toString() : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }

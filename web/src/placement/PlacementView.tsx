@@ -59,8 +59,8 @@ function Plan({ placement }: { placement: Placement }) {
                 <th scope="col">{words.table_.layers}</th>
                 <th scope="col">{words.table_.operator}</th>
                 <th scope="col">{words.table_.device}</th>
+                <th scope="col">{words.table_.formats}</th>
                 <th scope="col" className="to-right">{words.table_.size}</th>
-                <th scope="col">{words.table_.why}</th>
               </tr>
             </thead>
             <tbody>{table.map((line, index) => <ModuleRow key={index} line={line} />)}</tbody>
@@ -130,15 +130,20 @@ function ModuleRow({ line }: { line: Line }) {
   return (
     <tr>
       <td>{words.component[line.component]}</td>
-      <td><code>{line.pattern.replace(".layers.*", ".layers.N")}</code></td>
+      <td className="what">
+        <code>{line.pattern.replace(".layers.*", ".layers.N")}</code>
+        <p className="why">{row.why} {row.rule && <span className="rule">{row.rule}</span>}</p>
+      </td>
       <td className="figure">{ranges(line.layers)}</td>
       <td><code>{row.operator}</code></td>
       <td>
         <span className={`swatch ${deviceClass(row.device)}`} aria-hidden="true" /> {row.device}
         {row.backend && !row.device.startsWith(row.backend) && <span className="subtle"> ({row.backend})</span>}
       </td>
-      <td className="figure to-right">{sizeText(line.bytes)}</td>
-      <td className="why">{row.why} {row.rule && <span className="subtle rule">{row.rule}</span>}</td>
+      <td>{line.formats.join(", ")}</td>
+      <td className="figure to-right">
+        {sizeText(line.bytes)}{row.shared && <span className="subtle"> ({words.shared})</span>}
+      </td>
     </tr>
   );
 }

@@ -9,6 +9,10 @@ export interface PlanRow {
   rule: string;
   why: string;
   bytes: number;
+  /** Types of the weights, as GGUF names them. */
+  formats: string[];
+  /** An earlier row on the same device holds these very weights. */
+  shared: boolean;
 }
 
 export interface Placement {
@@ -34,8 +38,13 @@ const LAYER = /\.layers\.(\d+)(?=\.|$)/;
 export function readPlacement(answer: unknown): Placement {
   const plan = object(answer);
   const whole = object(plan.totals);
+  const held = new Set<string>();
   const rows = (Array.isArray(plan.rows) ? plan.rows : []).map((row) => {
     const from = object(row);
+    const tensors = Array.isArray(from.tensors) ? from.tensors : [];
+    const weights = JSON.stringify([from.device, from.backend, tensors]);
+    const shared = tensors.length > 0 && held.has(weights);
+    held.add(weights);
     return {
       module: text(from.module),
       kind: text(from.kind),
@@ -45,6 +54,8 @@ export function readPlacement(answer: unknown): Placement {
       rule: shortRule(text(from.rule)),
       why: text(from.why),
       bytes: number(from.bytes),
+      formats: (Array.isArray(from.formats) ? from.formats : []).map(String),
+      shared,
     };
   });
   return {
@@ -106,6 +117,7 @@ export interface Line {
   layers: number[];
   row: PlanRow;
   bytes: number;
+  formats: string[];
   component: Component;
 }
 
@@ -121,9 +133,11 @@ export function lines(rows: PlanRow[]): Line[] {
     if (line && layer !== null) {
       line.layers.push(layer);
       line.bytes += row.bytes;
+      line.formats = [...new Set([...line.formats, ...row.formats])];
     } else {
       const layers = layer === null ? [] : [layer];
-      found.set(key, { pattern, layers, row, bytes: row.bytes, component: componentOf(row) });
+      const { bytes, formats } = row;
+      found.set(key, { pattern, layers, row, bytes, formats, component: componentOf(row) });
     }
   }
   return [...found.values()];
@@ -177,7 +191,7 @@ export function layerMap(rows: PlanRow[]): { layers: number; map: Map<Component,
 export function totals(rows: PlanRow[]): { device: string; bytes: number; parts: [Component, number][] }[] {
   const devices = new Map<string, Map<Component, number>>();
   for (const row of rows) {
-    if (row.bytes === 0) continue;
+    if (row.bytes === 0 || row.shared) continue;
     const parts = devices.get(row.device) ?? new Map<Component, number>();
     devices.set(row.device, parts);
     const component = componentOf(row);

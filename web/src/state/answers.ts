@@ -127,13 +127,15 @@ async function answer(id: string): Promise<void> {
     change = run.abort.signal.aborted ? { finish: "stopped" } : { error: asInfo(error) };
   }
   writer.finish(change);
-  setRunning(id, undefined);
   await chats.save(id);
+  setRunning(id, undefined);
   const said = chats.get(id)?.messages[reply.id]?.content ?? "";
   announce(change.error ? "failed" : change.finish === "stopped" ? "stopped" : "finished", change.error?.message ?? said);
 }
 
 function setRunning(id: string, run: Running | undefined): void {
+  if (run) chats.writing.add(id);
+  else chats.writing.delete(id);
   answers.set(({ running }) => {
     const { [id]: _, ...rest } = running;
     return { running: run ? { ...rest, [id]: run } : rest };
@@ -169,6 +171,7 @@ class Writer {
 
   private draw(): void {
     this.timer = undefined;
+    if (!chats.get(this.id)) return this.run.abort.abort(); // deleted meanwhile: nobody wants the rest
     this.put({});
     setRunning(this.id, this.run);
     if (performance.now() - this.savedAt > SAVE_MS) {

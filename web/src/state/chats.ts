@@ -23,15 +23,39 @@ export const chats = createStore<Chats>({
   saveFailed: false,
 });
 
+/** Ids of the conversations this tab is writing an answer into. */
+export const writing = new Set<string>();
+
 let archive: Archive;
 let channel: BroadcastChannel | undefined;
+
+/** What one tab tells the others. */
+interface Change {
+  ids: string[];
+  gone: boolean;
+}
 
 export async function start(): Promise<void> {
   archive = await openArchive();
   chats.set({ durable: archive.durable, heads: await sorted(), ready: true });
   if (typeof BroadcastChannel === "undefined" || !archive.durable) return;
   channel = new BroadcastChannel("kt.conversations");
-  channel.onmessage = () => void sorted().then((heads) => chats.set({ heads }));
+  channel.onmessage = ({ data }: MessageEvent<Change>) => void follow(data);
+}
+
+/** Takes over what another tab stored, so that saving here does not undo it. */
+async function follow({ ids, gone }: Change): Promise<void> {
+  for (const id of ids.filter((one) => get(one))) {
+    const stored = gone ? undefined : await archive.get(id);
+    chats.set(({ open, current }) => {
+      const { [id]: mine, ...rest } = open;
+      if (!mine) return {};
+      if (!stored) return { open: rest, current: current === id ? null : current };
+      const messages = { ...stored.messages, ...mine.messages };
+      return { open: { ...rest, [id]: writing.has(id) ? { ...mine, messages } : stored } };
+    });
+  }
+  chats.set({ heads: await sorted() });
 }
 
 async function sorted(): Promise<Head[]> {
@@ -83,14 +107,14 @@ export function change(id: string, how: (old: Conversation) => Conversation): vo
 export async function save(id: string): Promise<void> {
   const conversation = get(id);
   if (!conversation) return;
-  await stored(() => archive.put(conversation));
+  await stored({ ids: [id], gone: false }, () => archive.put(conversation));
 }
 
-async function stored(work: () => Promise<void>): Promise<void> {
+async function stored(change: Change, work: () => Promise<void>): Promise<void> {
   try {
     await work();
     chats.set({ saveFailed: false });
-    channel?.postMessage("changed");
+    channel?.postMessage(change);
   } catch {
     chats.set({ saveFailed: true });
   }
@@ -116,7 +140,7 @@ export async function remove(...ids: string[]): Promise<void> {
     open: Object.fromEntries(Object.entries(open).filter(([id]) => !gone.has(id))),
     current: current && gone.has(current) ? null : current,
   }));
-  await stored(() => archive.remove(...ids));
+  await stored({ ids, gone: true }, () => archive.remove(...ids));
 }
 
 /** One conversation, or all of them, as the text of a file. */
@@ -129,7 +153,8 @@ export async function exported(id?: string): Promise<string> {
 /** Adds the conversations of a file; returns how many. Raises ImportError. */
 export async function imported(text: string): Promise<number> {
   const found = fromFile(text);
-  await stored(() => archive.put(...found));
+  const ids = found.map((one) => one.id);
+  await stored({ ids, gone: false }, () => archive.put(...found));
   chats.set({ heads: await sorted() });
   return found.length;
 }

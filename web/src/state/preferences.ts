@@ -7,6 +7,9 @@ export interface Sampling {
   top_p: number | null;
   top_k: number | null;
   min_p: number | null;
+  repetition_penalty: number | null;
+  presence_penalty: number | null;
+  frequency_penalty: number | null;
   max_tokens: number | null;
   seed: number | null;
   /** One stop string a line; \n and \t are written as such. */
@@ -37,13 +40,17 @@ export const RANGES: Record<Exclude<keyof Sampling, "stop">, Range> = {
   top_p: { min: 0.01, max: 1, step: 0.01 },
   top_k: { min: 0, max: 100_000, step: 1, whole: true },
   min_p: { min: 0, max: 1, step: 0.01 },
+  repetition_penalty: { min: 0.01, max: 100, step: 0.05 },
+  presence_penalty: { min: -2, max: 2, step: 0.1 },
+  frequency_penalty: { min: -2, max: 2, step: 0.1 },
   max_tokens: { min: 1, max: 1_048_576, step: 1, whole: true },
   seed: { min: 0, max: 2 ** 31 - 1, step: 1, whole: true },
 };
 
 /** null everywhere: the server's own defaults, which are the model's. */
 export const DEFAULT_SAMPLING: Sampling = {
-  temperature: null, top_p: null, top_k: null, min_p: null, max_tokens: null, seed: null, stop: "",
+  temperature: null, top_p: null, top_k: null, min_p: null, repetition_penalty: null,
+  presence_penalty: null, frequency_penalty: null, max_tokens: null, seed: null, stop: "",
 };
 
 const KEY = "kt.preferences";

@@ -85,7 +85,8 @@ let last: { at: number; generated?: number; prompted?: number } | undefined;
 /** What the model samples with where a request is silent; undefined where it is not told. */
 export function defaultSampling(properties: Record<string, unknown>, name: string): number | undefined {
   const from = properties.default_sampling as Record<string, unknown> | null | undefined;
-  const value = name === "max_tokens" ? properties.max_new_tokens : from?.[name];
+  const called = name === "repetition_penalty" ? "repeat_penalty" : name; // as the engine names it
+  const value = name === "max_tokens" ? properties.max_new_tokens : from?.[called];
   return typeof value === "number" ? value : undefined;
 }
 

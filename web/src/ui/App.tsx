@@ -32,12 +32,13 @@ export function App() {
   useLooks();
 
   const wanted = route.view === "chat" ? route.id : undefined;
+  const gone = useStore(chats, (value) => wanted != null && value.current === null); // in another tab
   useEffect(() => {
     if (!ready || wanted === undefined) return;
     void archive.show(wanted).then((known) => {
       if (!known) go("#/");
     });
-  }, [ready, wanted]);
+  }, [ready, wanted, gone]);
 
   // A conversation begun on the empty page gets its address with the first question.
   const current = useStore(chats, (value) => value.current);

@@ -24,7 +24,7 @@ export function Composer() {
 
   useEffect(() => fitHeight(area.current!, innerHeight * 0.4), [text]);
 
-  const add = async (list: Iterable<File>) => {
+  const add = async (list: File[]) => {
     setProblem("");
     const added: Attachment[] = [];
     for (const file of list) {
@@ -74,7 +74,7 @@ export function Composer() {
           onPaste={(event) => {
             if (!event.clipboardData.files.length) return;
             event.preventDefault();
-            void add(event.clipboardData.files);
+            void add([...event.clipboardData.files]);
           }}
           onKeyDown={(event) => {
             // Enter also ends the composition of a Chinese word; keyCode 229 is Safari's way to say so.
@@ -87,7 +87,7 @@ export function Composer() {
           <IconButton icon="clip" label={words.attach} onClick={() => picker.current!.click()} />
           <input type="file" multiple hidden ref={picker} data-testid="files"
             onChange={(event) => {
-              void add(event.target.files ?? []);
+              void add([...(event.target.files ?? [])]); // emptying the field empties its list
               event.target.value = "";
             }} />
           <ContextMeter draft={text} files={files} />
@@ -103,7 +103,7 @@ export function Composer() {
 }
 
 /** Files dropped anywhere on the page. */
-function useDroppedFiles(add: (files: FileList) => Promise<void>): void {
+function useDroppedFiles(add: (files: File[]) => Promise<void>): void {
   const latest = useRef(add);
   useEffect(() => {
     latest.current = add;
@@ -121,7 +121,7 @@ function useDroppedFiles(add: (files: FileList) => Promise<void>): void {
       delete document.documentElement.dataset.dropping;
       if (!event.dataTransfer?.files.length) return;
       event.preventDefault();
-      void latest.current(event.dataTransfer.files);
+      void latest.current([...event.dataTransfer.files]);
     };
     addEventListener("dragover", over);
     addEventListener("dragleave", leave);

@@ -15,6 +15,15 @@ describe("the plan", () => {
     }
   });
 
+  it("counts weights once that two modules share", () => {
+    const row = { kind: "linear", operator: "linear", backend: "cpu", device: "cpu", tensors: ["token_embd.weight"], bytes: 64, formats: ["q4_1"] };
+    const tied = readPlacement({ rows: [{ ...row, module: "model.embed_tokens" }, { ...row, module: "lm_head" }] });
+    expect(totals(tied.rows)).toEqual([{ device: "cpu", bytes: 64, parts: [["embedding", 64]] }]);
+    expect(lines(tied.rows).map(({ row, bytes }) => [row.module, row.shared, bytes])).toEqual([
+      ["model.embed_tokens", false, 64], ["lm_head", true, 64],
+    ]);
+  });
+
   it("joins rows that differ only by layer", () => {
     const joined = lines(plan.rows);
     expect(joined.reduce((sum, line) => sum + line.bytes, 0)).toBe(plan.rows.reduce((sum, row) => sum + row.bytes, 0));
