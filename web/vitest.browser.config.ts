@@ -8,8 +8,8 @@ export default defineConfig({
     environment: "node",
     reporters: reporters("browser"),
     fileParallelism: false,
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
-    expect: { poll: { timeout: 8_000 } },
+    testTimeout: 240_000,
+    hookTimeout: 120_000,
+    expect: { poll: { timeout: 60_000 } },
   },
 });

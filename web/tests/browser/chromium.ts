@@ -61,7 +61,7 @@ export async function open(browser: Browser, url: string, options: Parameters<Br
     return route.abort();
   });
   const page = await context.newPage();
-  page.setDefaultTimeout(8000);
+  page.setDefaultTimeout(60_000); // a busy machine may stand still for a while
   page.on("pageerror", (error) => problems.push(String(error)));
   page.on("console", (message) => {
     if (message.type() === "error") problems.push(message.text());
