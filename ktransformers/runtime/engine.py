@@ -165,11 +165,9 @@ class BatchEngine:
                 with self._changed:
                     self._changed.wait(PAUSE_SECONDS)
             return
-        for one, count in shares:
-            if one.request.matcher is not None and count == one.stream.pending:
-                mask = one.request.matcher.mask()
-                if mask is not None:
-                    one.stream.set_mask(mask)
+        shares = [(one, count) for one, count in shares if self._masked(one, count, out)]
+        if not shares:
+            return
         plain = sum(not one.in_prompt for one, _ in shares)
         prompt_rows = sum(count for one, count in shares if one.in_prompt)
         began = time.perf_counter()
@@ -182,6 +180,19 @@ class BatchEngine:
         self.stats.step(plain, prompt_rows, seconds)
         for (one, _), outcome in zip(shares, outcomes, strict=True):
             self._digest(one, outcome, out)
+
+    def _masked(self, one: Generation, count: int, out: dict) -> bool:
+        """Sets the mask of a row that will be sampled; False when its grammar has failed."""
+        if one.request.matcher is None or count != one.stream.pending:
+            return True
+        try:
+            mask = one.request.matcher.mask()
+        except UserError as error:
+            self._end(one, "refused", out, str(error))
+            return False
+        if mask is not None:
+            one.stream.set_mask(mask)
+        return True
 
     def _wants(self, one: Generation) -> int:
         left = one.stream.pending
@@ -257,7 +268,11 @@ class BatchEngine:
             return
         one.produced += 1
         if request.matcher is not None:
-            request.matcher.accept(token)
+            try:
+                request.matcher.accept(token)
+            except UserError as error:
+                self._end(one, "refused", out, str(error))
+                return
         if token in request.stop_ids and one.produced > request.min_new_tokens:
             self._end(one, "stop", out)
             return
@@ -290,7 +305,7 @@ class BatchEngine:
         elif one in self.waiting:
             self.waiting.remove(one)
         for follower in one.followers:  # the first of a group ended before its prompt was evaluated
-            if why in ("cancelled", "error"):
+            if why in ("cancelled", "error", "refused"):
                 self._end(follower, why, out, error)
             else:
                 self.waiting.append(follower)

@@ -97,22 +97,32 @@ class Matcher:
     def mask(self) -> np.ndarray | None:
         """int32 [ceil(vocab / 32)], a bit per token; None where every token may follow.
 
-        Raises: UserError when the grammar became too complex.
+        Raises: UserError when the grammar became too complex, or lets nothing follow.
         """
         if self._start_after is not None:
             return None
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._inner, self._words)
+        self._check()
         return self._words[0]
 
     def accept(self, token: int) -> None:
-        """Tells which token was chosen."""
+        """Tells which token was chosen. Raises: UserError as mask()."""
         if self._start_after is not None:
             if token == self._start_after:
                 self._start_after = None
             return
         self._inner.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        """A grammar that failed looks complete to llguidance; its answer must not."""
+        if self._inner.is_error():
+            reason = self._inner.get_error().split("<state>")[0].strip()
+            if reason.startswith("NoExtension"):
+                reason = "it lets nothing follow"
+            raise UserError(f"the grammar cannot be followed any further: {reason[:300]}")
 
     @property
     def complete(self) -> bool:

@@ -62,7 +62,8 @@ Logprob = tuple[int, float, list[tuple[int, float]]]
 @dataclass
 class Delta:
     """What one step added to a generation. text: whole characters; finish: why it ended, if so:
-    "stop", "length", "cancelled" or "error" (then `error` tells)."""
+    "stop", "length", "cancelled", "error" or "refused" (the request asked for what cannot be; then
+    `error` tells)."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)

@@ -102,6 +102,8 @@ class Answer:
             finish = delta.finish
             if finish == "error":
                 raise ApiError(500, f"the generation failed: {delta.error}")
+            if finish == "refused":
+                raise ApiError(400, delta.error, "response_format", "invalid_grammar")
             if finish == "cancelled":
                 raise ApiError(503, "the server ended this generation", retry_after=5)
             if finish == "stop" and self.called:

@@ -6,6 +6,7 @@ secret, enormous, or no text at all.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -98,11 +99,39 @@ def response_for(path: str, error: ApiError) -> JSONResponse:
     return JSONResponse(body_of(api_of(path), error), error.status, headers)
 
 
+# What pydantic puts into a place for the member of a union that it tried: no field of anybody's.
+_MEMBER = re.compile(
+    r"constrained-\w+|(list|dict|literal|nullable|tagged-union|function-[\w-]+)\[.*\]|str|\[key\]|[A-Z]\w*"
+)
+
+
+def _place(problem: dict[str, Any]) -> list[str]:
+    """The path of fields to a problem."""
+    *above, last = [str(part) for part in problem.get("loc", ())] or [""]
+    # A field that is forbidden may be called anything.
+    known = problem.get("type") == "extra_forbidden" or not _MEMBER.fullmatch(last)
+    place = [part for part in above if not _MEMBER.fullmatch(part)] + [last] * known
+    return [part for part in place if part not in ("body", "query", "")]
+
+
+def _telling(problems: list[dict[str, Any]]) -> dict[str, Any]:
+    """The complaint to tell: the first, but where members of a union were tried, that of the one
+    which got furthest."""
+    loc = problems[0].get("loc", ())
+    tried = next((i for i, part in enumerate(loc) if _MEMBER.fullmatch(str(part))), None)
+    if tried is None:
+        return problems[0]
+    same = [problem for problem in problems if problem["loc"][:tried] == loc[:tried]]
+    return max(same, key=lambda problem: len(_place(problem)))
+
+
 def validation_error(problems: list[dict[str, Any]]) -> ApiError:
-    """The first of pydantic's complaints as one line: field, and what is wrong with it."""
-    problem = problems[0]
-    place = [str(part) for part in problem.get("loc", ()) if part not in ("body", "query")]
-    field = ".".join(part for part in place if not part.startswith(("function-", "tagged-")))
+    """The most telling of pydantic's complaints as one line: field, and what is wrong with it."""
+    problem = _telling(problems)
+    field = ".".join(_place(problem))
+    if problem.get("type") == "union_tag_invalid":  # pydantic's text repeats what was sent
+        expected = problem["ctx"]["expected_tags"]
+        return ApiError(400, f"{field}.type: Input should be one of {expected}", field, "invalid")
     if problem.get("type") == "extra_forbidden":
         return ApiError(400, f"{field}: not supported by this server", field, "unsupported")
     if problem.get("type") == "json_invalid":

@@ -129,6 +129,28 @@ def test_openai_schema(oai):
     assert text.finish_reason == "length" or isinstance(json.loads(text.message.content), dict)
 
 
+@pytest.mark.parametrize(
+    "kind, field, source, reason",
+    [
+        ("grammar", "grammar", "root ::= root", "lets nothing follow"),
+        ("regex", "regex", "(a+)+b{1000000}", "too many expressions"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_grammars_that_end_nowhere(oai, server, kind, field, source, reason, stream):
+    """The matcher gives up in the middle of an answer; that must not look like a whole one."""
+    wanted = {"response_format": {"type": kind, field: source}}
+    with pytest.raises(
+        openai.APIError, match=f"cannot be followed any further: .*{reason}"
+    ) as info:
+        got = oai.chat.completions.create(
+            model="smollm2", messages=QUESTION, max_tokens=50, stream=stream, extra_body=wanted
+        )
+        for _ in got if stream else ():
+            pass
+    assert info.value.code == "invalid_grammar" and info.value.param == "response_format"
+
+
 def test_openai_tools(oai):
     tools = [
         {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}},
@@ -202,7 +224,7 @@ def test_openai_errors(oai):
         oai.completions.create(model="smollm2", prompt="word " * 9000)
     assert refused.value.code == "context_length_exceeded"
     image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
-    with pytest.raises(openai.BadRequestError, match="content"):
+    with pytest.raises(openai.BadRequestError, match=r"messages\.0\.content\.0\.type: .*'text'"):
         oai.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": image}])
     for schema in ({"type": "nonsense"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}):
         wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
@@ -325,7 +347,9 @@ def test_native_routes(server):
     assert live["cache_pages_used"] == live["cache_pages_kept"]
     placement = server.json("/placement")
     assert placement["totals"]["weights_bytes"] > 50e6 and placement["nodes"]
-    assert any(row["module"] == "lm_head" for row in placement["rows"])
+    head = next(row for row in placement["rows"] if row["module"] == "lm_head")
+    assert head["formats"] == ["q8_0"] and head["rule"] and head["why"]
+    assert placement["capacity_bytes"]["cpu"] > placement["device_bytes"]["cpu"]
     status, headers, data = server.call("/metrics")
     assert status == 200 and headers["content-type"].startswith("text/plain")
     lines = [line for line in data.decode().splitlines() if not line.startswith("#")]

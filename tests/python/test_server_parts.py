@@ -9,11 +9,15 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ktransformers.errors import UserError
 from ktransformers.runtime.engine_schedule import Scheduler, shared_equally
 from ktransformers.runtime.engine_text import StopFinder
 from ktransformers.server import sse
+from ktransformers.server.anthropic_types import MessagesRequest
+from ktransformers.server.errors import validation_error
+from ktransformers.server.openai_types import ChatRequest
 from ktransformers.server.templates import Templates
 
 # ---- the schedule, against a model of a machine ----
@@ -243,3 +247,32 @@ def test_a_stream_speaks_while_nothing_comes_and_leaves_a_reader_that_takes_noth
     assert asyncio.run(bodies(0.0, takes=True)) == [b"", b"one", b"two", b""]
     assert b"two" not in asyncio.run(bodies(0.0, takes=False))[3:]
     assert closed == [True] * 3, "a source is left running"
+
+
+# ---- what a refused request is told ----
+
+QUESTION = {"messages": [{"role": "user", "content": "x"}]}
+PICTURE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}
+SECRET = {"messages": [{"role": "user", "content": [{"type": "secret"}]}]}
+
+
+@pytest.mark.parametrize(
+    "kind, fields, told",
+    [
+        (ChatRequest, {}, "messages: Field required"),
+        (ChatRequest, QUESTION | {"Odd-Name": 1}, "Odd-Name: not supported by this server"),
+        (ChatRequest, PICTURE, "messages.0.content.0.type: Input should be 'text'"),
+        (ChatRequest, QUESTION | {"stop": [""]}, "stop.0: String should have at least 1 character"),
+        (ChatRequest, QUESTION | {"logit_bias": {"a": 1}}, "logit_bias.a: String should match"),
+        (
+            MessagesRequest,
+            SECRET | {"model": "m", "max_tokens": 1},
+            "messages.0.content.0.type: Input should be one of 'text', 'thinking'",
+        ),
+    ],
+)
+def test_a_refused_field_is_named_and_nothing_of_pydantic(kind, fields, told):
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate(fields)
+    message = validation_error(refused.value.errors()).message
+    assert message.startswith(told) and "secret" not in message

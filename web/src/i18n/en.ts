@@ -1,14 +1,12 @@
 /** Every word of the page. `zh.ts` has the same keys, which the type checker sees to. */
 
 export const en = {
-  languageName: "English",
   appName: "KTransformers",
   skip: "Skip to the message box",
   menu: "Conversations",
   closeMenu: "Close the list of conversations",
   newChat: "New conversation",
   search: "Search conversations",
-  clearSearch: "Clear the search",
   noConversations: "Conversations you have stay in this browser and are listed here.",
   nothingFound: "Nothing found.",
   today: "Today",
@@ -22,6 +20,7 @@ export const en = {
   importFile: "Import",
   more: (title: string) => `More for “${title}”`,
   confirmRemove: (title: string) => `Delete “${title}”? This cannot be undone.`,
+  confirmRemoveBranch: "Delete this message and everything after it? This cannot be undone.",
   cancel: "Cancel",
   save: "Save",
   close: "Close",
@@ -41,7 +40,6 @@ export const en = {
   toolResult: "Tool",
   conversation: "Conversation",
   emptyTitle: "What would you like to ask?",
-  emptyLine: (model: string, size: string, where: string) => `${model} · ${size} ${where}`,
   onDevice: (device: string) => `on ${device}`,
   and: " and ",
   message: "Message",
@@ -52,7 +50,6 @@ export const en = {
   attach: "Attach text files",
   detach: (name: string) => `Remove ${name}`,
   attached: "Attached files",
-  dropHere: "Drop text files here",
   fileProblem: {
     big: (name: string) => `${name} is larger than 512 KiB.`,
     binary: (name: string) => `${name} is not a text file.`,
@@ -147,7 +144,6 @@ export const en = {
   language: "Language",
   key: "API key",
   keyNote: "Kept in this browser, sent only to this server.",
-  keyShow: "Show the key",
   data: "Conversations",
   shortcuts: "Keyboard shortcuts",
   shortcut: {
@@ -203,7 +199,6 @@ export const en = {
     embedding: "Embedding", attention: "Attention", router: "Router", routed: "Routed experts",
     shared: "Shared experts", dense: "Dense MLP", head: "Output head", other: "Norms and others",
   },
-  device: { cpu: "CPU", gpu: "GPU", disk: "Disk", other: "Other" },
   now: "Right now",
   load: {
     running: "Running", waiting: "Waiting", generated: "Generated", prompted: "Prompt",

@@ -1,14 +1,12 @@
 import type { Words } from "./en";
 
 export const zh: Words = {
-  languageName: "中文",
   appName: "KTransformers",
   skip: "跳到输入框",
   menu: "对话列表",
   closeMenu: "关闭对话列表",
   newChat: "新对话",
   search: "搜索对话",
-  clearSearch: "清除搜索",
   noConversations: "对话保存在此浏览器中，并列在这里。",
   nothingFound: "没有找到。",
   today: "今天",
@@ -22,6 +20,7 @@ export const zh: Words = {
   importFile: "导入",
   more: (title) => `“${title}”的更多操作`,
   confirmRemove: (title) => `删除“${title}”？此操作无法撤销。`,
+  confirmRemoveBranch: "删除这条消息及其之后的全部内容？此操作无法撤销。",
   cancel: "取消",
   save: "保存",
   close: "关闭",
@@ -41,7 +40,6 @@ export const zh: Words = {
   toolResult: "工具",
   conversation: "对话",
   emptyTitle: "想问些什么？",
-  emptyLine: (model, size, where) => `${model} · ${size} ${where}`,
   onDevice: (device) => `位于 ${device}`,
   and: "和 ",
   message: "消息",
@@ -52,7 +50,6 @@ export const zh: Words = {
   attach: "附加文本文件",
   detach: (name) => `移除 ${name}`,
   attached: "已附加的文件",
-  dropHere: "将文本文件拖放到这里",
   fileProblem: {
     big: (name) => `${name} 超过 512 KiB。`,
     binary: (name) => `${name} 不是文本文件。`,
@@ -147,7 +144,6 @@ export const zh: Words = {
   language: "语言",
   key: "API 密钥",
   keyNote: "保存在此浏览器中，只发送给本服务器。",
-  keyShow: "显示密钥",
   data: "对话",
   shortcuts: "键盘快捷键",
   shortcut: {
@@ -203,7 +199,6 @@ export const zh: Words = {
     embedding: "词嵌入", attention: "注意力", router: "路由", routed: "路由专家",
     shared: "共享专家", dense: "稠密 MLP", head: "输出层", other: "归一化及其他",
   },
-  device: { cpu: "CPU", gpu: "GPU", disk: "磁盘", other: "其他" },
   now: "此刻",
   load: {
     running: "运行中", waiting: "等待中", generated: "生成", prompted: "提示",

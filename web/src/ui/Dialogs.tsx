@@ -2,6 +2,7 @@ import { useId, useState } from "react";
 import { useWords } from "../i18n/words";
 import * as archive from "../state/chats";
 import { chats } from "../state/chats";
+import { removeBranch } from "../state/conversation";
 import { preferences } from "../state/preferences";
 import { connect, server } from "../state/server";
 import { useStore } from "../state/store";
@@ -17,7 +18,7 @@ export function Dialogs() {
   return (
     <>
       {help && <Help />}
-      {removing && <Remove id={removing} />}
+      {removing && <Remove {...removing} />}
       {wantsKey && <Key />}
     </>
   );
@@ -39,20 +40,24 @@ function Help() {
   );
 }
 
-function Remove({ id }: { id: string }) {
+function Remove({ id, message }: { id: string; message?: string }) {
   const words = useWords();
   const head = useStore(chats, (value) => value.heads.find((one) => one.id === id));
   const close = () => layout.set({ removing: null });
   return (
-    <Dialog title={words.remove} close={close}>
-      <p>{words.confirmRemove(head?.title || words.untitled)}</p>
+    <Dialog title={message ? words.removeBranch : words.remove} close={close}>
+      <p>{message ? words.confirmRemoveBranch : words.confirmRemove(head?.title || words.untitled)}</p>
       <div className="buttons">
         <button type="button" autoFocus onClick={close}>{words.cancel}</button>
         <button type="button" className="danger" onClick={() => {
+          close();
+          if (message) {
+            archive.change(id, (old) => removeBranch(old, message));
+            return void archive.save(id);
+          }
           const route = readRoute(location.hash);
           if (route.view === "chat" && route.id === id) go("#/");
           void archive.remove(id);
-          close();
         }}>{words.remove}</button>
       </div>
     </Dialog>

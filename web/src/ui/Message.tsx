@@ -4,12 +4,13 @@ import { Markdown } from "../markdown/Markdown";
 import * as answers from "../state/answers";
 import type { Running } from "../state/answers";
 import * as chats from "../state/chats";
-import { type Conversation, type Message, removeBranch, siblings, switchBranch } from "../state/conversation";
+import { type Conversation, type Message, siblings, switchBranch } from "../state/conversation";
 import { CopyButton } from "./CopyButton";
 import { Editor } from "./Editor";
 import { ErrorNote } from "./ErrorNote";
 import { Icon } from "./Icon";
 import { IconButton } from "./IconButton";
+import { layout } from "./layout";
 import { StatsLine } from "./StatsLine";
 import { Thinking } from "./Thinking";
 import { ToolCalls } from "./ToolCalls";
@@ -72,7 +73,7 @@ function Question({ conversation, message, busy }: Props) {
         <CopyButton text={message.content} label={words.copy} done={words.copied} />
         <IconButton icon="pencil" label={words.edit} disabled={busy} onClick={() => setEditing(true)} />
         <IconButton icon="bin" label={words.removeBranch} disabled={busy}
-          onClick={() => removeFrom(conversation.id, message.id)} />
+          onClick={() => layout.set({ removing: { id: conversation.id, message: message.id } })} />
       </div>
     </>
   );
@@ -115,11 +116,6 @@ function Reply({ conversation, message, run, last, busy }: Props) {
       )}
     </>
   );
-}
-
-function removeFrom(id: string, messageId: string): void {
-  chats.change(id, (old) => removeBranch(old, messageId));
-  void chats.save(id);
 }
 
 /** The way between versions of a message; nothing when there is one only. */

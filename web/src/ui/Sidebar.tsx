@@ -114,7 +114,7 @@ function Entry({ head, current }: { head: Head; current: boolean }) {
         <div className="entry-actions">
           <button type="button" onClick={() => setMode("rename")}>{words.rename}</button>
           <button type="button" onClick={() => void exportTo(`${fileName(title)}.json`, head.id)}>{words.exportOne}</button>
-          <button type="button" className="danger" onClick={() => layout.set({ removing: head.id })}>{words.remove}</button>
+          <button type="button" className="danger" onClick={() => layout.set({ removing: { id: head.id } })}>{words.remove}</button>
         </div>
       )}
     </li>

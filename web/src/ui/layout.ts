@@ -7,8 +7,8 @@ export interface Layout {
   menu: boolean;
   settings: boolean;
   help: boolean;
-  /** The conversation asked about, before it is deleted. */
-  removing: string | null;
+  /** What is asked about before it is deleted: a conversation, or all from one of its messages on. */
+  removing: { id: string; message?: string } | null;
   notice: string;
 }
 

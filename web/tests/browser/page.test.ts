@@ -98,6 +98,15 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     await page.locator("article.user").getByRole("button", { name: "Previous version" }).click();
     await said(page, "You said: two").waitFor();
     expect(server.state.requests.at(-1)!.messages).toEqual([{ role: "user", content: "uno" }]);
+
+    // Deleting asks first.
+    const remove = () => page.getByRole("button", { name: "Delete from here" }).last().click();
+    await remove();
+    await page.getByRole("dialog").getByRole("button", { name: "Cancel" }).click();
+    expect(await page.locator("article").count()).toBe(4);
+    await remove();
+    await page.getByRole("dialog").getByRole("button", { name: "Delete", exact: true }).click();
+    await expect.poll(() => page.locator("article").count()).toBe(2);
   });
 
   it("folds the thinking", async () => {
