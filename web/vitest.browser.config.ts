@@ -1,5 +1,5 @@
 import { defineConfig } from "vitest/config";
-import { reporters } from "./tests/reporters";
+import { reporters } from "./tests/reporters.ts";
 
 // Drives a real Chromium through playwright-core; one file at a time, they share the machine.
 export default defineConfig({

@@ -1,5 +1,5 @@
 import { defineConfig } from "vitest/config";
-import { reporters } from "./tests/reporters";
+import { reporters } from "./tests/reporters.ts";
 
 export default defineConfig({
   test: { include: ["tests/unit/**/*.test.{ts,tsx}"], environment: "node", reporters: reporters("web") },

@@ -55,5 +55,10 @@ marked.use({ extensions: [blockMath, inlineMath] });
 
 /** The top-level blocks of a text; white space between blocks is left out. */
 export function blocks(text: string): Token[] {
-  return marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+  try {
+    return marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+  } catch {
+    // Quotes inside of quotes, thousands deep, exhaust the parser's stack: the text stands as written.
+    return [{ type: "html", raw: text, text, block: true, pre: false }];
+  }
 }

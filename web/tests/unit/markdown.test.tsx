@@ -78,6 +78,14 @@ describe("Markdown", () => {
     const text = "# a\n\n$$x$$ [l](http://x) | a |\n|--|\n\n```js\nlet x\n```\n- *b* \\(y\\) <b>";
     for (let end = 0; end <= text.length; end++) expect(() => html(text.slice(0, end))).not.toThrow();
   });
+
+  it.each(["> ", "- ", "[", "![", "**a", "<", "`", "$", "\\[", "~~"])("survives %j ten thousand times", (piece) => {
+    expect(() => html(piece.repeat(10_000))).not.toThrow();
+  });
+
+  it("shows as written what is too deep to parse", () => {
+    expect(html("> ".repeat(10_000) + "deep")).toContain("&gt; &gt; deep");
+  });
 });
 
 describe("addresses and entities", () => {
