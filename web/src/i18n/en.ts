@@ -64,7 +64,7 @@ export const en = {
   previousBranch: "Previous version",
   nextBranch: "Next version",
   branch: (at: number, of: number) => `Version ${at} of ${of}`,
-  waiting: "Reading the prompt",
+  waiting: "Waiting for the first token",
   thinkingNow: "Thinking",
   thoughtFor: (seconds: string) => `Thought for ${seconds}`,
   thought: "Thoughts",

@@ -64,7 +64,7 @@ export const zh: Words = {
   previousBranch: "上一个版本",
   nextBranch: "下一个版本",
   branch: (at, of) => `第 ${at} 个版本，共 ${of} 个`,
-  waiting: "正在读取提示",
+  waiting: "等待第一个词元",
   thinkingNow: "思考中",
   thoughtFor: (seconds) => `思考了 ${seconds}`,
   thought: "思考过程",

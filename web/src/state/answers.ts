@@ -7,7 +7,7 @@ import {
   append, type Attachment, type Conversation, type Message, newId, patch, path, titleFrom,
 } from "./conversation";
 import { preferences, requestOptions } from "./preferences";
-import { server } from "./server";
+import { connect, server } from "./server";
 import { createStore } from "./store";
 import { toWire } from "./wire";
 
@@ -129,6 +129,8 @@ async function answer(id: string): Promise<void> {
   writer.finish(change);
   await chats.save(id);
   setRunning(id, undefined);
+  // Is it gone altogether? The page then says so, and connects again when it is back.
+  if (change.error && ["network", "cut", "server"].includes(change.error.kind)) void connect();
   const said = chats.get(id)?.messages[reply.id]?.content ?? "";
   announce(change.error ? "failed" : change.finish === "stopped" ? "stopped" : "finished", change.error?.message ?? said);
 }

@@ -103,7 +103,7 @@ function Entry({ head, current }: { head: Head; current: boolean }) {
   return (
     <li className={current ? "current" : undefined}>
       <div className="entry">
-        <a href={`#/c/${head.id}`} aria-current={current ? "page" : undefined}
+        <a href={`#/c/${head.id}`} aria-current={current ? "page" : undefined} title={title}
           onClick={() => layout.set({ menu: false })}>
           {running && <span className="pulse" aria-hidden="true" />}{title}
         </a>

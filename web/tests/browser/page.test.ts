@@ -267,8 +267,9 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     await page.locator("#composer").fill("are you there?");
     await page.keyboard.press("Enter");
     await page.getByText("The server could not be reached.").waitFor();
-    await page.getByRole("link", { name: /Placement/ }).click();
     await page.getByText("The server does not answer.").waitFor();
+    await page.getByRole("link", { name: /Placement/ }).click();
+    await page.getByText("What runs where, and why").waitFor();
     server.state.down = false;
     await page.getByText("The server does not answer.").waitFor({ state: "detached" });
     await page.goBack();
