@@ -25,6 +25,7 @@ from tests.gpu.needs import NEEDS, carried_environment, cuda_arch, unpack_carrie
 CUDA_BUILD, CPU_BUILD = "build-gpu", "build-gpu-cpu"
 LIBRARY = f"{CUDA_BUILD}/csrc/cuda/libkt_cuda.so"
 TESTS = f"{CUDA_BUILD}/csrc/cuda/kt_gpu_tests"
+DECODE = f"{CUDA_BUILD}/csrc/cuda/kt_gpu_decode"
 TOTAL_SECONDS = 570.0
 TRAVEL_BYTES = 64 << 20
 THREADS = (16, 8, 4, 2, 1)
@@ -64,6 +65,7 @@ def steps(arch: str) -> list[Step]:
             f"-DCMAKE_CUDA_ARCHITECTURES={arch}"]  # fmt: skip
     cpu = ["cmake", "-S", ".", "-B", CPU_BUILD, "-G", "Ninja",
            f"-DPython_EXECUTABLE={sys.executable}"]  # fmt: skip
+    cores = len(os.sched_getaffinity(0))  # two are left to the coordinator and the launching thread
     bench = {"PYTHONUNBUFFERED": "1", "KT_CUDA_LIBRARY": LIBRARY}
     found = [
         Step("machine", [["lscpu"], ["nvidia-smi"], ["nvcc", "--version"]], 20),
@@ -75,6 +77,9 @@ def steps(arch: str) -> list[Step]:
         Step("gpu-tests", [[TESTS]], 120, ("gpu", "cuda-build")),
         Step("cuda-bench", [python("-m", "bench.cuda")], 200, ("gpu", "torch-cuda", "cuda-build"),
              result="bench/results/cuda.json", environment=bench),
+        Step("decode-step", [[DECODE, "--threads", str(max(1, cores - 2)), "--json",
+                              "bench/results/cuda_decode.json"]], 120, ("gpu", "cuda-build"),
+             result="bench/results/cuda_decode.json"),
         Step("amx-tests", [python("-m", "pytest", "-q", "-p", "no:cacheprovider",
                                   "tests/python/test_kernels.py")], 120,
              ("cpu-build", "gguf", "amx")),
@@ -83,7 +88,6 @@ def steps(arch: str) -> list[Step]:
         Step("cpu-model", [python("-m", "bench.cpu", "--make", "--models", "qwen3", "--layers",
                                   "6")], 60, ("cpu-build", "gguf", "transformers")),
     ]  # fmt: skip
-    cores = len(os.sched_getaffinity(0))
     for threads in [t for t in THREADS if t <= cores]:
         command = python("-m", "bench.cpu", "--quick", "--models", "qwen3", "--layers",
                          "6", "--engines", "ours", "--threads", f"{threads}",
@@ -260,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(os.environ.get("OUT") or ROOT / CUDA_BUILD / "report")
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.txt").unlink(missing_ok=True)
+    (ROOT / "bench" / "results").mkdir(exist_ok=True)
     begin = time.monotonic()
     outcomes = run_all(chosen, out)
     report = {"seconds": time.monotonic() - begin, "steps": [vars(o) for o in outcomes]}

@@ -316,10 +316,13 @@ def test_experts_at_the_edges():
     assert run(x[:0], np.zeros((0, 2), np.int32)).shape == (0, 32)
     assert np.array_equal(run(x, np.zeros((2, 0), np.int32)), np.zeros((2, 32)))
     before = run(x, [[0, 1], [2, 0]])
-    for bad in (-1, 3, 2**31 - 1, -(2**31)):
+    for bad in (-2, 3, 2**31 - 1, -(2**31)):
         with pytest.raises(ValueError, match=f"expert id {bad} of token 1 is outside 0..2"):
             run(x, [[0, 1], [2, bad]])
     assert np.array_equal(run(x, [[0, 1], [2, 0]]), before)
+    # -1 is somebody else's: what is left is the others' sum, or nothing.
+    assert np.array_equal(run(x, [[0, 1], [-1, 2]])[1], run(x, [[2], [2]])[1])
+    assert np.array_equal(run(x, [[-1, -1], [-1, -1]]), np.zeros((2, 32)))
     with pytest.raises(ValueError, match="must both be"):
         run(x, [[0, 1]])
 

@@ -53,26 +53,28 @@ void Experts::forward(Context& context, const float* x, int m, int k, const int3
   Arena::Scope scope(context.arena);
   Arena& arena = context.arena;
   const int64_t hidden = hidden_size(), inner = intermediate_size();
-  const int assignments = m * k, experts = num_experts();
-  if (assignments == 0) {
-    std::fill_n(out, m * hidden, 0.0f);
-    return;
-  }
+  const int given = m * k, experts = num_experts();
 
   // Counting sort of the assignments by expert; within one, in order of tokens.
   int* start = arena.take<int>(experts + 1);
   std::fill(start, start + experts + 1, 0);
-  for (int a = 0; a < assignments; ++a) {
-    KT_CHECK(ids[a] >= 0 && ids[a] < experts, "expert id ", ids[a], " of token ", a / k,
+  for (int a = 0; a < given; ++a) {
+    KT_CHECK(ids[a] >= -1 && ids[a] < experts, "expert id ", ids[a], " of token ", a / k,
              " is outside 0..", experts - 1);
-    ++start[ids[a] + 1];
+    if (ids[a] >= 0) ++start[ids[a] + 1];
   }
   for (int e = 0; e < experts; ++e) start[e + 1] += start[e];
+  const int assignments = start[experts];
+  if (assignments == 0) {
+    std::fill_n(out, m * hidden, 0.0f);
+    return;
+  }
   int* fill = arena.take<int>(experts);
   std::copy(start, start + experts, fill);
   int* token = arena.take<int>(assignments);    // token of a sorted assignment
   float* share = arena.take<float>(assignments);  // and its weight
-  for (int a = 0; a < assignments; ++a) {
+  for (int a = 0; a < given; ++a) {
+    if (ids[a] < 0) continue;
     const int at = fill[ids[a]]++;
     token[at] = a / k;
     share[at] = weights[a];

@@ -79,8 +79,8 @@ class Experts {
  public:
   /// Throws InvalidArgument where shapes differ between experts.
   explicit Experts(std::vector<ExpertEntry> table);
-  /// x: [m, hidden]; ids, weights: [m, k]; out: [m, hidden], overwritten. Ids outside the table
-  /// throw InvalidArgument.
+  /// x: [m, hidden]; ids, weights: [m, k]; out: [m, hidden], overwritten. An id of -1 is left to
+  /// whoever else computes it; ids outside the table throw InvalidArgument.
   void forward(Context& context, const float* x, int m, int k, const int32_t* ids,
                const float* weights, const Rounding* rounding, float* out) const;
   int num_experts() const { return static_cast<int>(table_.size()); }

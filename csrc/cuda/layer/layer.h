@@ -79,6 +79,32 @@ struct DenseGemvParams {
 };
 void launch_dense_gemv(const DenseGemvParams& params);
 
+/// y[t][h] = W[h] x[t][h] for every head h: MLA's way into the latent space and out of it.
+struct HeadProductParams {
+  const void* x;        // rows of k values: token t, head h at x + t token_stride + h head_stride
+  const void* weights;  // [heads, n, k] f16
+  float* y;             // [m, heads, n]
+  int64_t token_stride, head_stride;
+  int m, heads, n, k;  // k a multiple of 2, and so are the strides
+  bool x_is_f16;       // else float
+  Stream stream;
+};
+void launch_head_product(const HeadProductParams& params);
+
+/// Up to six pieces of memory from one place to another in one launch: the way between the card and
+/// mapped host memory, where a copy node each would cost more than the bytes.
+struct CopyParams {
+  static constexpr int kMost = 6;
+  struct Piece {
+    const void* from;
+    void* to;
+    int64_t bytes;  // a multiple of 4
+  } pieces[kMost];
+  int count;
+  Stream stream;
+};
+void launch_copy(const CopyParams& params);
+
 /// The next token of every row: greedy, or by temperature, top-k, top-p, min-p in this order.
 struct SampleParams {
   const float* logits;   // [rows, vocab]

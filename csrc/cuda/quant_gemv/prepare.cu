@@ -18,7 +18,8 @@ struct Prepare {
   KT_DEVICE static void run(const Params& p) {
     const int token = warp_id(), lane = lane_id(), tile = block_x();
     const int slot = tile * 8 + token;
-    const int row = p.source ? int{Global<const int32_t>(p.source)[slot]} : slot;
+    const int source = p.source ? int{Global<const int32_t>(p.source)[slot]} : slot;
+    const int row = p.in_place && source >= 0 ? slot : source;
     const bool present = row >= 0 && row < p.rows;
     const int64_t begin = (present ? row : 0) * p.stride;
     const auto value = [&](int i) {

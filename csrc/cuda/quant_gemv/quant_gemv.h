@@ -33,6 +33,7 @@ struct PrepareParams {
   int rows, k, tiles;
   uint8_t type;  // 0 float, 1 f16, 2 bf16
   Stream stream;
+  bool in_place = false;  // slot i is row i where source[i] >= 0: results of grouped products
 };
 /// k a multiple of 32; the last run of 256 is padded with zeros by the kernels themselves.
 void launch_prepare(const PrepareParams& params);

@@ -1,0 +1,203 @@
+// Generated tokens at DeepSeek-V3's width, experts on the CPU inside the step's graph:
+//
+//   kt_gpu_decode [--batch N] [--context N] [--experts N] [--threads N] [--steps N] [--json FILE]
+//
+// Two figures, each against what the same run measured of the machine: a step of four layers, and
+// the GPU's phase of one MoE layer with an empty job for the CPU.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "base/os.h"
+#include "cpu/ops/limits.h"
+#include "cuda/common/cuda_error.h"
+#include "cuda/model/latent_runner.h"
+#include "v3_width.h"
+
+namespace kt::bench {
+namespace {
+
+struct Options {
+  V3Options v3;
+  int threads = 0, steps = 60;
+  std::string json;
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) throw InvalidArgument(name + " needs a value");
+    const int value = std::atoi(argv[i + 1]);
+    if (name == "--json") {
+      o.json = argv[i + 1];
+      continue;
+    }
+    KT_CHECK(value > 0, name, " ", argv[i + 1], ": must be a number above 0");
+    if (name == "--batch")
+      o.v3.batch = value;
+    else if (name == "--context")
+      o.v3.context = value;
+    else if (name == "--experts")
+      o.v3.experts = value;
+    else if (name == "--threads")
+      o.threads = value;
+    else if (name == "--steps")
+      o.steps = value;
+    else
+      throw InvalidArgument("unknown flag " + name);
+  }
+  return o;
+}
+
+struct Card {
+  std::string name;
+  int sms, arch;
+  double copy_gbps;
+};
+
+Card this_card() {
+  cudaDeviceProp p;
+  cuda::check(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
+  constexpr size_t kBytes = size_t{1} << 30;
+  cuda::CudaMemory memory;
+  void *from = memory.device(kBytes), *to = memory.device(kBytes);
+  double best = 1e9;
+  for (int i = 0; i < 6; ++i) {
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    const double begin = os::seconds();
+    cuda::check(cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice), "cudaMemcpyAsync");
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    best = std::min(best, os::seconds() - begin);
+  }
+  return {p.name, p.multiProcessorCount, p.major * 10 + p.minor, 2 * kBytes / best / 1e9};
+}
+
+struct Times {
+  double median, p99;
+};
+Times times_of(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds[seconds.size() / 2], seconds[seconds.size() * 99 / 100]};
+}
+
+/// Seconds of `steps` steps behind a context.
+std::vector<double> run_steps(const V3& v3, cuda::LatentModel& model, cuda::LatentRunner& runner,
+                              int context, int steps) {
+  const cuda::LatentShape& s = v3.shape;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> embeddings(size_t(s.batch) * s.hidden);
+  std::vector<std::vector<int32_t>> pages(s.batch);
+  for (int row = 0; row < s.batch; ++row)
+    for (int i = 0; i < s.max_pages; ++i) pages[row].push_back(row * s.max_pages + i);
+  std::vector<double> seconds;
+  for (int step = -10; step < steps; ++step) {
+    for (float& v : embeddings) v = normal(random);
+    const std::vector<int32_t> positions(s.batch, context + (step + 10) % 64);
+    const double begin = os::seconds();
+    model.begin_step(embeddings.data(), positions.data(), pages);
+    runner.step();
+    if (step >= 0) seconds.push_back(os::seconds() - begin);
+  }
+  return seconds;
+}
+
+struct Row {
+  std::string work;
+  Times times;
+  double bound, must;  // seconds; fraction of the bound
+  size_t nodes;
+  bool right;
+};
+
+Row decode_step(const Options& o, const Card& card, cpu::Context& context, double read_gbps) {
+  cuda::CudaMemory memory;
+  const V3 v3 = V3Maker(memory, context).make(o.v3, card.sms, card.arch);
+  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  ExpertJob job{&model, &v3, &context};
+  const auto run = [](void* job, int layer) { static_cast<ExpertJob*>(job)->run(layer); };
+  std::vector<cuda::HandoffJob> jobs;
+  for (int i = 0; i < o.v3.moe_layers; ++i) jobs.push_back({run, &job, i, "experts of a layer"});
+  cuda::LatentRunner runner(model, memory, jobs, cuda::probe_handoff(), {});
+  run_steps(v3, model, runner, o.v3.context, 3);
+  job.bytes = 0;
+  const std::vector<double> seconds = run_steps(v3, model, runner, o.v3.context, o.steps);
+  const double expert_bytes = double(job.bytes) / (o.steps + 10);
+  const double bound = expert_bytes / read_gbps / 1e9 +
+                       double(model.step_bytes(o.v3.context)) / card.copy_gbps / 1e9 +
+                       15e-6 * o.v3.moe_layers;
+  const bool right = std::all_of(model.logits(), model.logits() + o.v3.vocab,
+                                 [](float v) { return std::isfinite(v); });
+  return {concat("decode step, ", o.v3.moe_layers + o.v3.dense_layers,
+                 " layers of V3 width, batch ", o.v3.batch, ", context ", o.v3.context),
+          times_of(seconds),
+          bound,
+          1 / 1.15,
+          runner.nodes(),
+          right};
+}
+
+Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
+  cuda::CudaMemory memory;
+  V3Options one = o.v3;
+  one.dense_layers = 0, one.moe_layers = 1, one.experts = 8, one.vocab = 64;
+  const V3 v3 = V3Maker(memory, context).make(one, card.sms, card.arch);
+  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  const std::vector<cuda::HandoffJob> jobs{{[](void*, int) {}, nullptr, 0, "an empty job"}};
+  cuda::LatentRunner runner(model, memory, jobs, cuda::probe_handoff(), {});
+  const std::vector<double> seconds = run_steps(v3, model, runner, one.context, o.steps);
+  const double bound = double(model.step_bytes(one.context)) / card.copy_gbps / 1e9 + 40e-6;
+  return {
+      concat("one V3 layer, GPU phase and hand-off, batch ", one.batch, ", context ", one.context),
+      times_of(seconds),
+      bound,
+      1,
+      runner.nodes(),
+      true};
+}
+
+std::string json_of(const Card& card, double read_gbps, const std::vector<Row>& rows) {
+  std::string text =
+      concat("{\"card\": \"", card.name, "\", \"limits\": {\"copy_gbps\": ", card.copy_gbps,
+             ", \"cpu_read_gbps\": ", read_gbps, "}, \"rows\": [");
+  for (const Row& r : rows) {
+    const double ratio = r.bound / r.times.median;
+    const char* verdict = !r.right ? "wrong" : ratio >= r.must ? "ok" : "short";
+    text +=
+        concat(&r == rows.data() ? "" : ", ", "{\"work\": \"", r.work,
+               "\", \"us\": ", r.times.median * 1e6, ", \"p99_us\": ", r.times.p99 * 1e6,
+               ", \"bound_us\": ", r.bound * 1e6, ", \"ratio\": ", ratio, ", \"must\": ", r.must,
+               ", \"nodes\": ", r.nodes, ", \"verdict\": \"", verdict, "\"}");
+  }
+  return text + "]}\n";
+}
+
+int run(int argc, char** argv) {
+  const Options o = parse(argc, argv);
+  const Card card = this_card();
+  cpu::Context context(o.threads);
+  const double read = cpu::measure_limits(context, int64_t{4} << 30, 3).read_gbps;
+  const std::vector<Row> rows{gpu_phase(o, card, context), decode_step(o, card, context, read)};
+  const std::string json = json_of(card, read, rows);
+  std::fputs(json.c_str(), stdout);
+  if (!o.json.empty()) std::ofstream(o.json) << json;
+  return 0;
+}
+
+}  // namespace
+}  // namespace kt::bench
+
+int main(int argc, char** argv) {
+  try {
+    return kt::bench::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,58 @@
+#include <cstring>
+#include <new>
+
+#include "cuda/common/cuda_error.h"
+#include "cuda/model/latent_runner.h"
+
+namespace kt::cuda {
+
+CudaMemory::~CudaMemory() {
+  for (void* memory : device_) cudaFree(memory);
+  for (void* memory : mapped_) cudaFreeHost(memory);
+}
+
+void* CudaMemory::device(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes), "cudaMalloc", bytes);
+  device_.push_back(memory);
+  check(cudaMemset(memory, 0, bytes), "cudaMemset", bytes);
+  return memory;
+}
+
+void* CudaMemory::mapped(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "cudaHostAlloc", bytes);
+  mapped_.push_back(memory);
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+
+void CudaMemory::upload(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy", bytes);
+}
+
+LatentRunner::LatentRunner(LatentModel& model, Memory& memory, std::vector<HandoffJob> jobs,
+                           HandoffWay way, HandoffOptions options)
+    : mailbox_(new(memory.mapped(sizeof(Mailbox))) Mailbox) {
+  const auto launches = [&model](Stream stream, StepOp op, int layer) {
+    model.launch(stream, op, layer);
+  };
+  graph_ = std::make_unique<StepGraph>(model.step_layers(), false, launches, *mailbox_, jobs, way);
+  coordinator_ = std::make_unique<Coordinator>(*mailbox_, std::move(jobs), options);
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  stream_ = stream;
+}
+
+LatentRunner::~LatentRunner() {
+  cudaStreamSynchronize(static_cast<cudaStream_t>(stream_));
+  cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
+}
+
+void LatentRunner::step() {
+  coordinator_->begin_step();
+  graph_->launch(stream_);
+  coordinator_->end_step([this] { return stream_done(stream_); });
+}
+
+}  // namespace kt::cuda

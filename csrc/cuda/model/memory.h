@@ -1,0 +1,64 @@
+// Memory of a model on the card, behind an interface: cudaMalloc and pinned host memory, or, in the
+// tests, buffers that the emulator watches. Used while a model is built; steps never allocate.
+#pragma once
+
+#include <stddef.h>
+
+#include <vector>
+
+#include "base/error.h"
+
+namespace kt::cuda {
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  /// On the card, 256-byte aligned. Throws Error with the bytes where there is no room.
+  virtual void* device(size_t bytes) = 0;
+  /// Host memory that kernels reach by the same address, zeroed.
+  virtual void* mapped(size_t bytes) = 0;
+  /// Host to card.
+  virtual void upload(void* to, const void* from, size_t bytes) = 0;
+
+  template <class T>
+  T* take(size_t count) {
+    return static_cast<T*>(device(count * sizeof(T)));
+  }
+  template <class T>
+  T* take_mapped(size_t count) {
+    return static_cast<T*>(mapped(count * sizeof(T)));
+  }
+  template <class T>
+  T* put(const std::vector<T>& values) {
+    T* const memory = take<T>(values.size());
+    upload(memory, values.data(), values.size() * sizeof(T));
+    return memory;
+  }
+};
+
+/// Another memory's, but no more on the card than a number of bytes (KT_VRAM_LIMIT).
+class LimitedMemory : public Memory {
+ public:
+  LimitedMemory(Memory& memory, size_t limit) : memory_(memory), limit_(limit) {}
+  void* device(size_t bytes) override {
+    if (bytes > limit_ - taken_)
+      throw Error(
+          concat("no room on the GPU for ", bytes, " bytes more: ", taken_, " of ", limit_,
+                 " are taken; give fewer modules the device cuda, shorten the cache, or let "
+                 "ktransformers fit place them"));
+    void* const memory = memory_.device(bytes);
+    taken_ += bytes;
+    return memory;
+  }
+  void* mapped(size_t bytes) override { return memory_.mapped(bytes); }
+  void upload(void* to, const void* from, size_t bytes) override {
+    memory_.upload(to, from, bytes);
+  }
+  size_t taken() const { return taken_; }
+
+ private:
+  Memory& memory_;
+  size_t limit_, taken_ = 0;
+};
+
+}  // namespace kt::cuda

@@ -1,0 +1,382 @@
+// A whole decoder of the DeepSeek-V3 kind in the way it runs on a card, emulated, against the CPU's
+// decoder on the same weights: attention, dense layer, router, shared expert, experts on the CPU
+// and in slots, head; several tokens, two sequences.
+#include "cuda/model/latent_model.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+
+#include "../../../bench/cuda/v3_width.h"
+#include "base/half.h"
+#include "buffer.h"
+#if defined(KT_TEST_ON_GPU)
+#include "cuda/common/cuda_error.h"
+#endif
+#include "cpu/ops/ffn.h"
+#include "program/decoder.h"
+#include "quant/convert.h"
+#include "quant/formats.h"
+#include "quant/quantize.h"
+
+namespace kt::cuda {
+namespace {
+
+constexpr int kHidden = 256, kHeads = 4, kQLora = 256, kKvLora = 256, kNope = 64, kRope = 32;
+constexpr int kValue = 64, kInner = 256, kExperts = 8, kTopK = 3, kVocab = 64;
+constexpr int kBatch = 2, kPages = 6;
+
+/// Buffers that live as long as the model.
+class TestMemory : public Memory {
+ public:
+  void* device(size_t bytes) override {
+    buffers_.push_back(std::make_unique<Buffer<uint8_t>>(bytes));
+    return buffers_.back()->data();
+  }
+  void* mapped(size_t bytes) override {
+    buffers_.push_back(std::make_unique<Buffer<uint8_t>>(std::vector<uint8_t>(bytes, 0)));
+    return buffers_.back()->data();
+  }
+  void upload(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+#if !defined(KT_TEST_ON_GPU)
+    for (auto& buffer : buffers_)
+      if (buffer->data() == to) buffer->raw().mark_written(0, bytes);
+#endif
+  }
+
+ private:
+  std::vector<std::unique_ptr<Buffer<uint8_t>>> buffers_;
+};
+
+/// The same random weights for both sides.
+class Weights {
+ public:
+  explicit Weights(Memory& memory) : context(std::make_shared<cpu::Context>(2)), memory_(memory) {}
+
+  struct Pair {
+    std::shared_ptr<const cpu::Linear> linear;
+    std::vector<uint8_t> blocks;
+    std::vector<float> values;
+    int n, k, gguf_id;
+  };
+
+  std::vector<float> floats(size_t count, float spread, float middle = 0) {
+    std::normal_distribution<float> normal(middle, spread);
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random_);
+    return values;
+  }
+
+  /// A quantised matrix of rows with unit gain.
+  Pair matrix(int n, int k, int gguf_id) {
+    Pair p{nullptr, {}, floats(size_t(n) * k, 1 / std::sqrt(float(k))), n, k, gguf_id};
+    p.blocks.resize(quant::row_bytes(gguf_id, k) * n);
+    quant::quantize(gguf_id, p.values, k, {}, p.blocks);
+    quant::dequantize(gguf_id, p.blocks, p.values);
+    p.linear = std::make_shared<cpu::Linear>(
+        cpu::Matrix::repack(*context, p.blocks, gguf_id, n, k, "w"), std::vector<float>{});
+    return p;
+  }
+
+  /// Matrices of one k and format below one another, on the card.
+  CudaMatrix on_card(const std::vector<const Pair*>& parts) {
+    std::vector<uint8_t> records;
+    CudaMatrix m{nullptr, 0, parts[0]->k, parts[0]->gguf_id};
+    for (const Pair* part : parts) {
+      const size_t begin = records.size();
+      const size_t bytes = quant::r16_bytes(m.gguf_id, part->blocks.size(), part->n);
+      records.resize(begin + bytes);
+      quant::r16_pack(m.gguf_id, part->blocks, part->n, std::span(records).subspan(begin));
+      m.n += part->n;
+    }
+    m.weights = memory_.put(records);
+    return m;
+  }
+
+  std::shared_ptr<const cpu::RmsNorm> norm(int n, const float*& on_card) {
+    const std::vector<float> weight = floats(n, 0.2f, 1);
+    on_card = memory_.put(weight);
+    return std::make_shared<cpu::RmsNorm>(cpu::RmsNorm{weight, 1e-6f});
+  }
+
+  half_t* halves(const std::vector<float>& values) {
+    std::vector<half_t> rounded;
+    for (float v : values) rounded.push_back({float_to_half(v)});
+    return memory_.put(rounded);
+  }
+
+  std::shared_ptr<cpu::Context> context;
+
+ private:
+  Memory& memory_;
+  std::mt19937 random_{11};
+};
+
+/// Operations as they come, jobs as they are posted: what a graph does, in one order of it.
+class Eagerly : public StepRecorder {
+ public:
+  Eagerly(LatentModel& model, std::function<void(uint64_t)> job)
+      : model_(model), job_(std::move(job)) {}
+  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer); }
+  void order(StepStream, StepStream) override {}
+  void post(uint64_t job) override {
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+    job_(job);
+  }
+  void await(uint64_t) override {}
+
+ private:
+  LatentModel& model_;
+  std::function<void(uint64_t)> job_;
+};
+
+struct Scene {
+  TestMemory memory;
+  Weights weights{memory};
+  std::unique_ptr<LatentModel> model;
+  std::vector<std::shared_ptr<const cpu::Experts>> experts;  // of the job with this number - 1
+  std::shared_ptr<program::Decoder> decoder;
+  std::shared_ptr<program::KvPool> kv;
+  std::vector<float> table;
+
+  /// resident: experts of the MoE layer with a slot. on_cpu: whether the CPU computes at all.
+  Scene(const std::vector<int>& resident, bool on_cpu) {
+    LatentShape s;
+    s.batch = kBatch, s.hidden = kHidden, s.heads = kHeads, s.q_lora = kQLora, s.kv_lora = kKvLora;
+    s.nope = kNope, s.rope = kRope, s.v = kValue, s.experts = kExperts, s.top_k = kTopK;
+    s.expert_inner = kInner, s.vocab = kVocab, s.pages = kPages, s.max_pages = 3;
+    s.scale = 1 / std::sqrt(float{kNope + kRope}), s.sms = 3, s.arch = 90;
+    s.n_group = 4, s.topk_group = 2, s.sigmoid = s.group_sum_of_two = s.norm_topk_prob = true;
+    s.routed_scaling_factor = 2.5f;
+    auto rope = std::make_shared<cpu::Rope>();
+    rope->interleaved = true;
+    for (int i = 0; i < kRope / 2; ++i) rope->inv_freq.push_back(std::pow(100.0f, -i / 16.0f));
+
+    std::vector<LatentLayer> layers(2);
+    std::vector<cpu::KvSpec> specs;
+    std::vector<std::shared_ptr<const program::Node>> nodes;
+    for (int i = 0; i < 2; ++i) {
+      nodes.push_back(attention(layers[i], rope, i, specs));
+      nodes.push_back(i == 0 ? dense(layers[i]) : moe(layers[i], s, resident, on_cpu));
+    }
+    const float* final_norm;
+    const auto norm = weights.norm(kHidden, final_norm);
+    const auto head = weights.matrix(kVocab, kHidden, quant::Q8_0::kGgufId);
+    table = weights.floats(kVocab * kHidden, 1);
+    auto keep = std::make_shared<std::vector<float>>(table);
+    auto embedding = std::make_shared<program::Embedding>(
+        std::span(reinterpret_cast<const uint8_t*>(keep->data()), keep->size() * 4), keep,
+        quant::F32::kGgufId, kVocab, kHidden);
+    kv = std::make_shared<program::KvPool>(
+        specs, program::KvOptions{cpu::KvType::kF32, cpu::KvType::kF32, 512});
+    decoder = std::make_shared<program::Decoder>(weights.context, embedding, nodes, norm,
+                                                 head.linear, kv, program::Arithmetic::kF32);
+    model = std::make_unique<LatentModel>(s, layers, final_norm, weights.on_card({&head}),
+                                          memory.put(rope->inv_freq), memory);
+  }
+
+  std::shared_ptr<const program::Node> attention(LatentLayer& w,
+                                                 const std::shared_ptr<const cpu::Rope>& rope,
+                                                 int index, std::vector<cpu::KvSpec>& specs) {
+    const int q4 = quant::Q4_K::kGgufId, head = kNope + kRope;
+    const auto q_a = weights.matrix(kQLora, kHidden, q4);
+    const auto kv_a = weights.matrix(kKvLora + kRope, kHidden, q4);
+    const auto q_b = weights.matrix(kHeads * head, kQLora, quant::Q6_K::kGgufId);
+    const auto kv_b = weights.matrix(kHeads * (kNope + kValue), kKvLora, quant::Q8_0::kGgufId);
+    const auto o = weights.matrix(kHidden, kHeads * kValue, q4);
+    const auto norm = weights.norm(kHidden, w.attention_norm);
+    cpu::MlaWeights m;
+    m.q_a = q_a.linear, m.q_b = q_b.linear, m.kv_a = kv_a.linear, m.kv_b = kv_b.linear;
+    m.o = o.linear, m.rope = rope;
+    m.q_a_norm = weights.norm(kQLora, w.q_norm), m.kv_a_norm = weights.norm(kKvLora, w.kv_norm);
+    m.num_heads = kHeads, m.kv_lora_rank = kKvLora, m.qk_nope_head_dim = kNope;
+    m.qk_rope_head_dim = kRope, m.v_head_dim = kValue;
+    m.scale = 1 / std::sqrt(float{kNope + kRope});
+    w.qkv_a = weights.on_card({&q_a, &kv_a}), w.q_b = weights.on_card({&q_b});
+    w.o = weights.on_card({&o});
+    // kv_b: per head nope rows of keys, then v rows of values, each over the latent.
+    std::vector<float> k_b, v_b;
+    for (int h = 0; h < kHeads; ++h) {
+      const float* rows = kv_b.values.data() + size_t(h) * (kNope + kValue) * kKvLora;
+      for (int n = 0; n < kKvLora; ++n)
+        for (int k = 0; k < kNope; ++k) k_b.push_back(rows[k * kKvLora + n]);
+      v_b.insert(v_b.end(), rows + kNope * kKvLora, rows + (kNope + kValue) * kKvLora);
+    }
+    w.k_b = weights.halves(k_b), w.v_b = weights.halves(v_b);
+    auto twin = std::make_shared<cpu::MlaAttention>(m);
+    specs.push_back(twin->kv_spec());
+    return std::make_shared<program::AttentionNode>("attention", norm, twin, index);
+  }
+
+  std::shared_ptr<cpu::Mlp> mlp(LatentLayer& w) {
+    const auto gate = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
+    const auto up = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
+    const auto down = weights.matrix(kHidden, kInner, quant::Q6_K::kGgufId);
+    w.gate_up = weights.on_card({&gate, &up}), w.down = weights.on_card({&down});
+    return std::make_shared<cpu::Mlp>(gate.linear, up.linear, down.linear);
+  }
+
+  std::shared_ptr<const program::Node> dense(LatentLayer& w) {
+    const auto norm = weights.norm(kHidden, w.ffn_norm);
+    return std::make_shared<program::FeedForwardNode>("mlp", norm, mlp(w));
+  }
+
+  std::shared_ptr<const program::Node> moe(LatentLayer& w, const LatentShape& s,
+                                           const std::vector<int>& resident, bool on_cpu) {
+    const auto norm = weights.norm(kHidden, w.ffn_norm);
+    w.moe = true, w.cpu_experts = on_cpu;
+    const auto router = weights.matrix(kExperts, kHidden, quant::F32::kGgufId);
+    w.router = memory.put(router.values);
+    cpu::RouterOptions options{kTopK,
+                               s.sigmoid,
+                               weights.floats(kExperts, 0.1f),
+                               s.n_group,
+                               s.topk_group,
+                               s.group_sum_of_two,
+                               s.norm_topk_prob,
+                               s.routed_scaling_factor};
+    w.router_bias = memory.put(options.bias);
+    std::vector<cpu::ExpertEntry> entries;
+    std::vector<ExpertSlot> slots(kExperts, ExpertSlot{nullptr, nullptr, nullptr});
+    for (int e = 0; e < kExperts; ++e) {
+      const auto gate = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
+      const auto up = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
+      const auto down = weights.matrix(kHidden, kInner, quant::Q6_K::kGgufId);
+      const auto matrix = [](const Weights::Pair& p) {
+        return std::shared_ptr<const cpu::Matrix>(p.linear, &p.linear->weight());
+      };
+      entries.push_back({cpu::Where::kRam, true, matrix(gate), matrix(up), matrix(down)});
+      if (std::find(resident.begin(), resident.end(), e) == resident.end()) continue;
+      w.expert = weights.on_card({&gate});
+      w.expert_down = weights.on_card({&down});
+      slots[e] = {w.expert.weights, weights.on_card({&up}).weights, w.expert_down.weights};
+    }
+    if (!resident.empty()) w.slots = memory.put(slots);
+    auto all = std::make_shared<cpu::Experts>(entries);
+    experts.push_back(all);
+    return std::make_shared<program::FeedForwardNode>(
+        "moe", norm,
+        std::make_shared<cpu::MoeBlock>(std::make_shared<cpu::Router>(router.linear, options), all,
+                                        mlp(w), nullptr));
+  }
+
+  void cpu_job(uint64_t job) {
+    const HostExperts& host = model->host_experts();
+    const std::vector<cpu::Rounding> rounding(kBatch, cpu::Rounding::kFloat);
+    experts[job - 1]->forward(*weights.context, host.x, kBatch, kTopK, host.ids, host.weights,
+                              rounding.data(), host.out);
+  }
+
+  std::vector<float> card_step(const std::vector<int32_t>& tokens, int position) {
+    std::vector<float> embeddings;
+    for (int32_t token : tokens)
+      embeddings.insert(embeddings.end(), table.begin() + token * kHidden,
+                        table.begin() + (token + 1) * kHidden);
+    // The second sequence's pages stand the other way round.
+    const std::vector<int32_t> positions(kBatch, position);
+    model->begin_step(embeddings.data(), positions.data(), {{0, 2, 4}, {5, 3, 1}});
+    Eagerly recorder(*model, [&](uint64_t job) { cpu_job(job); });
+    record_step(model->step_layers(), false, recorder);
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+    return {model->logits(), model->logits() + kBatch * kVocab};
+  }
+};
+
+void check_steps(Scene& scene, int steps) {
+  const auto a = scene.kv->make_sequence(), b = scene.kv->make_sequence();
+  for (int position = 0; position < steps; ++position) {
+    const std::vector<int32_t> tokens{(7 * position + 3) % kVocab, (5 * position + 9) % kVocab};
+    program::Step step;
+    const std::vector<int32_t> positions(kBatch, position), sequence{0, 1}, rows{0, 1};
+    const std::vector<uint8_t> is_prompt{0, 0};
+    const std::vector<std::shared_ptr<program::Sequence>> sequences{a, b};
+    step = {tokens, positions, sequence, is_prompt, sequences, rows, false};
+    program::StepOut out;
+    scene.decoder->step(step, out);
+    const std::vector<float> got = scene.card_step(tokens, position);
+    double squared = 0, whole = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      squared += (double(got[i]) - out.logits[i]) * (double(got[i]) - out.logits[i]);
+      whole += double(out.logits[i]) * out.logits[i];
+    }
+    ASSERT_LE(squared / whole, 5e-5) << "position " << position;
+  }
+}
+
+TEST(LatentModel, AgreesWithTheCpusDecoder) {
+  Scene scene({1, 2, 5}, true);  // some experts in slots, the others the CPU's
+  check_steps(scene, 2);
+}
+
+TEST(LatentModel, RunsWithoutSlotsAndWithoutTheCpu) {
+  Scene none({}, true);
+  check_steps(none, 1);
+  Scene all({0, 1, 2, 3, 4, 5, 6, 7}, false);
+  check_steps(all, 1);
+}
+
+TEST(LatentModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
+  TestMemory memory;
+  cpu::Context context(2);
+  bench::V3Options options;
+  options.narrow = true, options.moe_layers = 1, options.experts = 12, options.batch = 2;
+  options.context = 64, options.vocab = 64;
+  const bench::V3 v3 = bench::V3Maker(memory, context).make(options, 3, 90);
+  LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  bench::ExpertJob job{&model, &v3, &context};
+  Eagerly recorder(model, [&](uint64_t number) { job.run(int(number) - 1); });
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> embeddings(2 * v3.shape.hidden);
+  for (float& v : embeddings) v = normal(random);
+  const std::vector<int32_t> positions{0, 0};
+  model.begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
+  record_step(model.step_layers(), false, recorder);
+#if defined(KT_TEST_ON_GPU)
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+  for (int i = 0; i < 2 * options.vocab; ++i) ASSERT_TRUE(std::isfinite(model.logits()[i])) << i;
+  // Two tokens meet 8 to 12 of 12 experts, each of 256 x 256 in Q4_K, Q4_K and Q6_K.
+  const size_t one = 256 * (144 + 144 + 210);
+  EXPECT_EQ(v3.expert_bytes, one);
+  EXPECT_EQ(job.bytes % one, 0u);
+  EXPECT_GE(job.bytes / one, 8u);
+  EXPECT_LE(job.bytes / one, 12u);
+}
+
+TEST(LatentModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
+  TestMemory memory;
+  LimitedMemory limited(memory, 1000);
+  limited.device(600);
+  try {
+    limited.device(401);
+    FAIL() << "more than the limit";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("401 bytes more: 600 of 1000"), std::string::npos) << text;
+  }
+  limited.device(400);
+  EXPECT_EQ(limited.taken(), 1000u);
+}
+
+TEST(LatentModel, RefusesWhatDoesNotFit) {
+  Scene scene({}, true);
+  const std::vector<float> embeddings(kBatch * kHidden);
+  const std::vector<int32_t> far{64, 200}, near{0, 0};
+  EXPECT_THROW(scene.model->begin_step(embeddings.data(), far.data(), {{0, 1}, {2, 3}}),
+               InvalidArgument);
+  EXPECT_THROW(scene.model->begin_step(embeddings.data(), near.data(), {{0}}), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace kt::cuda
