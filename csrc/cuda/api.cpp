@@ -7,6 +7,7 @@
 #include "cuda/api_guard.h"
 #include "cuda/attention/flash.h"
 #include "cuda/gemm/dense_gemm.h"
+#include "cuda/graph/step.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/pack.h"
 #include "cuda/layer/layer.h"
@@ -40,6 +41,25 @@ Prepared prepared(const void* fragments, const void* sums, const void* scales) {
           static_cast<float*>(const_cast<void*>(sums)),
           static_cast<float*>(const_cast<void*>(scales))};
 }
+
+/// Writes down what a step is.
+class TextRecorder : public StepRecorder {
+ public:
+  std::string text;
+  void run(StepStream stream, StepOp op, int layer) override {
+    text += kt::concat(name(stream), " ", name_of(op), " ", layer, "\n");
+  }
+  void order(StepStream from, StepStream to) override {
+    text += kt::concat("order ", name(from), " ", name(to), "\n");
+  }
+  void post(uint64_t job) override { text += kt::concat("post ", job, "\n"); }
+  void await(uint64_t job) override { text += kt::concat("await ", job, "\n"); }
+
+ private:
+  static const char* name(StepStream stream) {
+    return stream == StepStream::kMain ? "main" : "side";
+  }
+};
 
 }  // namespace
 
@@ -188,5 +208,18 @@ int kt_cuda_gemv_weights(const float* values, int n, int k, int gguf_id, int r16
       quant::r16_pack(gguf_id, blocks, n, {static_cast<uint8_t*>(out), *bytes});
     else
       std::memcpy(out, blocks.data(), plain);
+  });
+}
+
+int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, size_t size) {
+  return guarded([&] {
+    std::vector<StepLayer> all;
+    for (int i = 0; i < layers; ++i)
+      all.push_back(
+          {(flags[i] & 1) != 0, (flags[i] & 2) != 0, (flags[i] & 4) != 0, (flags[i] & 8) != 0});
+    TextRecorder recorder;
+    record_step(all, sample != 0, recorder);
+    KT_CHECK(recorder.text.size() < size, "a step of ", recorder.text.size(), " characters");
+    std::memcpy(text, recorder.text.c_str(), recorder.text.size() + 1);
   });
 }

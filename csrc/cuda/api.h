@@ -63,6 +63,11 @@ KT_API int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
 KT_API int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight, void* out_float,
                             void* out_16, int m, int k, float eps, int bf16, void* stream);
 
+/// The order of a decode step's operations, a line each: "main NAME LAYER", "side NAME LAYER",
+/// "order FROM TO", "post JOB", "await JOB". flags: per layer 1 MoE + 2 shared expert + 4 experts
+/// on the CPU + 8 experts with a slot. text: at least 64 bytes per operation.
+KT_API int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, size_t size);
+
 /// Empty jobs through the mailbox, `layers` of them per graph launch, `steps` launches.
 /// microseconds: [steps, layers] from the begin of one job on the CPU to that of the next. way: 0
 /// memory operations, 1 host functions; -1: what the probe finds, and it is written.

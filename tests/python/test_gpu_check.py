@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cuda import __main__ as bench_cuda
-from bench.cuda import handoff
+from bench.cuda import handoff, timeline
 from ktransformers.cuda_library import CudaLibrary, CudaLibraryError
 from tests.gpu import check
 
@@ -48,6 +48,24 @@ def test_a_wrong_or_slow_result_is_called_so():
     late = handoff.row(0, times, bars=True)
     assert late["us"] == 5.0 and late["p99_us"] == 100.0
     assert bench_cuda.verdict(late) == "short"
+
+
+def test_the_timeline_keeps_what_waits_for_what(library):
+    moe = timeline.MOE | timeline.SHARED | timeline.ON_CPU | timeline.IN_SLOTS
+    lines = timeline.operations(library, [0, moe])
+    assert [line[0] for line in lines if line[0] in ("post", "await")] == ["post", "await"]
+    machine = timeline.Machine(gpu_gbps=1000.0, cpu_gbps=100.0, launch_us=1.0, handoff_us=2.0)
+    spans = {(s.lane, s.name): s for s in timeline.simulate(lines, machine)}
+    copied, experts = spans["main", "copy to host"], spans["cpu", "experts"]
+    assert experts.begin == copied.end + 2.0
+    assert experts.end - experts.begin == pytest.approx(timeline.CPU_MB * 10)
+    # Shared and resident experts run while the CPU works, each on its own stream.
+    shared, resident = spans["side", "shared expert"], spans["main", "resident experts"]
+    assert shared.begin == resident.begin == copied.end
+    assert spans["main", "wait"].begin == max(shared.end, resident.end)
+    assert spans["main", "copy from host"].begin == experts.end + 2.0
+    picture = timeline.svg(list(spans.values()))
+    assert picture.count("<rect") == len(spans) + 1 and "GPU, side stream" in picture
 
 
 def test_the_library_tells_why_a_call_failed(library):
