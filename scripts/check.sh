@@ -15,7 +15,7 @@ $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
-for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi browser chroot}; do
+for part in ${CHECK:-symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot}; do
   case $part in
     symbols)
       $step "-O0 configure" cmake -S . -B build/O0 -G Ninja -DCMAKE_BUILD_TYPE=Debug \
@@ -43,8 +43,13 @@ for part in ${CHECK:-symbols wheel sanitize thread fuzz lm_eval openapi browser 
         tests/python/test_server_openapi.py -o junit_family=xunit1 --junitxml="$KT_REPORT/openapi.xml"
       ;;
     browser) $step "chat page in Chromium" env REPORTS="$PWD/$KT_REPORT" scripts/web.sh test ;;
+    interop) $step "LangChain and lm-eval as clients" tests/tools/check_interop.sh "$py" ;;
+    soak)
+      $step "soak" env PYTHONPATH=. "$py" -m tests.tools.soak --minutes "${SOAK_MINUTES:-1}" --requests 2000
+      $step "kill -9 and start again" env PYTHONPATH=. "$py" -m tests.tools.kill_restart --times 20
+      ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
-    *) echo "error: CHECK names $part; known: symbols wheel cuda sanitize thread fuzz lm_eval openapi browser chroot" >&2; exit 2 ;;
+    *) echo "error: CHECK names $part; known: symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot" >&2; exit 2 ;;
   esac
 done
 report

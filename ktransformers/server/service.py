@@ -161,7 +161,7 @@ class Service:
 
     def names(self) -> set[str]:
         own = self.settings.model_name
-        return {own, f"{own}:latest", "default"}
+        return {own, f"{own}:latest", "default", "default:latest"}
 
     @cached_property
     def digest(self) -> str:
