@@ -1,0 +1,217 @@
+"""The server on a full-width model: one stream against the chat's own loop, several against
+llama-server and the machine's limit, shared and long prompts beside others.
+
+    python -m bench.serve                      every part, then plot and table
+    python -m bench.serve --parts streams      one part; figures of others, measured before, stay
+    python -m bench.serve --table              only prints what was measured
+
+Parts: local (one stream, and `local_chat`'s loop on the same prompt), streams (8 at once, beside
+llama-server's 8 slots in .venv-peers), users (the field's five users, a request a second), prefix
+(2,000 tokens shared), long (8,000 tokens arrive while three generate). Figures: docs/serve.json,
+plot: docs/serve.png. A part measures the machine's limits too, and says what it made of them.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import cpu_models, limits, peers, report
+from bench.cpu_work import work_of
+from ktransformers.cli import bench_client as client
+from ktransformers.cli.bench_serve import local_speed, properties, started
+from ktransformers.errors import UserError
+
+JSON, PNG = report.ROOT / "docs" / "serve.json", report.ROOT / "docs" / "serve.png"
+PARTS = ("local", "streams", "users", "prefix", "long")
+LAYERS = {"long": 4}  # 8,000 tokens through 16 layers take minutes
+STREAMS, SHARED, LONG, OTHERS = 8, 2000, 8000, 3
+PROMPT, TOKENS = 128, 64
+FLAGS = ["--max_batch_size", str(STREAMS), "--cache_lens", "32768"]
+
+
+@contextmanager
+def llama_server(path: Path, threads: int) -> Iterator[str]:
+    """Raises: UserError where .venv-peers or xllamacpp is missing."""
+    if not peers.PYTHON.exists():
+        raise UserError("llama-server is not installed: run `make peers`")
+    job = {"model": str(path), "slots": STREAMS, "context": 512, "threads": threads}
+    process = subprocess.Popen(
+        [str(peers.PYTHON), str(Path(__file__).with_name("serve_peer.py")), json.dumps(job)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        for line in process.stdout:
+            if line.startswith('{"url"'):
+                yield json.loads(line)["url"]
+                return
+        raise UserError("llama-server is not installed: run `make peers`")
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def model_of(part: str, layers: int) -> tuple[Path, dict]:
+    family = cpu_models.qwen3(LAYERS.get(part, layers))
+    return cpu_models.make(family, cpu_models.cache_folder()), family.config
+
+
+def bound(path: Path, config: dict, rows: int, measured: dict) -> float:
+    """Seconds that a step of `rows` generated tokens takes at least."""
+    from ktransformers.checkpoint.gguf import open_model
+
+    work = work_of(open_model(path).tensors.values(), config)
+    read, int8 = 1e9 * measured["read_gbps"], 1e12 * measured["int8_tops"]
+    return work.rows_seconds(rows, PROMPT / 2, read, int8)
+
+
+def measure(part: str, path: Path, config: dict) -> dict:
+    """The figures of one part. Raises: UserError."""
+    measured = limits.measure()
+    print(limits.line(measured), flush=True)
+    found: dict = {"limits": measured, "layers": config["num_hidden_layers"]}
+    with started(str(path), FLAGS) as url:
+        vocab, ours = properties(url)["vocab_size"], client.Client(url)
+        if part == "local":
+            found["one"] = asyncio.run(client.one_stream(ours, vocab, PROMPT, TOKENS))
+        elif part == "streams":
+            asyncio.run(client.one_stream(ours, vocab, 16, 8))
+            found["ours"] = asyncio.run(client.streams(ours, vocab, STREAMS, 32, TOKENS))
+        elif part == "users":
+            found["users"] = asyncio.run(client.users(ours, vocab, 5, 1.0, 50, PROMPT, TOKENS))
+        elif part == "prefix":
+            asyncio.run(client.one_stream(ours, vocab, 16, 8))
+            found["prefix"] = asyncio.run(client.prefix(ours, vocab, SHARED))
+        elif part == "long":
+            found["long"] = asyncio.run(client.long_prompt(ours, vocab, OTHERS, LONG, 4000))
+    if part == "local":
+        found["local"] = local_speed(str(path), PROMPT, TOKENS, vocab, {})
+        found["of_local"] = found["one"]["tokens_per_second"] / found["local"]["tokens_per_second"]
+        found["first_overhead_seconds"] = (
+            found["one"]["first_seconds"] - found["local"]["prompt_seconds"]
+        )
+        found["bound_seconds"] = bound(path, config, 1, measured)
+    if part == "streams":
+        with llama_server(path, measured["threads"]) as url:
+            peer = client.Client(url)
+            asyncio.run(client.one_stream(peer, vocab, 16, 8))
+            found["llama-server"] = asyncio.run(client.streams(peer, vocab, STREAMS, 32, TOKENS))
+        found["bound_seconds"] = bound(path, config, STREAMS, measured)
+        found["step_over_bound"] = found["ours"]["step_seconds"] / found["bound_seconds"]
+        found["over_llama_server"] = (
+            found["ours"]["tokens_per_second"] / found["llama-server"]["tokens_per_second"]
+        )
+    return found
+
+
+def rows(found: dict) -> list[list]:
+    """[what, figure, bar, verdict] of all that was measured."""
+    made = []
+
+    def row(what: str, shown: str, bar: str = "", holds: bool | None = None):
+        made.append([what, shown, bar, "" if holds is None else "ok" if holds else "missed"])
+
+    if part := found.get("local"):
+        speed, local = part["one"]["tokens_per_second"], part["local"]["tokens_per_second"]
+        row("one stream", f"{speed:.1f} tokens/s (chat {local:.1f})")
+        row("  of the chat's own loop", f"{part['of_local']:.1%}",
+            ">= 95 %", part["of_local"] >= 0.95)  # fmt: skip
+        over = 1000 * part["first_overhead_seconds"]
+        row("  first token - prompt time", f"{over:.0f} ms", "<= 25 ms", over <= 25)
+    if part := found.get("streams"):
+        ours, peer = part["ours"], part["llama-server"]
+        row(f"{STREAMS} streams", f"{ours['tokens_per_second']:.1f} tokens/s "
+            f"(llama-server {peer['tokens_per_second']:.1f})")  # fmt: skip
+        row("  over llama-server", f"{part['over_llama_server']:.2f}", ">= 1.8",
+            part["over_llama_server"] >= 1.8)  # fmt: skip
+        row("  step / bound", f"{1000 * ours['step_seconds']:.0f} ms / "
+            f"{1000 * part['bound_seconds']:.0f} ms = {part['step_over_bound']:.2f}", "<= 1.5",
+            part["step_over_bound"] <= 1.5)  # fmt: skip
+    if part := found.get("users"):
+        people = part["users"]
+        row("5 users, 1 request/s x 50", f"{people['total_tokens_per_second']:.1f} tokens/s, "
+            f"each {people['user_tokens_per_second']['mean']:.1f}, first token "
+            f"{people['first_seconds']['median']:.1f} s")  # fmt: skip
+    if part := found.get("prefix"):
+        shared = part["prefix"]
+        row(f"first token, {SHARED} tokens shared", f"{shared['cold_seconds']:.2f} s -> "
+            f"{shared['warm_seconds']:.3f} s = {shared['warm_over_cold']:.1%}", "<= 10 %",
+            shared["warm_over_cold"] <= 0.1)  # fmt: skip
+    if part := found.get("long"):
+        long = part["long"]
+        kept = long["kept"]["min"] if long["kept"] else None
+        row(f"{LONG} tokens arrive ({part['layers']} layers)",
+            f"others keep {kept:.0%}" if kept is not None else "the others ended first",
+            ">= 40 %", bool(kept and kept >= 0.4))  # fmt: skip
+        if gap := long["longest_gap_seconds"]:
+            row("  first token; longest gap", f"{long['first_seconds']:.1f} s; {gap:.2f} s")
+    return made
+
+
+def plot(found: dict, path: Path) -> None:
+    """Tokens/s of one and of several streams, with the machine's limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    bars: list[tuple[str, float, str]] = []
+    if part := found.get("local"):
+        bars.append(("chat, 1", part["local"]["tokens_per_second"], "tab:gray"))
+        bars.append(("server, 1", part["one"]["tokens_per_second"], "tab:blue"))
+        bars.append(("limit, 1", 1 / part["bound_seconds"], "lightgray"))
+    if part := found.get("streams"):
+        bars.append((f"server, {STREAMS}", part["ours"]["tokens_per_second"], "tab:blue"))
+        bars.append(
+            (f"llama-server, {STREAMS}", part["llama-server"]["tokens_per_second"], "tab:orange")
+        )
+        bars.append((f"limit, {STREAMS}", STREAMS / part["bound_seconds"], "lightgray"))
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    drawn = axes.bar([b[0] for b in bars], [b[1] for b in bars], color=[b[2] for b in bars])
+    axes.bar_label(drawn, fmt="%.1f", fontsize=8)
+    axes.set_ylabel("tokens/s, all streams")
+    axes.set_title("Serving Qwen3-30B-A3B's widths", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args(argv)
+    found = json.loads(JSON.read_text())["parts"] if JSON.exists() else {}
+    print(report.header())
+    try:
+        for part in () if options.table else options.parts.split(","):
+            if part not in PARTS:
+                raise UserError(f"--parts {part}: choose from {', '.join(PARTS)}")
+            path, config = model_of(part, options.layers)
+            found[part] = measure(part, path, config) | {"commit": report.commit()}
+            JSON.write_text(
+                json.dumps({"machine": report.machine(), "parts": found}, indent=1) + "\n"
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.table(["work", "figure", "bar", "verdict"], rows(found)))
+    if found:
+        try:
+            plot(found, PNG)
+        except ImportError:
+            print("no plot: pip install 'ktransformers[bench]' brings matplotlib")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
