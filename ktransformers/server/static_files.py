@@ -27,9 +27,10 @@ TYPES = {
 }
 PACKED = {".html", ".js", ".css", ".svg", ".json", ".txt"}
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: "
-    "blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # No string becomes HTML or script, whoever inserts it.
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from ktransformers.server.static_files import POLICY
+
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
 STATIC = ROOT / "ktransformers/server/static"
@@ -126,6 +128,10 @@ def test_no_script_or_style_stands_in_the_page():
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", html)
     policy = re.search(r'Content-Security-Policy"\s+content="([^"]+)"', html)[1]
     assert "default-src 'none'" in policy and "unsafe" not in policy
+    # The server's header says all of it, and what only a header can say.
+    rules = {rule.strip() for rule in policy.split(";")}
+    assert {rule.strip() for rule in POLICY.split(";")} - rules == {"frame-ancestors 'none'"}
+    assert rules <= {rule.strip() for rule in POLICY.split(";")}
 
 
 def test_words_of_both_languages_have_the_same_keys():

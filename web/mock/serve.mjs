@@ -13,8 +13,9 @@ const TYPES = {
   ".svg": "image/svg+xml", ".woff2": "font/woff2", ".json": "application/json",
 };
 const POLICY =
-  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; " +
-  "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; " +
+  "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+  "require-trusted-types-for 'script'; trusted-types 'none'";
 
 /** options: key, an API key to ask for; model, its name; context, in tokens. */
 export function startMock({ port = 0, key = "", model = "DeepSeek-V3-0324-Q4_K_M", context = 32768 } = {}) {

@@ -236,6 +236,20 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     expect(await last(page).locator("script, img, iframe, style, object").count()).toBe(0);
   });
 
+  it("lets no string become HTML, whoever inserts it", async () => {
+    expected = /TrustedHTML|policy: require-trusted-types-for/;
+    const page = await start();
+    const refused = await page.evaluate(() => {
+      try {
+        document.createElement("div").innerHTML = "<b>x</b>";
+        return "";
+      } catch (error) {
+        return String(error);
+      }
+    });
+    expect(refused).toContain("TrustedHTML");
+  });
+
   it("waits as long as a busy server says", async () => {
     expected = /429/;
     const page = await start();

@@ -52,6 +52,7 @@ describe.skipIf(!CHROMIUM || !SERVER)("the page on the real server", () => {
     const policy = answer.headers.get("content-security-policy") ?? "";
     expect(policy).toContain("default-src 'none'");
     expect(policy).toContain("frame-ancestors 'none'");
+    expect(policy).toContain("trusted-types 'none'");
     expect(policy).not.toMatch(/unsafe|https?:|\*/);
     expect(answer.headers.get("x-content-type-options")).toBe("nosniff");
   });
