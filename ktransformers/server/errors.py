@@ -94,6 +94,8 @@ def response_for(path: str, error: ApiError) -> JSONResponse:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if error.code == "framing":
+        headers["Connection"] = "close"  # where the next request begins is not known
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body_of(api_of(path), error), error.status, headers)
@@ -132,7 +134,9 @@ def validation_error(problems: list[dict[str, Any]]) -> ApiError:
     if problem.get("type") == "union_tag_invalid":  # pydantic's text repeats what was sent
         expected = problem["ctx"]["expected_tags"]
         return ApiError(400, f"{field}.type: Input should be one of {expected}", field, "invalid")
-    if problem.get("type") == "extra_forbidden":
+    # A list that may hold nothing stands for what other servers take, such as pictures.
+    none = problem.get("type") == "too_long" and problem["ctx"]["max_length"] == 0
+    if none or problem.get("type") == "extra_forbidden":
         return ApiError(400, f"{field}: not supported by this server", field, "unsupported")
     if problem.get("type") == "json_invalid":
         return ApiError(400, "the body is not valid JSON", code="invalid_json")

@@ -132,6 +132,10 @@ class Gate:
         fields = dict(scope["headers"])
         if fields.get(b"content-encoding", b"identity").lower() != b"identity":
             return ApiError(415, "encoded bodies are not accepted; send the JSON as it is")
+        if b"content-length" in fields and b"transfer-encoding" in fields:
+            # A proxy in front may go by the other one, and see another request begin.
+            message = "Content-Length and Transfer-Encoding exclude each other"
+            return ApiError(400, message, code="framing")
         length = fields.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 12:
             return ApiError(400, "Content-Length is not a number")

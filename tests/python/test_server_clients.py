@@ -328,7 +328,7 @@ def test_ollama_errors(oll):
     assert refused.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="num_ctx"):
         oll.chat("smollm2", QUESTION, options={"num_ctx": 1 << 20})
-    with pytest.raises(ollama.ResponseError, match="images"):
+    with pytest.raises(ollama.ResponseError, match="images: not supported by this server"):
         oll.chat("smollm2", [{"role": "user", "content": "x", "images": [b"abc"]}])
 
 

@@ -123,6 +123,15 @@ def test_foreign_hosts_are_turned_away(server, host, allowed):
         assert b" 403 " in status or b" 400 " in status
 
 
+def test_a_body_of_two_lengths_hides_no_request(server):
+    """What a proxy takes for the body must not be answered as a request of its own."""
+    body = "0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-api-key: {KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    answer = raw(server, (head + "Transfer-Encoding: chunked\r\n\r\n" + body).encode())
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1, answer
+
+
 def test_no_cross_origin_requests(server):
     headers = {"origin": "http://evil.example", "access_control_request_method": "POST"}
     for method in ("OPTIONS", "GET"):
