@@ -79,8 +79,8 @@ describe("Markdown", () => {
     for (let end = 0; end <= text.length; end++) expect(() => html(text.slice(0, end))).not.toThrow();
   });
 
-  it.each(["> ", "- ", "[", "![", "**a", "<", "`", "$", "\\[", "~~"])("survives %j ten thousand times", (piece) => {
-    expect(() => html(piece.repeat(10_000))).not.toThrow();
+  it.each(["> ", "- ", "[", "![", "**a", "<", "`", "$", "\\[", "~~"])("survives %j two thousand times", (piece) => {
+    expect(() => html(piece.repeat(2_000))).not.toThrow();
   });
 
   it("shows as written what is too deep to parse", () => {
