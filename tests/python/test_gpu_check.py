@@ -3,6 +3,7 @@ script's own decisions. What is wrong here would cost minutes on a borrowed mach
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,23 @@ def test_a_dry_run_names_what_would_fail():
     ]
     assert check.problems(wrong) == ["a: no module bench.nothing",
                                      "b: tests/gpu/nothing.sh is not there"]  # fmt: skip
+
+
+def test_the_stand_in_for_googletest(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    program = str(tmp_path / "self_test")
+    sources = [f"tests/gpu/{name}.cpp" for name in ("gtest_self_test", "main")]
+    built = subprocess.run(
+        ["g++", "-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-Itests/gpu", *sources,
+         "-o", program], cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 1 and "7 tests, 5 failed, 1 skipped" in done.stdout, done.stdout
+    for word in ("first", "second", "third", "thrown", "throws no", "near"):
+        assert word in done.stdout, done.stdout
+    assert "never said" not in done.stdout
+    one = subprocess.run([program, "Nothing.OfThatName"], capture_output=True, text=True)
+    assert one.returncode == 1  # no test of that name: nothing ran
+    assert subprocess.run([program, "Good"], capture_output=True).returncode == 0

@@ -101,6 +101,25 @@ std::string both(const char* what, const A& a, const B& b) {
   return std::string(what) + ": " + shown(a) + " against " + shown(b) + ";";
 }
 
+/// Whether something held, and what to say where it did not.
+struct Check {
+  bool ok;
+  std::string what;
+};
+template <class A, class B, class Holds>
+Check compared(const A& a, const B& b, Holds holds, const char* what) {
+  return holds(a, b) ? Check{true, ""} : Check{false, both(what, a, b)};
+}
+template <class A, class B>
+Check near(const A& a, const B& b, double limit, const char* what) {
+  const bool ok = std::fabs(double(a) - double(b)) <= limit;
+  return ok ? Check{true, ""} : Check{false, both(what, a, b)};
+}
+inline Report skipped() {
+  outcome().skipped = true;
+  return Report(false, "", 0, "");
+}
+
 template <template <class> class Fixture, class... Ts, class Make>
 bool add_typed(Types<Ts...>, const char* name, Make make) {
   (add_case(std::string(name) + "/" + Ts::kName, [make] { make.template operator()<Ts>(); }), ...);
@@ -136,49 +155,49 @@ bool add_typed(Types<Ts...>, const char* name, Make make) {
   template <class TypeParam>                                                           \
   void KT_TEST_CLASS(suite, name)<TypeParam>::TestBody()
 
-#define KT_REPORT(ok, what) ::testing::Report(!(ok), __FILE__, __LINE__, what)
-#define KT_EXPECT(a, op, b) KT_REPORT((a)op(b), ::testing::both(#a " " #op " " #b, a, b))
-#define KT_ASSERT(ok, what) \
-  if (ok)                   \
-    ;                       \
-  else                      \
-    return ::testing::Ignore() = KT_REPORT(false, what)
+// Arguments are evaluated once. `switch (0)` keeps an `else` of the caller's from joining ours.
+#define KT_CHECKED(check, fail)                                 \
+  switch (0)                                                    \
+  case 0:                                                       \
+  default:                                                      \
+    if (const ::testing::Check kt_check = (check); kt_check.ok) \
+      ;                                                         \
+    else                                                        \
+      fail ::testing::Report(true, __FILE__, __LINE__, kt_check.what)
+#define KT_EXPECT(check) KT_CHECKED(check, )
+#define KT_ASSERT(check) KT_CHECKED(check, return ::testing::Ignore() =)
+#define KT_COMPARED(a, op, b) \
+  ::testing::compared(        \
+      a, b, [](const auto& x, const auto& y) { return bool(x op y); }, #a " " #op " " #b)
 
-#define EXPECT_EQ(a, b) KT_EXPECT(a, ==, b)
-#define EXPECT_NE(a, b) KT_EXPECT(a, !=, b)
-#define EXPECT_LT(a, b) KT_EXPECT(a, <, b)
-#define EXPECT_LE(a, b) KT_EXPECT(a, <=, b)
-#define EXPECT_GT(a, b) KT_EXPECT(a, >, b)
-#define EXPECT_GE(a, b) KT_EXPECT(a, >=, b)
-#define EXPECT_TRUE(a) KT_REPORT(bool(a), #a " is false")
-#define EXPECT_FALSE(a) KT_REPORT(!(a), #a " is true")
-#define EXPECT_NEAR(a, b, limit)                               \
-  KT_REPORT(std::fabs(double(a) - double(b)) <= double(limit), \
-            ::testing::both(#a " near " #b, a, b))
-#define ASSERT_EQ(a, b) KT_ASSERT((a) == (b), ::testing::both(#a " == " #b, a, b))
-#define ASSERT_LT(a, b) KT_ASSERT((a) < (b), ::testing::both(#a " < " #b, a, b))
-#define ASSERT_LE(a, b) KT_ASSERT((a) <= (b), ::testing::both(#a " <= " #b, a, b))
-#define ASSERT_GT(a, b) KT_ASSERT((a) > (b), ::testing::both(#a " > " #b, a, b))
-#define ASSERT_GE(a, b) KT_ASSERT((a) >= (b), ::testing::both(#a " >= " #b, a, b))
-#define ASSERT_TRUE(a) KT_ASSERT(bool(a), #a " is false")
-#define ASSERT_FALSE(a) KT_ASSERT(!(a), #a " is true")
-#define ASSERT_NEAR(a, b, limit)                               \
-  KT_ASSERT(std::fabs(double(a) - double(b)) <= double(limit), \
-            ::testing::both(#a " near " #b, a, b))
-#define EXPECT_THROW(statement, kind)                  \
-  do {                                                 \
-    bool thrown = false;                               \
-    try {                                              \
-      statement;                                       \
-    } catch (const kind&) {                            \
-      thrown = true;                                   \
-    }                                                  \
-    KT_REPORT(thrown, #statement " throws no " #kind); \
-  } while (0)
-#define FAIL() return ::testing::Ignore() = KT_REPORT(false, "failed:")
-#define GTEST_SKIP()                   \
-  ::testing::outcome().skipped = true; \
-  return ::testing::Ignore() = KT_REPORT(true, "")
+#define EXPECT_EQ(a, b) KT_EXPECT(KT_COMPARED(a, ==, b))
+#define EXPECT_NE(a, b) KT_EXPECT(KT_COMPARED(a, !=, b))
+#define EXPECT_LT(a, b) KT_EXPECT(KT_COMPARED(a, <, b))
+#define EXPECT_LE(a, b) KT_EXPECT(KT_COMPARED(a, <=, b))
+#define EXPECT_GT(a, b) KT_EXPECT(KT_COMPARED(a, >, b))
+#define EXPECT_GE(a, b) KT_EXPECT(KT_COMPARED(a, >=, b))
+#define EXPECT_TRUE(a) KT_EXPECT((::testing::Check{bool(a), #a " is false"}))
+#define EXPECT_FALSE(a) KT_EXPECT((::testing::Check{!(a), #a " is true"}))
+#define EXPECT_NEAR(a, b, limit) KT_EXPECT(::testing::near(a, b, limit, #a " near " #b))
+#define ASSERT_EQ(a, b) KT_ASSERT(KT_COMPARED(a, ==, b))
+#define ASSERT_LT(a, b) KT_ASSERT(KT_COMPARED(a, <, b))
+#define ASSERT_LE(a, b) KT_ASSERT(KT_COMPARED(a, <=, b))
+#define ASSERT_GT(a, b) KT_ASSERT(KT_COMPARED(a, >, b))
+#define ASSERT_GE(a, b) KT_ASSERT(KT_COMPARED(a, >=, b))
+#define ASSERT_TRUE(a) KT_ASSERT((::testing::Check{bool(a), #a " is false"}))
+#define ASSERT_FALSE(a) KT_ASSERT((::testing::Check{!(a), #a " is true"}))
+#define ASSERT_NEAR(a, b, limit) KT_ASSERT(::testing::near(a, b, limit, #a " near " #b))
+#define EXPECT_THROW(statement, kind)                               \
+  KT_EXPECT(([&] {                                                  \
+    try {                                                           \
+      statement;                                                    \
+    } catch (const kind&) {                                         \
+      return ::testing::Check{true, ""};                            \
+    }                                                               \
+    return ::testing::Check{false, #statement " throws no " #kind}; \
+  }()))
+#define FAIL() KT_ASSERT((::testing::Check{false, "failed:"}))
+#define GTEST_SKIP() return ::testing::Ignore() = ::testing::skipped()
 #define KT_JOIN2(a, b) a##b
 #define KT_JOIN(a, b) KT_JOIN2(a, b)
 #define SCOPED_TRACE(text) const ::testing::Trace KT_JOIN(kt_trace_, __LINE__)(text)
