@@ -127,7 +127,7 @@ export const en = {
   stopStringsNote: "One a line; \\n stands for a new line.",
   reset: "Reset",
   thinking: "Thinking",
-  thinkingDefault: "As the model likes",
+  thinkingDefault: "Default",
   on: "On",
   off: "Off",
   tools: "Tools",
