@@ -28,7 +28,7 @@ from ktransformers.errors import UserError
 
 JSON, PNG = report.ROOT / "docs" / "serve.json", report.ROOT / "docs" / "serve.png"
 PARTS = ("local", "streams", "users", "prefix", "long")
-LAYERS = {"long": 4}  # 8,000 tokens through 16 layers take minutes
+LAYERS = {"long": 4, "users": 4}  # through 16 layers these take minutes
 STREAMS, SHARED, LONG, OTHERS = 8, 2000, 8000, 3
 PROMPT, TOKENS = 128, 64
 FLAGS = ["--max_batch_size", str(STREAMS), "--cache_lens", "32768"]
@@ -136,8 +136,9 @@ def rows(found: dict) -> list[list]:
             part["step_over_bound"] <= 1.5)  # fmt: skip
     if part := found.get("users"):
         people = part["users"]
-        row("5 users, 1 request/s x 50", f"{people['total_tokens_per_second']:.1f} tokens/s, "
-            f"each {people['user_tokens_per_second']['mean']:.1f}, first token "
+        row(f"5 users, 1 request/s x 50 ({part['layers']} layers)",
+            f"{people['total_tokens_per_second']:.1f} tokens/s, each "
+            f"{people['user_tokens_per_second']['mean']:.1f}, first token "
             f"{people['first_seconds']['median']:.1f} s")  # fmt: skip
     if part := found.get("prefix"):
         shared = part["prefix"]

@@ -243,6 +243,24 @@ def test_a_paused_reader_holds_nobody_up(served):
     assert len(serving.tokens[slow]) == 400
 
 
+def test_every_answer_goes_on_in_every_step_beside_a_long_prompt(served):
+    serving = served()
+    serving.engine.scheduler.chunk = 32
+    others = [serving.engine.submit([request(text(20, n), 700)])[0] for n in (1, 2)]
+    serving.wait(lambda: all(len(serving.tokens.get(one, ())) > 3 for one in others))
+    stats = serving.engine.stats
+    before = [len(serving.tokens[one]) for one in others], stats.steps
+    long = serving.engine.submit([request(text(1000, 9), 2)])[0]
+    serving.wait(lambda: serving.tokens.get(long))
+    steps = stats.steps - before[1]
+    assert steps >= 1000 / 32, "the prompt was evaluated in larger pieces"
+    for one, had in zip(others, before[0], strict=True):
+        assert len(serving.tokens[one]) - had >= min(steps, 700 - had) - 3
+    for one in (*others, long):
+        one.cancel()
+    serving.wait(lambda: all(one in serving.ends for one in (*others, long)))
+
+
 def test_closing_ends_everybody(served):
     serving = served(max_batch=1)
     made = [serving.engine.submit([request(text(50), 1000)])[0] for _ in range(3)]
