@@ -17,6 +17,8 @@ list(FILTER KT_CUDA_HOST EXCLUDE REGEX "/cuda/api.*\\.cpp$")
 if(KT_BUILD_TESTS)
   # Unoptimised: emulated kernels are short work, their many instances are long to compile.
   set_source_files_properties(${KT_CUDA_PORTABLE} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -O0)
+  file(GLOB cuda_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/cpp/cuda/*.cpp)
+  set_source_files_properties(${cuda_tests} PROPERTIES COMPILE_OPTIONS -O1)
   add_library(kt_cuda_emulated STATIC csrc/cuda/common/emulator.cpp csrc/cuda/common/fibre.cpp
               ${KT_CUDA_PORTABLE} ${KT_CUDA_HOST})
   target_link_libraries(kt_cuda_emulated PUBLIC kt_quant kt_base)

@@ -1,9 +1,12 @@
 // Generated tokens at DeepSeek-V3's width, experts on the CPU inside the step's graph:
 //
 //   kt_gpu_decode [--batch N] [--context N] [--experts N] [--threads N] [--steps N] [--json FILE]
+//   kt_gpu_decode --layers 61 ...
 //
-// Two figures, each against what the same run measured of the machine: a step of four layers, and
-// the GPU's phase of one MoE layer with an empty job for the CPU.
+// Each figure stands against what the same run measured of the machine. Without --layers: a step of
+// four layers, and the GPU's phase of one MoE layer with an empty job for the CPU. With 61: the
+// whole of DeepSeek-V3's shape at a context of 4k and 128k with no more than 24 GiB on the card;
+// layers take turns with 12 sets of 256 experts (82 GB).
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <string>
 
 #include "base/os.h"
@@ -24,7 +28,7 @@ namespace {
 
 struct Options {
   V3Options v3;
-  int threads = 0, steps = 60;
+  int threads = 0, steps = 60, layers = 0;
   std::string json;
 };
 
@@ -39,7 +43,9 @@ Options parse(int argc, char** argv) {
       continue;
     }
     KT_CHECK(value > 0, name, " ", argv[i + 1], ": must be a number above 0");
-    if (name == "--batch")
+    if (name == "--layers")
+      o.layers = value;
+    else if (name == "--batch")
       o.v3.batch = value;
     else if (name == "--context")
       o.v3.context = value;
@@ -86,6 +92,8 @@ Times times_of(std::vector<double> seconds) {
   return {seconds[seconds.size() / 2], seconds[seconds.size() * 99 / 100]};
 }
 
+constexpr int kWarmUp = 10;
+
 /// Seconds of `steps` steps behind a context.
 std::vector<double> run_steps(const V3& v3, cuda::LatentModel& model, cuda::LatentRunner& runner,
                               int context, int steps) {
@@ -97,9 +105,9 @@ std::vector<double> run_steps(const V3& v3, cuda::LatentModel& model, cuda::Late
   for (int row = 0; row < s.batch; ++row)
     for (int i = 0; i < s.max_pages; ++i) pages[row].push_back(row * s.max_pages + i);
   std::vector<double> seconds;
-  for (int step = -10; step < steps; ++step) {
+  for (int step = -kWarmUp; step < steps; ++step) {
     for (float& v : embeddings) v = normal(random);
-    const std::vector<int32_t> positions(s.batch, context + (step + 10) % 64);
+    const std::vector<int32_t> positions(s.batch, context + (step + kWarmUp) % 64);
     const double begin = os::seconds();
     model.begin_step(embeddings.data(), positions.data(), pages);
     runner.step();
@@ -116,31 +124,58 @@ struct Row {
   bool right;
 };
 
+/// A model with its experts on the CPU, ready to step.
+class Steps {
+ public:
+  Steps(const V3& v3, cuda::LatentModel& model, cuda::Memory& memory, cpu::Context& context,
+        const V3Options& options)
+      : v3_(v3), model_(model), options_(options), job_{&model, &v3, &context} {
+    const auto run = [](void* job, int layer) { static_cast<ExpertJob*>(job)->run(layer); };
+    std::vector<cuda::HandoffJob> jobs;
+    for (int i = 0; i < options.moe_layers; ++i) jobs.push_back({run, &job_, i, "experts"});
+    runner_ = std::make_unique<cuda::LatentRunner>(model, memory, jobs, cuda::probe_handoff(),
+                                                   cuda::HandoffOptions{});
+  }
+  std::vector<double> run(int steps) {
+    run_steps(v3_, model_, *runner_, options_.context, 3);
+    job_.bytes = 0;
+    std::vector<double> seconds = run_steps(v3_, model_, *runner_, options_.context, steps);
+    expert_bytes_ = double(job_.bytes) / (steps + kWarmUp);
+    return seconds;
+  }
+  /// Of a step.
+  double expert_bytes() const { return expert_bytes_; }
+  size_t nodes() const { return runner_->nodes(); }
+  bool right() const {
+    return std::all_of(model_.logits(), model_.logits() + options_.vocab,
+                       [](float v) { return std::isfinite(v); });
+  }
+
+ private:
+  const V3& v3_;
+  cuda::LatentModel& model_;
+  V3Options options_;
+  ExpertJob job_;
+  double expert_bytes_ = 0;
+  std::unique_ptr<cuda::LatentRunner> runner_;
+};
+
 Row decode_step(const Options& o, const Card& card, cpu::Context& context, double read_gbps) {
   cuda::CudaMemory memory;
   const V3 v3 = V3Maker(memory, context).make(o.v3, card.sms, card.arch);
   cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
-  ExpertJob job{&model, &v3, &context};
-  const auto run = [](void* job, int layer) { static_cast<ExpertJob*>(job)->run(layer); };
-  std::vector<cuda::HandoffJob> jobs;
-  for (int i = 0; i < o.v3.moe_layers; ++i) jobs.push_back({run, &job, i, "experts of a layer"});
-  cuda::LatentRunner runner(model, memory, jobs, cuda::probe_handoff(), {});
-  run_steps(v3, model, runner, o.v3.context, 3);
-  job.bytes = 0;
-  const std::vector<double> seconds = run_steps(v3, model, runner, o.v3.context, o.steps);
-  const double expert_bytes = double(job.bytes) / (o.steps + 10);
-  const double bound = expert_bytes / read_gbps / 1e9 +
+  Steps steps(v3, model, memory, context, o.v3);
+  const std::vector<double> seconds = steps.run(o.steps);
+  const double bound = steps.expert_bytes() / read_gbps / 1e9 +
                        double(model.step_bytes(o.v3.context)) / card.copy_gbps / 1e9 +
                        15e-6 * o.v3.moe_layers;
-  const bool right = std::all_of(model.logits(), model.logits() + o.v3.vocab,
-                                 [](float v) { return std::isfinite(v); });
   return {concat("decode step, ", o.v3.moe_layers + o.v3.dense_layers,
                  " layers of V3 width, batch ", o.v3.batch, ", context ", o.v3.context),
           times_of(seconds),
           bound,
           1 / 1.15,
-          runner.nodes(),
-          right};
+          steps.nodes(),
+          steps.right()};
 }
 
 Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
@@ -160,6 +195,28 @@ Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
       1,
       runner.nodes(),
       true};
+}
+
+/// The whole model's shape; `whole` keeps the experts for the next call.
+Row whole_model(const Options& o, const Card& card, cpu::Context& context, double read_gbps,
+                int length, double gib_limit, V3Options& whole) {
+  cuda::CudaMemory card_memory;
+  cuda::LimitedMemory memory(card_memory, size_t(gib_limit * double(1 << 30)));
+  whole.dense_layers = std::min(3, o.layers - 1), whole.moe_layers = o.layers - whole.dense_layers;
+  whole.experts = 256, whole.banks = 12, whole.vocab = 129280, whole.context = length;
+  const V3 v3 = V3Maker(memory, context).make(whole, card.sms, card.arch);
+  whole.given.assign(v3.experts.begin(),
+                     v3.experts.begin() + std::min(whole.banks, whole.moe_layers));
+  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  Steps steps(v3, model, memory, context, whole);
+  const std::vector<double> seconds = steps.run(o.steps);
+  return {concat(o.layers, " layers of V3 width, context ", length, ", ",
+                 double(memory.taken()) / double(1 << 30), " GiB on the card"),
+          times_of(seconds),
+          steps.expert_bytes() / read_gbps / 1e9,
+          0.6,
+          steps.nodes(),
+          steps.right()};
 }
 
 std::string json_of(const Card& card, double read_gbps, const std::vector<Row>& rows) {
@@ -183,7 +240,15 @@ int run(int argc, char** argv) {
   const Card card = this_card();
   cpu::Context context(o.threads);
   const double read = cpu::measure_limits(context, int64_t{4} << 30, 3).read_gbps;
-  const std::vector<Row> rows{gpu_phase(o, card, context), decode_step(o, card, context, read)};
+  std::vector<Row> rows;
+  if (o.layers > 1) {
+    V3Options whole = o.v3;
+    rows.push_back(whole_model(o, card, context, read, 4096, 14, whole));
+    rows.push_back(whole_model(o, card, context, read, 131072, 24, whole));
+  } else {
+    rows.push_back(gpu_phase(o, card, context));
+    rows.push_back(decode_step(o, card, context, read));
+  }
   const std::string json = json_of(card, read, rows);
   std::fputs(json.c_str(), stdout);
   if (!o.json.empty()) std::ofstream(o.json) << json;

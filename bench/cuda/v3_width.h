@@ -22,7 +22,9 @@ namespace kt::bench {
 
 struct V3Options {
   int dense_layers = 1, moe_layers = 3;
-  int experts = 128;  // per layer; each has memory of its own
+  int experts = 128;  // per layer
+  int banks = 0;      // layers take turns with so many sets of experts; 0: each has its own
+  std::vector<std::shared_ptr<const cpu::Experts>> given;  // sets from an earlier model
   int batch = 1, context = 4096, vocab = 8192;
   bool narrow = false;  // widths of a test
 };
@@ -68,7 +70,10 @@ class V3Maker {
       w.down = matrix(s.hidden, inner, kQ6);
       if (w.moe) {
         w.router = memory_.put(floats(size_t(o.experts) * s.hidden, s.hidden));
-        model.experts.push_back(bank(o.experts, s.expert_inner, s.hidden));
+        const size_t turn = i - o.dense_layers, sets = o.banks > 0 ? o.banks : turn + 1;
+        model.experts.push_back(!o.given.empty() ? o.given[turn % o.given.size()]
+                                : turn >= sets   ? model.experts[turn % sets]
+                                                 : bank(o.experts, s.expert_inner, s.hidden));
       }
       model.layers.push_back(w);
     }
@@ -101,9 +106,9 @@ class V3Maker {
   const float* ones(int n) { return memory_.put(std::vector<float>(n, 1.0f)); }
 
   cuda::half_t* halves(size_t count, int k) {
-    std::vector<cuda::half_t> rounded(count);
-    const std::vector<float> values = floats(count, k);
-    for (size_t i = 0; i < count; ++i) rounded[i] = {float_to_half(values[i])};
+    std::vector<cuda::half_t>& rounded = halves_[{count, k}];
+    if (rounded.empty())
+      for (const float v : floats(count, k)) rounded.push_back({float_to_half(v)});
     return memory_.put(rounded);
   }
 
@@ -132,8 +137,9 @@ class V3Maker {
   }
 
   std::shared_ptr<const cpu::Matrix> host_matrix(int n, int k, int gguf_id) {
-    return cpu::Matrix::repack(context_, repeated(sample(k, gguf_id), n / kSample), gguf_id, n, k,
-                               "random");
+    std::vector<uint8_t>& blocks = expert_blocks_[{k, gguf_id}];
+    if (blocks.empty()) blocks = repeated(sample(k, gguf_id), n / kSample);
+    return cpu::Matrix::repack(context_, blocks, gguf_id, n, k, "random");
   }
 
   std::shared_ptr<const cpu::Experts> bank(int count, int inner, int hidden) {
@@ -147,7 +153,9 @@ class V3Maker {
   cuda::Memory& memory_;
   cpu::Context& context_;
   std::mt19937 random_{5};
-  std::map<std::pair<int, int>, std::vector<uint8_t>> samples_;
+  // By (k, type): 16 rows, and a whole matrix of experts.
+  std::map<std::pair<int, int>, std::vector<uint8_t>> samples_, expert_blocks_;
+  std::map<std::pair<size_t, int>, std::vector<cuda::half_t>> halves_;
 };
 
 /// The CPU's part of a step: a MoE layer's experts, counting the bytes it read.

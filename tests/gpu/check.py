@@ -95,6 +95,11 @@ def steps(arch: str) -> list[Step]:
         found.append(Step(f"cpu-bench-{threads}", [command], 60, ("cpu-model",),
                           result="bench/results/cpu.json"))  # fmt: skip
     found.append(
+        Step("v3-shape", [[DECODE, "--layers", "61", "--threads", str(max(1, cores - 2)), "--json",
+                           "bench/results/cuda_v3.json"]], 180, ("gpu", "cuda-build", "ram-110g"),
+             result="bench/results/cuda_v3.json")
+    )  # fmt: skip
+    found.append(
         Step("sanitizer", [["compute-sanitizer", "--error-exitcode", "9", TESTS, "Int4Gemm",
                             "QuantGemv", "Layer", "Moe"]], 120,
              ("gpu", "compute-sanitizer", "cuda-build"))

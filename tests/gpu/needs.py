@@ -116,6 +116,12 @@ def amx() -> str:
     return "" if "amx" in said_by(sys.executable, "-c", line) else "this build has no AMX kernels"
 
 
+def ram_110g() -> str:
+    """For 82 GB of experts twice read, and what builds them."""
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return "" if have >= 110 else f"{have:.0f} GB of RAM, 110 are needed"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "nvcc": program("nvcc"),
     "cmake": program("cmake"),
@@ -128,4 +134,5 @@ NEEDS: dict[str, Callable[[], str]] = {
     "gguf": module("gguf"),
     "transformers": module("transformers", "5.17"),
     "amx": amx,
+    "ram-110g": ram_110g,
 }
