@@ -133,8 +133,11 @@ class Steps {
     const auto run = [](void* job, int layer) { static_cast<ExpertJob*>(job)->run(layer); };
     std::vector<cuda::HandoffJob> jobs;
     for (int i = 0; i < options.moe_layers; ++i) jobs.push_back({run, &job_, i, "experts"});
-    runner_ = std::make_unique<cuda::LatentRunner>(model, memory, jobs, cuda::probe_handoff(),
-                                                   cuda::HandoffOptions{});
+    // The coordinator is the pool's worker 0, whose core the others leave free.
+    cuda::HandoffOptions handoff;
+    handoff.cpu = os::usable_cores().front().id;
+    runner_ =
+        std::make_unique<cuda::LatentRunner>(model, memory, jobs, cuda::probe_handoff(), handoff);
   }
   std::vector<double> run(int steps) {
     run_steps(v3_, model_, *runner_, options_.context, 3);

@@ -2,6 +2,7 @@
 // CPU's experts inside it. One launch per step.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -40,7 +41,16 @@ class LatentRunner {
   size_t nodes() const { return graph_->nodes(); }
 
  private:
+  /// A job on the driver's thread, whose exception must not cross the driver.
+  struct Guarded {
+    HandoffJob job;
+    std::exception_ptr* error;
+    static void run(void* self, int) noexcept;
+  };
+
   Mailbox* mailbox_;
+  std::vector<Guarded> guarded_;
+  std::exception_ptr error_;  // of the first guarded job that threw
   std::unique_ptr<StepGraph> graph_;
   std::unique_ptr<Coordinator> coordinator_;
   Stream stream_ = nullptr;

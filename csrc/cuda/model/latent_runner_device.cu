@@ -1,5 +1,6 @@
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "cuda/common/cuda_error.h"
 #include "cuda/model/latent_runner.h"
@@ -31,12 +32,26 @@ void CudaMemory::upload(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy", bytes);
 }
 
+void LatentRunner::Guarded::run(void* self, int) noexcept {
+  const Guarded& guarded = *static_cast<const Guarded*>(self);
+  try {
+    guarded.job.run(guarded.job.context, guarded.job.argument);
+  } catch (...) {
+    if (!*guarded.error) *guarded.error = std::current_exception();
+  }
+}
+
 LatentRunner::LatentRunner(LatentModel& model, Memory& memory, std::vector<HandoffJob> jobs,
                            HandoffWay way, HandoffOptions options)
     : mailbox_(new(memory.mapped(sizeof(Mailbox))) Mailbox) {
   const auto launches = [&model](Stream stream, StepOp op, int layer) {
     model.launch(stream, op, layer);
   };
+  if (way == HandoffWay::kHostFunction) {
+    for (const HandoffJob& job : jobs) guarded_.push_back({job, &error_});
+    for (size_t i = 0; i < jobs.size(); ++i)
+      jobs[i] = {Guarded::run, &guarded_[i], 0, jobs[i].name};
+  }
   graph_ = std::make_unique<StepGraph>(model.step_layers(), false, launches, *mailbox_, jobs, way);
   coordinator_ = std::make_unique<Coordinator>(*mailbox_, std::move(jobs), options);
   cudaStream_t stream;
@@ -53,6 +68,7 @@ void LatentRunner::step() {
   coordinator_->begin_step();
   graph_->launch(stream_);
   coordinator_->end_step([this] { return stream_done(stream_); });
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 }  // namespace kt::cuda
