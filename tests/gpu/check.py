@@ -73,7 +73,7 @@ def steps(arch: str) -> list[Step]:
              ("nvcc", "cmake", "ninja"), group="builds"),
         Step("cpu-build", [cpu, ["cmake", "--build", CPU_BUILD, "--target", "_core", "--",
                                  "--quiet"]], 300,
-             ("cmake", "ninja", "yaml-cpp", "pybind11"), group="builds"),
+             ("cmake", "ninja", "yaml-cpp", "pybind11", "python-headers"), group="builds"),
         Step("gpu-tests", [[TESTS]], 120, ("gpu", "cuda-build")),
         Step("cuda-bench", [python("-m", "bench.cuda")], 200, ("gpu", "torch-cuda", "cuda-build"),
              result="bench/results/cuda.json", environment=bench),

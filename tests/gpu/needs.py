@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def yaml_cpp() -> str:
     return "" if done.returncode == 0 else "no yaml-cpp: run tests/gpu/carry.sh before, elsewhere"
 
 
+def python_headers() -> str:
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if header.exists() else f"no {header}: Python's headers are not installed"
+
+
 def amx() -> str:
     """The unit, and kernels for it in what was built."""
     if "amx_tile" not in Path("/proc/cpuinfo").read_text():
@@ -134,5 +140,6 @@ NEEDS: dict[str, Callable[[], str]] = {
     "gguf": module("gguf"),
     "transformers": module("transformers", "5.17"),
     "amx": amx,
+    "python-headers": python_headers,
     "ram-110g": ram_110g,
 }
