@@ -354,6 +354,41 @@ TEST(LatentModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
   EXPECT_LE(job.bytes / one, 12u);
 }
 
+TEST(LatentModel, ARowDoesNotDependOnHowManyOthersThereAre) {
+  bench::V3Options options;
+  options.narrow = true, options.moe_layers = 1, options.experts = 12, options.context = 64;
+  options.vocab = 64;
+  constexpr int kRows = 9;  // two tiles of 8
+  std::mt19937 random(10);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> embeddings(kRows * 256);
+  for (float& v : embeddings) v = normal(random);
+  const auto logits = [&](int first, int rows) {
+    TestMemory memory;
+    cpu::Context context(2);
+    options.batch = rows;
+    const bench::V3 v3 = bench::V3Maker(memory, context).make(options, 3, 90);
+    LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+    bench::ExpertJob job{&model, &v3, &context};
+    Eagerly recorder(model, [&](uint64_t number) { job.run(int(number) - 1); });
+    std::vector<std::vector<int32_t>> pages;
+    for (int i = 0; i < rows; ++i) pages.push_back({i});
+    const std::vector<int32_t> positions(rows, 0);
+    model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
+    record_step(model.step_layers(), false, recorder);
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+    return std::vector<float>(model.logits(), model.logits() + rows * options.vocab);
+  };
+  const std::vector<float> together = logits(0, kRows);
+  for (const int row : {0, 7, 8}) {
+    const std::vector<float> alone = logits(row, 1);
+    for (int i = 0; i < options.vocab; ++i)
+      ASSERT_NEAR(together[row * options.vocab + i], alone[i], 2e-3) << "row " << row;
+  }
+}
+
 TEST(LatentModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
   TestMemory memory;
   LimitedMemory limited(memory, 1000);

@@ -1,0 +1,127 @@
+// On a card only: a captured step gives what its operations give one by one, whichever way the work
+// reaches the CPU, and is one launch that can be replayed.
+#include "cuda/model/latent_runner.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+
+#include "../../bench/cuda/v3_width.h"
+#include "cuda/common/cuda_error.h"
+
+namespace kt::cuda {
+namespace {
+
+class OneByOne : public StepRecorder {
+ public:
+  OneByOne(LatentModel& model, bench::ExpertJob& job) : model_(model), job_(job) {}
+  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer); }
+  void order(StepStream, StepStream) override {}
+  void post(uint64_t job) override {
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    job_.run(static_cast<int>(job) - 1);
+  }
+  void await(uint64_t) override {}
+
+ private:
+  LatentModel& model_;
+  bench::ExpertJob& job_;
+};
+
+struct Scene {
+  CudaMemory memory;
+  cpu::Context context{2};
+  bench::V3 v3;
+  std::unique_ptr<LatentModel> model;
+  std::unique_ptr<bench::ExpertJob> job;
+  std::vector<float> embeddings;
+
+  Scene() {
+    bench::V3Options options;
+    options.narrow = true, options.moe_layers = 3, options.experts = 12, options.batch = 2;
+    options.context = 128, options.vocab = 64;
+    cudaDeviceProp card;
+    check(cudaGetDeviceProperties(&card, 0), "cudaGetDeviceProperties");
+    v3 = bench::V3Maker(memory, context)
+             .make(options, card.multiProcessorCount, card.major * 10 + card.minor);
+    model = std::make_unique<LatentModel>(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq,
+                                          memory);
+    job = std::make_unique<bench::ExpertJob>(bench::ExpertJob{model.get(), &v3, &context});
+    std::mt19937 random(4);
+    std::normal_distribution<float> normal(0, 1);
+    embeddings.resize(2 * v3.shape.hidden);
+    for (float& v : embeddings) v = normal(random);
+  }
+  void begin(int position) {
+    const std::vector<int32_t> positions(2, position);
+    model->begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
+  }
+  std::vector<float> logits() const {
+    return {model->logits(), model->logits() + 2 * v3.shape.vocab};
+  }
+  std::vector<HandoffJob> jobs() {
+    const auto run = [](void* job, int layer) { static_cast<bench::ExpertJob*>(job)->run(layer); };
+    return {{run, job.get(), 0, "a"}, {run, job.get(), 1, "b"}, {run, job.get(), 2, "c"}};
+  }
+};
+
+void check_way(HandoffWay way) {
+  Scene scene;
+  std::vector<std::vector<float>> expected;
+  for (int position = 0; position < 3; ++position) {
+    scene.begin(position);
+    OneByOne recorder(*scene.model, *scene.job);
+    record_step(scene.model->step_layers(), false, recorder);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    expected.push_back(scene.logits());
+  }
+  LatentRunner runner(*scene.model, scene.memory, scene.jobs(), way, {});
+  for (int round = 0; round < 20; ++round) {
+    for (int position = 0; position < 3; ++position) {
+      scene.begin(position);
+      runner.step();
+      const std::vector<float> got = scene.logits();
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_TRUE(std::isfinite(got[i])) << "round " << round;
+        ASSERT_NEAR(got[i], expected[position][i], 1e-5) << "round " << round;
+      }
+    }
+  }
+}
+
+TEST(LatentRunner, ACapturedStepGivesWhatItsOperationsDo) {
+  if (probe_handoff() != HandoffWay::kMemoryOperations) {
+    GTEST_SKIP() << "this card or driver has no stream memory operations";
+  }
+  check_way(HandoffWay::kMemoryOperations);
+}
+
+TEST(LatentRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }
+
+TEST(LatentRunner, AJobsExceptionReachesTheCallerAndTheNextStepIsGood) {
+  for (const HandoffWay way : {HandoffWay::kMemoryOperations, HandoffWay::kHostFunction}) {
+    if (way == HandoffWay::kMemoryOperations && probe_handoff() != way) continue;
+    Scene scene;
+    bool burns = true;
+    HandoffJob fire{[](void* burns, int) {
+                      if (*static_cast<bool*>(burns)) throw Error("expert 5 is on fire");
+                    },
+                    &burns, 0, "fire"};
+    LatentRunner runner(*scene.model, scene.memory, {fire, fire, fire}, way, {});
+    scene.begin(0);
+    std::string message;
+    try {
+      runner.step();
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    EXPECT_EQ(message, std::string("expert 5 is on fire"));
+    burns = false;
+    runner.step();
+  }
+}
+
+}  // namespace
+}  // namespace kt::cuda
