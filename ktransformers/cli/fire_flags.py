@@ -133,7 +133,7 @@ class Parser:
         width = max(len(flag.name) for flag in self.flags) + 4
         lines = [usage, ""]
         for flag in self.flags:
-            default = "" if flag.default is None else f" (default {flag.default})"
+            default = "" if flag.default in (None, "") else f" (default {flag.default})"
             lines.append(f"  --{flag.name}".ljust(width) + f"  {flag.help}{default}")
         return "\n".join(lines)
 

@@ -98,7 +98,7 @@ class BatchEngine:
             if queued + len(made) > self.max_queue + self.max_batch - len(self.running):
                 self.stats.refused += 1
                 raise Busy(
-                    f"{queued} requests are waiting, as many as may; try again later",
+                    f"the queue is full, {queued} waiting; try again later",
                     self.stats.retry_after(queued),
                 )
             for one in made:
