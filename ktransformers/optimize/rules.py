@@ -41,7 +41,14 @@ class RuleError(UserError):
     """One line, `file:line:column: what is wrong and what to do`."""
 
     def __init__(self, place: Place, what: str) -> None:
-        super().__init__(f"{place}: {what}")
+        super().__init__(f"{place}: {shortened(what)}")
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """The text without its middle, where what a file says has made it very long."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def read_yaml(path: str | Path, what: str) -> Yaml:
     try:
         return Yaml(_core.parse_yaml(str(path)), str(path), what)
     except (_core.FormatError, OSError) as error:
-        raise UserError(str(error)) from None
+        raise UserError(shortened(str(error), 400 + len(str(path)))) from None
 
 
 def parse_rules(text: str, name: str = "rules", registry: Registry | None = None) -> RuleSet:
@@ -184,7 +191,7 @@ def parse_rules(text: str, name: str = "rules", registry: Registry | None = None
     try:
         root = _core.parse_yaml_text(text.encode(), name)
     except _core.FormatError as error:
-        raise UserError(str(error)) from None
+        raise UserError(shortened(str(error))) from None
     return read_rules(Yaml(root, name, "a rule file"), registry or operators())
 
 
