@@ -14,9 +14,8 @@ import numpy as np
 
 from ktransformers.cli.compare import read_text
 from ktransformers.errors import UserError
+from ktransformers.optimize.hot import read_profile
 from ktransformers.util import measure
-
-MAX_PROFILE = 64 << 20
 
 
 class Counter:
@@ -170,18 +169,3 @@ def allowed(profile_path: str, experts_per_token: int, gguf: Any) -> dict[str, A
             f"calibrate --experts-per-token {experts_per_token} --max-kl NATS` first"
         )
     return trial
-
-
-def read_profile(path: str) -> dict[str, Any]:
-    """A profile as `run` writes it. Raises: UserError."""
-    try:
-        if Path(path).stat().st_size > MAX_PROFILE:
-            raise ValueError(f"larger than {MAX_PROFILE >> 20} MiB")
-        profile = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no profile of calibrate ({error})") from None
-    kinds = {"model": str, "fewer": dict, "layers": dict, "experts_per_token": int}
-    for key, kind in kinds.items():
-        if not isinstance(profile, dict) or not isinstance(profile.get(key), kind):
-            raise UserError(f"{path}: is no profile of calibrate (it has no {key})")
-    return profile

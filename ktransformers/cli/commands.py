@@ -115,7 +115,9 @@ def plan(
     device_map: DeviceMap = (),
     json: bool = typer.Option(False, "--json", help="everything, as one JSON document"),
     every_layer: bool = typer.Option(False, "--all", help="one line per module, none summed up"),
-    fit: bool = typer.Option(False, "--fit", help="place by a machine's limits; predict speed"),
+    fit: bool = typer.Option(
+        None, "--fit/--no-fit", help="place by limits, predict speed; on unless rules are given"
+    ),
     machine: str = typer.Option(None, "--machine", help="a described machine (YAML); else this"),
     known: str = typer.Option(None, "--known", help="a published model, as in DeepSeek-V3:Q4_K_M"),
     context: int = typer.Option(8192, "--context", min=1, help="positions the cache holds"),
@@ -123,6 +125,7 @@ def plan(
     write: str = typer.Option(None, "--write", help="write the fit as a rule file"),
     threads: int = typer.Option(None, "--threads", min=1, help="of this machine"),
     suggest: bool = typer.Option(False, "--suggest", help="known models that fit the machine"),
+    experts_profile: str = typer.Option(None, "--experts-profile", help="which experts are hot"),
     allow_plugin: AllowPlugin = (),
 ) -> None:
     """Print which operator each module of a model gets, where, and why, without loading it."""
@@ -135,13 +138,25 @@ def plan(
     if suggest:
         return fit_command.suggest(machine, context, threads)
     path = str(resolve_model(gguf_path)) if gguf_path else None
-    if fit or machine or known or write:
+    if fit or machine or known or write or experts_profile:
         return fit_command.run(
-            path, known, machine, context, prompt, optimize_config_path, write, threads, json
+            path,
+            known,
+            machine,
+            context,
+            prompt,
+            optimize_config_path,
+            write,
+            threads,
+            json,
+            experts_profile,
         )
     if path is None:
         raise typer.BadParameter("--gguf_path is missing: name the model's GGUF file or folder")
-    run(path, optimize_config_path, model_path, device_map or (), json, every_layer)
+    fitting = {"prompt": prompt, "threads": threads}
+    if fit is None and optimize_config_path is None:
+        fitting["context"] = context
+    run(path, optimize_config_path, model_path, device_map or (), json, every_layer, **fitting)
 
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed.", pretty_exceptions_enable=False)

@@ -13,7 +13,9 @@ from ktransformers.optimize.facts import ModelFacts, facts_of_model
 from ktransformers.optimize.fit import fit, neighbours
 from ktransformers.optimize.fit_report import change_lines, lines, to_json
 from ktransformers.optimize.fit_rules import fixed_by, write_rules
+from ktransformers.optimize.hot import hot_profile
 from ktransformers.optimize.known import PUBLISHED, known_facts
+from ktransformers.optimize.quant import auto_quant
 from ktransformers.optimize.rules import load_rules
 
 
@@ -31,6 +33,7 @@ def run(
     write: str | None = None,
     threads: int | None = None,
     as_json: bool = False,
+    profile: str | None = None,
 ) -> None:
     """Prints the fit of a file or a known model. Raises: UserError."""
     if (gguf_path is None) == (known is None):
@@ -43,10 +46,11 @@ def run(
         from ktransformers.checkpoint.gguf import open_model
 
         model = open_model(gguf_path)
-        facts, family = facts_of_model(model), family_of(model)
+        facts, family = facts_of_model(model, auto_quant(model)), family_of(model)
     fixed = fixed_by(load_rules(rules_path) if rules_path else None)
     box = box_of(machine, threads)
     options: dict[str, Any] = {"context": context, "prompt": prompt, "fixed": fixed}
+    options["profile"] = hot_profile(profile, facts) if profile else None
     made = fit(facts, box, **options)
     if as_json:
         print(json.dumps(to_json(made), indent=1))

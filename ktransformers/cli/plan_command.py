@@ -11,14 +11,23 @@ def run(
     device_map: Sequence[str] = (),
     as_json: bool = False,
     every_layer: bool = False,
+    context: int | None = None,
+    prompt: int = 2048,
+    threads: int | None = None,
 ) -> None:
     """Prints the plan: a table with totals, or one JSON document.
 
+    context: where no rule file is given, place by this machine's limits for a cache of so many
+    positions and say what to expect; None takes the family's own rules.
     Rules and file are checked before torch is imported.
     Raises: UserError.
     """
     from ktransformers.checkpoint.gguf import open_model
+    from ktransformers.optimize import fit_report
+    from ktransformers.optimize.box import this_box
     from ktransformers.optimize.devices import parse_device_map
+    from ktransformers.optimize.fit import neighbours
+    from ktransformers.optimize.fit_here import fitted
     from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.quant import auto_quant
     from ktransformers.optimize.report import print_plan, to_json
@@ -30,13 +39,23 @@ def run(
     rules = load_rules(optimize_config_path) if optimize_config_path else None
     gguf = open_model(gguf_path)
     family, config = model_config(gguf, model_path)
+    expected = None
+    if rules is None and context is not None:
+        expected, rules = fitted(gguf, family, this_box(threads), context, prompt)
     rules = rules or load_rules(shipped_rules(family))
-    context = PlanContext(device_map=devices, auto_quant=auto_quant(gguf))
+    gpus = len(expected.box.gpus) if expected else 0
+    planning = PlanContext(devices, cuda_devices=gpus, auto_quant=auto_quant(gguf))
 
     from ktransformers.optimize.tree import describe
 
-    made = plan(describe(build_on_meta(family, config), family, gguf), rules, context)
+    made = plan(describe(build_on_meta(family, config), family, gguf), rules, planning)
     if as_json:
-        print(json.dumps(to_json(made), indent=1))
-    else:
-        print_plan(made, every_layer)
+        document = to_json(made) | ({"fit": fit_report.to_json(expected)} if expected else {})
+        print(json.dumps(document, indent=1))
+        return
+    print_plan(made, every_layer)
+    if expected:
+        options = {"context": context, "prompt": prompt}
+        changes = neighbours(expected.facts, expected.box, **options)
+        report = fit_report.lines(expected) + fit_report.change_lines(expected, changes)
+        print("\n" + "\n".join(report))

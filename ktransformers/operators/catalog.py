@@ -6,6 +6,7 @@ through the operators of their children. The classes are imported when a plan is
 
 from ktransformers.operators.registry import (
     REGISTRY,
+    ExpertOptions,
     NoOptions,
     UpstreamOp,
     WeightOptions,
@@ -36,14 +37,14 @@ NEEDS = {
 }
 
 # Those that own matrices may be told which type to load them as.
-WITH_WEIGHTS = ("linear", "embedding", "moe.experts")
+OPTIONS = {"linear": WeightOptions, "embedding": WeightOptions, "moe.experts": ExpertOptions}
 
 for _name, _place in CPU_OPERATORS.items():
     register(
         _name,
         backend="cpu",
         factory=f"{_HERE}.{_place}",
-        options=WeightOptions if _name in WITH_WEIGHTS else NoOptions,
+        options=OPTIONS.get(_name, NoOptions),
         upstream=UPSTREAM_CLASSES.get(_name, ()),
         needs=NEEDS.get(_name, ()),
     )
@@ -57,7 +58,7 @@ for _name in CPU_OPERATORS:
         _name,
         backend="cuda",
         factory=CUDA_OPERATORS.get(_name, ""),
-        options=WeightOptions if _name in WITH_WEIGHTS else NoOptions,
+        options=OPTIONS.get(_name, NoOptions),
         needs=NEEDS.get(_name, ()),
     )
 

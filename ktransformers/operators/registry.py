@@ -34,6 +34,19 @@ class WeightOptions:
 
 
 @dataclass(frozen=True)
+class ExpertOptions(WeightOptions):
+    """experts: how many of a layer's experts are on the GPU, the others on the CPU; None: all.
+    profile: file of `ktransformers calibrate` that says which are the hottest; else the first."""
+
+    experts: int | None = None
+    profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.experts is not None and self.experts < 1:
+            raise ValueError(f"option experts must be at least 1, not {self.experts}")
+
+
+@dataclass(frozen=True)
 class Kwargs:
     """Options of an operator somebody wrote: (name, value) pairs, checked by its constructor."""
 

@@ -13,6 +13,7 @@ GB are 10^9 bytes, in files and in what is printed.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from ktransformers.optimize.rules import Yaml, read_yaml
@@ -99,13 +100,27 @@ def _number(node: Yaml, most: float) -> float:
     return float(value)
 
 
-def this_box(threads: int | None = None) -> Box:
-    """This machine: memory as free now, bandwidth and integer speed measured in about a second."""
+@cache
+def measured_limits(threads: int) -> tuple[float, float]:
+    """(bytes read per second, integer operations per second): half a second, once a process."""
     from ktransformers import _core
 
-    limits = _core.measure_limits(_core.Context(threads or 0), 1 << 28, 3)
+    limits = _core.measure_limits(_core.Context(threads), 1 << 28, 3)
+    return limits["read_gbps"] * GB, limits["int8_tops"] * 1e12
+
+
+def here(threads: int | None = None) -> Box:
+    """This machine: memory as free now, and GPUs where this build uses any. Speeds are unknown."""
+    from ktransformers.optimize.gpus import gpus_here, has_gpu_operators
+
     total = meminfo().get("MemTotal", 0)
     ram = min(available_memory() or total, memory_limit() or total)
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
-    return Box("this machine", ram, limits["read_gbps"] * GB, limits["int8_tops"] * 1e12, nodes,
-               threads or usable_cores(), measured=True)  # fmt: skip
+    gpus = gpus_here() if has_gpu_operators() else ()
+    return Box("this machine", ram, 1.0, 1.0, nodes, threads or usable_cores(), gpus)
+
+
+def this_box(threads: int | None = None) -> Box:
+    """The same with its speeds, measured."""
+    read, int8 = measured_limits(threads or 0)
+    return replace(here(threads), read=read, int8=int8, measured=True)

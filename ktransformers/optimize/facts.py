@@ -4,10 +4,13 @@ A group is what moves as one: the attention of a layer, its shared experts, its 
 its routed experts, the head, the embedding.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ktransformers.checkpoint.pieces import fitting_type, type_bytes
 
 # In the order in which they are worth a GPU's memory: all of the first four are read for every
 # token; attention also reads the cache, and shared experts run beside the routed ones.
@@ -35,7 +38,8 @@ class Group:
 @dataclass
 class ModelFacts:
     """groups by (kind, layer). kv_bytes: of one position and layer, f16. attention_ops: of one
-    token and layer, per position of the context."""
+    generated token and layer, per position of the context; prompt_ops: of a prompt's token, for
+    which latent keys and values are expanded."""
 
     name: str
     layers: int
@@ -45,6 +49,7 @@ class ModelFacts:
     used: int = 0
     kv_bytes: int = 0
     attention_ops: float = 0.0
+    prompt_ops: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +58,27 @@ class ModelFacts:
     @property
     def active(self) -> float:
         return sum(group.active for group in self.groups.values())
+
+    @property
+    def ops(self) -> float:
+        """Of one token's linears."""
+        return sum(group.ops for group in self.groups.values())
+
+    @property
+    def head_ops(self) -> float:
+        """Of the head, which one row of a prompt needs."""
+        head = self.groups.get(("head", -1))
+        return head.ops if head else 0.0
+
+    @property
+    def experts_bytes(self) -> int:
+        return sum(group.nbytes for group in self.of("experts"))
+
+    def touched(self, tokens: int) -> float:
+        """Bytes of the routed experts that so many tokens meet, if they choose evenly."""
+        if not self.experts:
+            return 0.0
+        return self.experts_bytes * (1 - (1 - self.used / self.experts) ** tokens)
 
     def of(self, kind: str) -> list[Group]:
         """The groups of a kind in the order of the layers."""
@@ -77,10 +103,13 @@ def facts_of(
         rope = key("rope.dimension_count")
         facts.kv_bytes = 2 * (latent + rope)
         facts.attention_ops = 2.0 * heads * (2 * latent + rope)
+        per_head = key("attention.key_length_mla", key("attention.key_length", latent + rope))
+        value = key("attention.value_length_mla", key("attention.value_length", latent))
+        facts.prompt_ops = 2.0 * heads * (per_head + value)
     else:
         width = key("attention.key_length", facts.hidden // heads)
         facts.kv_bytes = 2 * 2 * key("attention.head_count_kv", heads) * width
-        facts.attention_ops = 4.0 * heads * width
+        facts.attention_ops = facts.prompt_ops = 4.0 * heads * width
     tied = True
     for tensor, shape, nbytes in tensors:
         kind, layer = kind_of(tensor)
@@ -130,8 +159,14 @@ def kind_of(tensor: str) -> tuple[str, int]:
     return "attention", layer
 
 
-def facts_of_model(gguf) -> ModelFacts:
-    """Of an open file or folder; reads its header only."""
+def facts_of_model(gguf, quant: str | None = None) -> ModelFacts:
+    """Of an open file or folder; reads its header only. quant: what matrices are loaded as."""
     keys = {k: gguf.metadata[k] for k in gguf.metadata if not k.startswith("tokenizer.")}
-    tensors = [(info.name, info.shape, info.nbytes) for info in gguf.tensors.values()]
+    tensors = []
+    for info in gguf.tensors.values():
+        nbytes = info.nbytes
+        if quant and len(info.shape) > 1:
+            kind = fitting_type(quant, info.shape[-1])
+            nbytes = type_bytes(kind, math.prod(info.shape))
+        tensors.append((info.name, info.shape, nbytes))
     return facts_of(str(keys.get("general.name") or gguf.path), tensors, keys)

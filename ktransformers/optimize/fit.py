@@ -2,8 +2,9 @@
 
 Order: room for the cache of the asked context, for a prompt's peak and a margin; then every group
 that a token reads whole - attention, shared experts, dense layers, head - in that order; then
-routed experts, layer by layer. The embedding stays in RAM: a token reads one row of it. Several
-GPUs take consecutive layers in proportion to their memory. What a user's rules place stays there.
+routed experts one by one, the hottest first where a profile tells, else layer by layer. The
+embedding stays in RAM: a token reads one row of it. Several GPUs take consecutive layers in
+proportion to their memory. What a user's rules place stays there.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from ktransformers.errors import UserError
 from ktransformers.optimize import estimate
 from ktransformers.optimize.box import GB, Box
 from ktransformers.optimize.facts import KINDS, Group, ModelFacts
+from ktransformers.optimize.hot import Profile, fill, parts
 
 MARGIN = 1.0 * GB  # the driver's context, fragmentation, the desktop
 RAM_SHARE = 0.92  # of RAM for weights and cache
@@ -29,11 +31,13 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Placed:
-    """One group and its device. reason: why it is there."""
+    """One group and its device. reason: why it is there. experts: how many of a layer's, where not
+    all of them are there."""
 
     group: Group
     device: str
     reason: str
+    experts: int | None = None
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Fit:
     prompt: float = 0.0
     prompt_bound: str = ""
     verdict: str = ""
+    profile: Profile | None = None
 
     @property
     def speed(self) -> float:
@@ -70,9 +75,11 @@ def fit(
     context: int = 8192,
     prompt: int = 2048,
     fixed: Callable[[Group], str | None] | None = None,
+    profile: Profile | None = None,
 ) -> Fit:
-    """fixed(group): the device a user's rule puts it on, or None. Raises: UserError where a rule
-    names a GPU the machine lacks, or puts more there than it holds."""
+    """fixed(group): the device a user's rule puts it on, or None. profile: which experts are hot.
+    Raises: UserError where a rule names a GPU the machine lacks, or puts more there than it
+    holds."""
     kv = float(facts.kv_bytes * context)  # per layer
     scratch = 2.0 * PROMPT_ROWS * facts.hidden * min(context, estimate.GPU_CHUNK)
     owner = layer_owners(facts, box)
@@ -94,19 +101,24 @@ def fit(
         if left < 0 and any(p.device == device for p in devices.values()):
             raise UserError(f"the rules put {-left / GB:.1f} GB more on {device} than it holds")
     for kind in KINDS:
+        if kind == "experts":
+            continue
         for group in facts.of(kind):
             if (kind, group.layer) in devices:
                 continue
             device = owner(group)
             if kind == "embedding" or device is None:
-                put(group, "cpu", REASONS["embedding"] if kind == "embedding" else no_gpu(group))
+                put(group, "cpu", REASONS["embedding"] if kind == "embedding" else "no GPU")
             elif cost(group, kv) <= free[device]:
-                put(group, device, REASONS.get(kind) or part_read(group))
+                put(group, device, REASONS[kind])
             else:
                 short = (cost(group, kv) - free[device]) / GB
                 put(group, "cpu", f"{device} is full, {short:.1f} GB short")
-    placed = [devices[key] for key in sorted(devices, key=lambda k: (k[1], KINDS.index(k[0])))]
-    made = Fit(facts, box, context, placed, {})
+    left = [group for group in facts.of("experts") if ("experts", group.layer) not in devices]
+    experts = place_experts(facts, left, owner, free, profile)
+    placed = [*devices.values(), *experts]
+    placed.sort(key=lambda p: (p.group.layer, KINDS.index(p.group.kind), p.device == "cpu"))
+    made = Fit(facts, box, context, placed, {}, profile=profile)
     account(made, kv, scratch)
     predict(made, prompt)
     return made
@@ -117,14 +129,35 @@ def cost(group: Group, kv: float) -> float:
     return group.nbytes + (kv if group.kind == "attention" and group.layer >= 0 else 0.0)
 
 
-def part_read(group: Group) -> str:
-    return f"what is left of the memory; a token reads {100 * group.intensity:.1f} % of it"
-
-
-def no_gpu(group: Group) -> str:
-    if group.kind == "experts":
-        return f"no GPU; a token reads {100 * group.intensity:.1f} % of it"
-    return "no GPU"
+def place_experts(
+    facts: ModelFacts,
+    groups: list[Group],
+    owner: Callable[[Group], str | None],
+    free: dict[str, float],
+    profile: Profile | None,
+) -> list[Placed]:
+    """Routed experts into what is left of each GPU, expert by expert; the others into RAM."""
+    if not facts.experts:
+        return [Placed(group, "cpu", "no GPU") for group in groups]
+    placed = []
+    read = f"a token reads {100 * facts.used / facts.experts:.1f} % of them"
+    for device in (None, *free):
+        own = [group for group in groups if owner(group) == device]
+        if device is None:
+            placed += [Placed(group, "cpu", f"no GPU; {read}") for group in own]
+            continue
+        counts = fill(own, facts.experts, free[device], profile)
+        for group in own:
+            count = counts.get(group.layer, 0)
+            there, rest = parts(group, count, facts.experts, profile)
+            if count == facts.experts:
+                placed.append(Placed(group, device, f"what is left of the memory; {read}"))
+                continue
+            if count:
+                why = "the hottest by the profile" if profile else "as many as are left room for"
+                placed.append(Placed(there, device, why, count))
+            placed.append(Placed(rest, "cpu", f"{device} is full; {read}"))
+    return placed
 
 
 def layer_owners(facts: ModelFacts, box: Box) -> Callable[[Group], str | None]:
@@ -169,9 +202,16 @@ def account(made: Fit, kv: float, scratch: float) -> None:
 
 def predict(made: Fit, prompt: int) -> None:
     """Fills `seconds`, `prompt` and `prompt_bound`."""
+    split = split_of(made)
+    made.seconds = estimate.decode_seconds(made.facts, made.box, split, made.context)
+    made.prompt, made.prompt_bound = estimate.prompt_speed(made.facts, made.box, split, prompt)
+
+
+def split_of(made: Fit) -> estimate.Split:
+    """What each device does of a token."""
     by_gpu = {f"cuda:{i}": gpu for i, gpu in enumerate(made.box.gpus)}
     read = dict.fromkeys(by_gpu, 0.0)
-    cpu_bytes = cpu_ops = experts = experts_gpu = 0.0
+    cpu_bytes = cpu_ops = prompt_ops = experts = experts_gpu = 0.0
     attention = attention_gpu = 0
     cpu_layers = set()
     for one in made.placed:
@@ -182,6 +222,7 @@ def predict(made: Fit, prompt: int) -> None:
         else:
             cpu_bytes += group.active
             cpu_ops += group.ops
+            prompt_ops += group.ops if group.kind != "head" else 0.0
             if group.kind in ("experts", "dense"):
                 cpu_layers.add(group.layer)
         if group.kind == "experts":
@@ -190,16 +231,15 @@ def predict(made: Fit, prompt: int) -> None:
         if group.kind == "attention" and group.layer >= 0:
             attention += 1
             attention_gpu += on_gpu
-    split = estimate.Split(
+    return estimate.Split(
         gpu=tuple((by_gpu[device], count) for device, count in read.items()),
         gpu_experts=experts_gpu / experts if experts else 1.0,
         cpu_bytes=cpu_bytes,
         cpu_ops=cpu_ops,
+        prompt_ops=prompt_ops,
         cpu_layers=len(cpu_layers) if by_gpu else 0,
         cache_on_gpu=attention_gpu / max(attention, 1),
     )
-    made.seconds = estimate.decode_seconds(made.facts, made.box, split, made.context)
-    made.prompt, made.prompt_bound = estimate.prompt_speed(made.facts, made.box, split, prompt)
 
 
 def neighbours(

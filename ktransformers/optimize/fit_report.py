@@ -16,7 +16,7 @@ def rows(fit: Fit) -> list[dict[str, Any]]:
     """Groups of one kind, device and reason together: what, layers, device, bytes, read, why."""
     found: dict[tuple, list[Placed]] = {}
     for one in fit.placed:
-        why = one.reason if "full" not in one.reason else f"{one.reason.split(',')[0]}"
+        why = one.reason.partition(",")[0] if "GB short" in one.reason else one.reason
         found.setdefault((one.group.kind, one.device, why), []).append(one)
     order = list(NAMES)
     made = []
@@ -58,8 +58,7 @@ def lines(fit: Fit) -> list[str]:
     """The table: what goes where and why, what each device holds, what to expect."""
     head = ("what", "layers", "device", "GB", "GB/token", "why")
     cells = [
-        (r["what"], r["layers"], r["device"], f"{r['bytes'] / GB:.2f}",
-         f"{r['read'] / GB:.2f}", r["why"])
+        (r["what"], r["layers"], r["device"], gigabytes(r["bytes"]), gigabytes(r["read"]), r["why"])
         for r in rows(fit)
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
@@ -80,6 +79,11 @@ def lines(fit: Fit) -> list[str]:
     return out + expectation(fit)
 
 
+def gigabytes(count: float) -> str:
+    """Two digits behind the point, more where that would be nothing."""
+    return f"{count / GB:.2f}" if count >= 0.05 * GB or count == 0 else f"{count / GB:.5f}"
+
+
 def expectation(fit: Fit) -> list[str]:
     """What to expect, and what takes the time."""
     shares = sorted(fit.seconds.items(), key=lambda item: -item[1])
@@ -90,6 +94,15 @@ def expectation(fit: Fit) -> list[str]:
     ]
 
 
+def on_gpus(fit: Fit) -> dict[str, int]:
+    """Bytes of weights by kind that are on GPUs."""
+    found: dict[str, int] = {}
+    for one in fit.placed:
+        if one.device != "cpu":
+            found[one.group.kind] = found.get(one.group.kind, 0) + one.group.nbytes
+    return found
+
+
 def change_lines(fit: Fit, others: dict[str, Fit | None]) -> list[str]:
     """What one more or less GB would change."""
     where = "VRAM" if fit.box.gpus else "RAM"
@@ -98,9 +111,9 @@ def change_lines(fit: Fit, others: dict[str, Fit | None]) -> list[str]:
         if other is None:
             out.append(f"1 GB {'more' if sign == '+' else 'less'} {where}: the rules no longer fit")
             continue
-        moved = {(p.group.kind, p.group.layer): p.device for p in other.placed}
-        count = sum(moved[p.group.kind, p.group.layer] != p.device for p in fit.placed)
-        what = f"{count} groups move" if count else "nothing moves"
+        change = sum(on_gpus(other).values()) - sum(on_gpus(fit).values())
+        what = f"{abs(change) / GB:.2f} GB of weights move to {'GPUs' if change > 0 else 'RAM'}"
+        what = what if change else "nothing moves"
         if other.verdict and not fit.verdict:
             what = other.verdict
         out.append(

@@ -1,5 +1,6 @@
 """A fit as rules of our dialect, and a user's partial rules as what the fit must keep. No torch."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def rules_text(fit: Fit, family: Family, user: str | None = None) -> str:
     on = layers_on(fit)
     for rule in load_rules(shipped).rules:
         for device, kinds in on.items():
-            out += gpu_rules(rule, device, kinds)
+            out += gpu_rules(rule, device, kinds, fit.profile.path if fit.profile else None)
     rest = shipped.read_text()
     out += [f"# ---- the rest: {shipped.name} ----", all_optional(rest) if on or user else rest]
     return "\n".join(out)
@@ -62,15 +63,19 @@ def all_optional(text: str) -> str:
 
 
 def layers_on(fit: Fit) -> dict[str, dict[str, list[int]]]:
-    """{GPU: {kind: layers the planner put there}}; the head's layer is -1."""
+    """{GPU: {kind: layers the planner put there}}; the head's layer is -1. The kind of layers of
+    which only some experts are there is "experts:NUMBER"."""
     found: dict[str, dict[str, list[int]]] = {}
     for one in fit.placed:
         if one.device != "cpu" and one.reason != "a rule says so":
-            found.setdefault(one.device, {}).setdefault(one.group.kind, []).append(one.group.layer)
+            kind = one.group.kind if one.experts is None else f"{one.group.kind}:{one.experts}"
+            found.setdefault(one.device, {}).setdefault(kind, []).append(one.group.layer)
     return dict(sorted(found.items()))
 
 
-def gpu_rules(rule: Rule, device: str, on: dict[str, list[int]]) -> list[str]:
+def gpu_rules(
+    rule: Rule, device: str, on: dict[str, list[int]], profile: str | None = None
+) -> list[str]:
     """A rule of the family's file once more, for the modules of a GPU."""
     text = rule.match.name.text if rule.match.name else ""
     if text == "^lm_head$" or (rule.operator == "norm.rms" and "head" in on):
@@ -80,9 +85,8 @@ def gpu_rules(rule: Rule, device: str, on: dict[str, list[int]]) -> list[str]:
             return own
     else:
         own = []
-    for kind in DECIDES.get(rule.operator, ()):
-        if kind not in on:
-            continue
+    wanted = DECIDES.get(rule.operator, ())
+    for kind in [one for one in on if one.partition(":")[0] in wanted]:
         layers = r"^model\.layers\." + numbers(on[kind])
         if text.startswith(r"^model\.layers\.\d+"):
             pattern = layers + text.removeprefix(r"^model\.layers\.\d+")
@@ -90,15 +94,24 @@ def gpu_rules(rule: Rule, device: str, on: dict[str, list[int]]) -> list[str]:
             pattern = layers + r"\."
         else:
             pattern = layers + r"\." + PARTS[kind]
-        own.append(one_rule(rule, device, pattern, f"{kind} of layers {ranges(on[kind])}"))
+        name, _, count = kind.partition(":")
+        what = f"{count} {name} of layers {ranges(on[kind])}".lstrip()
+        options = {"experts": count} if count else {}
+        if count and profile:
+            options["profile"] = json.dumps(profile)
+        own.append(one_rule(rule, device, pattern, what, options))
     return own
 
 
-def one_rule(rule: Rule, device: str, pattern: str, what: str) -> str:
+def one_rule(
+    rule: Rule, device: str, pattern: str, what: str, options: dict[str, str] | None = None
+) -> str:
+    given = ", ".join(f"{key}: {value}" for key, value in (options or {}).items())
+    more = f", options: {{{given}}}" if given else ""
     classes = f", class: [{', '.join(rule.match.classes)}]" if rule.match.classes else ""
     return (
         f"- match: {{name: '{pattern}'{classes}}}\n"
-        f"  replace: {{operator: {rule.operator}, backend: cuda, device: '{device}'}}\n"
+        f"  replace: {{operator: {rule.operator}, backend: cuda, device: '{device}'{more}}}\n"
         f"  why: 'fits there: {what}'\n"
         f"  optional: true\n"
     )

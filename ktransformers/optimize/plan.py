@@ -101,6 +101,7 @@ class PlanRow:
     subtree: bool = False
     types: Mapping[str, str] = field(default_factory=dict)
     how: Mapping[str, Any] = field(default_factory=dict)
+    on_cpu: int = 0  # of a GPU's row: bytes of the experts that stay in RAM, beside nbytes
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Plan:
             key = (row.device, row.backend, row.tensors)
             if not row.tensors or key not in seen:
                 totals[row.device] += row.nbytes
+                if row.on_cpu:
+                    totals["cpu"] = totals.get("cpu", 0) + row.on_cpu
             seen.add(key)
         return totals
 
@@ -236,12 +239,17 @@ class _Planner:
         in_file = spec.resident == "file"
         options = rule.options if rule and rule.options is not None else spec.options()
         types = self.loaded_types(weights.values(), getattr(options, "quant", "file"))
+        share = resident_share(rule, options, weights.values(), device)
         how: dict[str, Any] = {}
         if rule and not self.own:
             how = describe(rule, spec, device, lambda written: self.device_of(rule, written))
             floats = quant_of_backend(rule)
             if floats and spec.backend == "cpu" and self.context.auto_quant:
                 types = self.loaded_types(weights.values(), floats)
+        nbytes = sum(
+            resident_bytes(w, types, how, spec) if in_file else w.float_bytes
+            for w in weights.values()
+        )
         self.rows.append(
             PlanRow(
                 module=module.name,
@@ -252,10 +260,8 @@ class _Planner:
                 options=options,
                 rule=rule.place if rule else None,
                 why=rule.why if rule else "",
-                nbytes=sum(
-                    resident_bytes(w, types, how, spec) if in_file else w.float_bytes
-                    for w in weights.values()
-                ),
+                nbytes=int(nbytes * share),
+                on_cpu=nbytes - int(nbytes * share),
                 parameters=tuple(weights),
                 tensors=tuple(name for w in weights.values() for name in w.tensors),
                 subtree=bool(below),
@@ -423,6 +429,23 @@ def loaded_bytes(weight: WeightInfo, types: Mapping[str, str]) -> int:
     """Bytes of a parameter once loaded; its tensors share one type in `types`, or have none."""
     kind = next((types[name] for name in weight.tensors if name in types), None)
     return weight.nbytes if kind is None else type_bytes(kind, weight.float_bytes // 4)
+
+
+def resident_share(
+    rule: Rule | None, options: Any, weights: Iterable[WeightInfo], device: str
+) -> float:
+    """The part of a layer's experts that option `experts` puts on the GPU. Raises RuleError."""
+    wanted = getattr(options, "experts", None)
+    if wanted is None:
+        return 1.0
+    count = min((weight.shape[0] for weight in weights), default=0)
+    if device == "cpu":
+        if rule.backend == "cuda":  # mapped to the CPU
+            return 1.0
+        raise RuleError(rule.place, "option experts says how many are on a GPU; the backend is cpu")
+    if wanted > count:
+        raise RuleError(rule.place, f"option experts: {wanted} of {count} experts cannot be")
+    return wanted / count
 
 
 def class_matches(rule: Rule, module: ModuleInfo) -> bool:

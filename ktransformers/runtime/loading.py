@@ -117,7 +117,8 @@ def load_model(
 
     gguf_path: file, part of a split model, folder, or an open file. model_path: a Hugging Face
     folder or id whose config and tokenizer files win over the metadata. optimize_config_path: rule
-    file; None takes the family's. cpu_infer: worker threads; None takes every usable core.
+    file; None lets the planner place it (without GPUs: the family's own rules). cpu_infer: worker
+    threads; None takes every usable core.
     activations: "auto" | "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may
     hold, over all sequences.
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
@@ -125,15 +126,20 @@ def load_model(
     says something else, how different `ktransformers calibrate` measures.
     Raises: UserError.
     """
+    from ktransformers.optimize.fit_here import rules_for_loading
     from ktransformers.optimize.rules import load_rules
-    from ktransformers.optimize.shipped import shipped_rules
 
     threads = usable_threads(cpu_infer)
     gguf = gguf_path if isinstance(gguf_path, GGUFFile) else open_model(gguf_path)
     family, config = model_config(gguf, model_path)
     if experts_per_token is not None:
         config = with_experts(config, experts_per_token)
-    rules = load_rules(optimize_config_path or shipped_rules(family))
+    if optimize_config_path:
+        rules, expected = load_rules(optimize_config_path), []
+    else:
+        rules, expected = rules_for_loading(gguf, family, cache_lens)
+    for line in expected:
+        log.warning("%s: %s", gguf.path, line)
 
     from ktransformers.operators.engine import Engine
 

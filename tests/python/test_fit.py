@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench import fit_check, fit_tables
 from ktransformers.checkpoint.gguf import open_model
 from ktransformers.cli.main import main
 from ktransformers.errors import UserError
@@ -21,7 +23,11 @@ from ktransformers.optimize.box import GB, Box, Gpu, read_box
 from ktransformers.optimize.facts import facts_of_model
 from ktransformers.optimize.fit import MARGIN, fit, neighbours
 from ktransformers.optimize.fit_rules import fixed_by, numbers, rules_text
+from ktransformers.optimize.gpus import PUBLISHED as PUBLISHED_GPUS
+from ktransformers.optimize.gpus import gpus_here, limits_of
+from ktransformers.optimize.hot import hot_profile
 from ktransformers.optimize.known import PUBLISHED, known_facts
+from ktransformers.optimize.nvidia import Card
 from ktransformers.optimize.plan import PlanContext, plan
 from ktransformers.optimize.rules import load_rules, parse_rules
 from tests.support.miniatures import miniature, write
@@ -121,11 +127,18 @@ def test_the_rules_it_writes_place_what_it_says(model, gpus):
         "attention": "self_attn", "experts": "mlp.experts", "shared": "mlp.shared_experts",
         "dense": "mlp", "head": "lm_head", "embedding": "model.embed_tokens",
     }  # fmt: skip
+    partly = {one.group.layer for one in made.placed if one.experts}
+    assert len(partly) <= gpus
     for one in made.placed:
         name = names[one.group.kind]
         if one.group.layer >= 0:
             name = f"model.layers.{one.group.layer}.{name}"
-        assert planned.row(name).device == one.device, name
+        row = planned.row(name)
+        if one.group.kind == "experts" and one.group.layer in partly:
+            assert row.device.startswith("cuda") and row.on_cpu > 0
+            assert one.experts in (None, row.options.experts)
+        else:
+            assert row.device == one.device and row.on_cpu == 0, name
 
 
 def test_patterns_of_numbers():
@@ -229,3 +242,170 @@ def test_a_prediction_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+# --- hot experts
+
+
+def skewed_profile(path, facts, rng):
+    """Counts of one heavy user's text: few experts of each layer are chosen much of the time."""
+    layers = {}
+    for group in facts.of("experts"):
+        counts = (1e6 / np.arange(1, facts.experts + 1) ** rng.uniform(0.5, 1.5)).astype(int)
+        layers[str(group.layer)] = {"counts": rng.permutation(counts).tolist()}
+    profile = {"model": "m", "fewer": {}, "experts_per_token": facts.used, "layers": layers}
+    path.write_text(json.dumps(profile))
+    return layers
+
+
+def test_the_hottest_experts_fill_what_is_left(tmp_path):
+    facts, path = known_facts("Qwen3-235B-A22B"), tmp_path / "p.json"
+    layers = skewed_profile(path, facts, np.random.default_rng(4))
+    plain = fit(facts, BOX)
+    hot = fit(facts, BOX, profile=hot_profile(str(path), facts))
+    one = facts.of("experts")[0].nbytes / facts.experts
+    for made in (plain, hot):
+        assert made.room("cuda:0") - made.used["cuda:0"] < 2 * one  # full to the last expert
+        assert sum(p.group.nbytes for p in made.placed) == facts.nbytes
+        assert sum(p.group.active for p in made.placed) == pytest.approx(facts.active)
+    assert hot.speed > 1.1 * plain.speed
+    # No expert that stayed in RAM is chosen more often than one that is on the GPU.
+    there = {p.group.layer: p for p in hot.placed if p.experts}
+    shares = {n: sorted(np.array(e["counts"]) / sum(e["counts"]))[::-1] for n, e in layers.items()}
+    coldest = min(shares[str(n)][p.experts - 1] for n, p in there.items())
+    left = [shares[n][there[int(n)].experts if int(n) in there else 0] for n in layers]
+    assert coldest >= max(left) and len(there) > 60
+    for n, placed in there.items():
+        covered = sum(shares[str(n)][: placed.experts])
+        whole = next(g for g in facts.of("experts") if g.layer == n)
+        assert placed.group.active == pytest.approx(whole.active * covered)
+    text = rules_text(hot, family_for("qwen3_moe"))
+    rules = parse_rules(text, "f").rules
+    asked = {rule.options.experts for rule in rules if rule.operator == "moe.experts"}
+    assert {p.experts for p in there.values()} <= asked
+    assert all(r.options.profile == str(path) for r in rules if getattr(r.options, "experts", 0))
+
+
+def test_profiles_of_another_model_are_refused(tmp_path, capsys):
+    path = tmp_path / "p.json"
+    skewed_profile(path, known_facts("Qwen3-30B-A3B"), np.random.default_rng(4))
+    machine = str(ROOT / "docs/machines/gpu24.yaml")
+    words = ["--machine", machine, "--experts-profile", str(path)]
+    assert main(["plan", "--known", "Qwen3-30B-A3B:Q8_0", *words]) == 0
+    assert "the hottest by the profile" in capsys.readouterr().out
+    assert main(["plan", "--known", "Mixtral-8x7B", *words]) == 2
+    assert "it is of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "backend, experts, told",
+    [("cpu", 2, "the backend is cpu"), ("cuda", 99, "99 of 8 experts cannot be"),
+     ("cuda", 0, "at least 1")],
+)  # fmt: skip
+def test_numbers_of_experts_that_cannot_be(backend, experts, told, tmp_path):
+    from ktransformers.optimize.tree import describe
+    from ktransformers.runtime.loading import build_on_meta
+    from tests.support.families import families
+
+    family = family_for("qwen3_moe")
+    tree = describe(build_on_meta(family, dict(families()["qwen3moe"].config)), family)
+    text = (
+        "- match: {name: 'mlp.experts$'}\n  replace: {operator: moe.experts, backend: "
+        f"{backend}, options: {{experts: {experts}}}}}\n  why: x\n"
+    )
+    with pytest.raises(UserError, match=f"^f:.*{told}"):
+        plan(tree, parse_rules(text, "f"), PlanContext(cuda_devices=1))
+    if told.startswith("99"):
+        fine = parse_rules(text.replace("99", "6"), "f")
+        row = plan(tree, fine, PlanContext(cuda_devices=1)).row("model.layers.1.mlp.experts")
+        assert row.nbytes == 3 * row.on_cpu
+        mapped = plan(tree, fine, PlanContext(device_map={"cuda": "cpu"}))
+        assert mapped.row("model.layers.1.mlp.experts").on_cpu == 0
+
+
+# --- machines as drivers and files tell of them
+
+
+def test_gpus_are_known_by_the_names_drivers_give(monkeypatch):
+    names = ("NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3", "Some New Card")
+    found = [Card(name, 80 << 30, 20 << 30, "580") for name in names]
+    first, second, third = gpus_here(found)
+    assert first.vram == 20 << 30 and first.read == 1008 * GB and first.ops == 165e12
+    assert second.read == 3350 * GB
+    assert third.read == min(read for read, _ in PUBLISHED_GPUS.values()) * GB
+    assert limits_of("NVIDIA A100-SXM4-80GB")[0] == 2039
+    monkeypatch.setenv("KT_VRAM_LIMIT", "8GiB")
+    assert gpus_here(found)[0].vram == 8 << 30
+
+
+def test_this_machine_is_measured_once(monkeypatch):
+    from ktransformers.optimize import box
+
+    first, again = box.this_box(1), box.this_box(1)
+    assert (first.read, first.int8) == (again.read, again.int8)
+    assert first.read > 1e9 and first.int8 > 1e9 and 1e9 < first.ram < 1e14
+    monkeypatch.setattr("ktransformers.optimize.gpus.has_gpu_operators", lambda: True)
+    monkeypatch.setattr("ktransformers.optimize.gpus.gpus_here", lambda: (GPU,))
+    assert box.here().gpus == (GPU,)
+
+
+def test_without_rules_the_planner_places(tmp_path, capsys, monkeypatch):
+    """On a machine with a GPU this build could use: its rules, on the GPU; else the family's."""
+    from ktransformers.optimize import fit_here
+
+    model = write(miniature("qwen3moe", types="Q4_0"), tmp_path / "m.gguf")
+    assert main(["plan", "--gguf_path", str(model)]) == 0
+    shown = capsys.readouterr().out
+    assert "qwen3moe.yaml" in shown and "predicted: " in shown and "1 GB more RAM" in shown
+    assert main(["plan", "--gguf_path", str(model), "--no-fit"]) == 0
+    assert "predicted" not in capsys.readouterr().out
+    assert main(["plan", "--gguf_path", str(model), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fit"]["tokens_per_second"] > 0 and document["rows"]
+    opened = open_model(model)
+    family = family_for("qwen3_moe")
+    monkeypatch.setattr(fit_here, "here", lambda: BOX)
+    rules, told = fit_here.rules_for_loading(opened, family, 4096)
+    assert told == [] and rules.path == "fit"
+    assert any(rule.device == "cuda:0" for rule in rules.rules)
+    small = dataclasses.replace(BOX, ram=1e6, gpus=())
+    monkeypatch.setattr(fit_here, "here", lambda: small)
+    rules, told = fit_here.rules_for_loading(opened, family, 4096)
+    assert "does not fit" in told[0] and rules.path.endswith("qwen3moe.yaml")
+
+
+def test_a_folder_is_planned_as_what_it_is_loaded_as(tmp_path):
+    model = open_model(write(miniature("llama", types="BF16", wide=True), tmp_path / "m.gguf"))
+    as_is, smaller = facts_of_model(model), facts_of_model(model, "q8_0")
+    matrices = [i for i in model.tensors.values() if len(i.shape) > 1]
+    others = sum(i.nbytes for i in model.tensors.values() if len(i.shape) == 1)
+    assert as_is.nbytes == model.bytes_total
+    assert smaller.nbytes == others + sum(i.nbytes for i in matrices) * 17 // 32
+
+
+# --- the constants and the page that shows them
+
+
+def test_facts_kept_in_a_row_are_those_of_the_file(tmp_path):
+    model = open_model(write(miniature("deepseek_v3", types="Q8_0"), tmp_path / "m.gguf"))
+    facts = facts_of_model(model)
+    again = fit_check.facts_from_json("m", fit_check.facts_to_json(facts))
+    assert again.nbytes == facts.nbytes and again.active == pytest.approx(facts.active, rel=1e-6)
+    assert fit(again, BOX).speed == pytest.approx(fit(facts, BOX).speed, rel=1e-6)
+
+
+def test_positive_least_squares_is_the_best_of_all_choices():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        matrix = rng.random((12, 3)) + 0.05
+        x = np.array(fit_check.positive_least_squares(matrix))
+        best = ((matrix @ x - 1) ** 2).sum()
+        assert (x >= 0).all()
+        for _ in range(200):
+            other = np.abs(x + rng.normal(0, 0.1, 3))
+            assert ((matrix @ other - 1) ** 2).sum() >= best - 1e-9
+
+
+def test_the_page_shows_what_the_planner_says():
+    page = fit_tables.PAGE.read_text()
+    assert fit_tables.with_tables(page) == page, "run python -m bench.fit_tables --write"

@@ -1,0 +1,231 @@
+"""The planner's predictions against what runs: fitting its constants, and testing them.
+
+    python -m bench.fit_check --measure fit --only llama-8b --threads 2    adds to fit_rows.json
+    python -m bench.fit_check --fit                       the constants that these rows give
+    python -m bench.fit_check --measure test --only qwen3 --threads 1
+    python -m bench.fit_check --table                     docs/planner.md's table
+
+Constants (optimize/estimate.py) come from the models of bench/fit_models.py at contexts of 128 and
+2048; they are tested on bench.cpu's models at 512 and 4096. Both kinds of row hold what was
+measured, the limits measured in the same process beside it, and the facts of the header.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bench import cpu_models
+from bench.cpu_run import last_line
+from bench.fit_models import FIT_MODELS
+from bench.report import table
+from ktransformers.checkpoint.gguf import open_model
+from ktransformers.optimize import estimate
+from ktransformers.optimize.box import GB, Box
+from ktransformers.optimize.facts import Group, ModelFacts, facts_of_model
+from ktransformers.optimize.fit import fit, split_of
+
+ROWS = Path(__file__).with_name("fit_rows.json")
+JOBS = {
+    "fit": {"contexts": [128, 2048], "prompt": 512, "decode": 8},
+    "test": {"contexts": [512, 4096], "prompt": 512, "decode": 8},
+}
+MAX_OTHERS = 0.08  # CPUs that other processes may use during a measurement
+PLAIN = ("layers", "hidden", "experts", "used", "kv_bytes", "attention_ops", "prompt_ops")
+
+
+def path_of(kind: str, name: str) -> Path:
+    if kind == "fit":
+        family = FIT_MODELS[name]()
+    else:
+        family = cpu_models.WIDTHS[name].make(cpu_models.WIDTHS[name].most)
+    return cpu_models.make(family, cpu_models.cache_folder())
+
+
+def measure(kind: str, name: str, threads: int) -> dict:
+    """A row. The facts are kept in it, so that constants can be fitted without the file."""
+    path = path_of(kind, name)
+    job = JOBS[kind] | {"model": str(path), "threads": threads}
+    row = {"kind": kind, "model": path.stem, "threads": threads, "prompt_tokens": job["prompt"]}
+    facts = facts_of_model(open_model(path))
+    row["facts"] = facts_to_json(facts)
+    return row | last_line([sys.executable, "-m", "bench.fit_run"], job)
+
+
+def facts_to_json(facts: ModelFacts) -> dict:
+    """All fields, groups of one kind and size together."""
+    groups: dict[tuple, int] = {}
+    for group in facts.groups.values():
+        key = (group.kind, group.layer >= 0, group.nbytes, round(group.active), round(group.ops))
+        groups[key] = groups.get(key, 0) + 1
+    plain = {name: getattr(facts, name) for name in PLAIN}
+    return plain | {"groups": [[*key, count] for key, count in groups.items()]}
+
+
+def facts_from_json(name: str, data: dict) -> ModelFacts:
+    values = {key: value for key, value in data.items() if key != "groups"}
+    facts, next_layer = ModelFacts(name, **values), {}
+    for kind, is_layer, nbytes, active, ops, count in data["groups"]:
+        for _ in range(count):
+            number = next_layer.get(kind, 0) if is_layer else -1
+            facts.groups[kind, number] = Group(kind, number, nbytes, active, ops)
+            next_layer[kind] = number + 1
+    return facts
+
+
+def box_of(row: dict) -> Box:
+    limits = row["limits"]
+    return Box("row", 1000 * GB, limits["read_gbps"] * GB, limits["int8_tops"] * 1e12)
+
+
+def works(row: dict):
+    """[(kind of step, {part: seconds at the limits}, measured seconds, context)] of a row."""
+    facts, box, count = facts_from_json(row["model"], row["facts"]), box_of(row), 512
+    split = split_of(fit(facts, box))
+    found = []
+    for context, seconds in row["decode"].items():
+        work = estimate.decode_work(facts, box, split, int(context))
+        found.append(("decode", work, seconds, int(context)))
+    count = row["prompt_tokens"]
+    for context, seconds in row["prompt"].items():
+        start = int(context) if int(context) > count else 0
+        work = estimate.prompt_work(facts, box, split, start, count)
+        found.append(("prompt", work, seconds, start))
+    return found
+
+
+def constants(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Factors with the least sum of squared relative errors, none below 0."""
+    made = {}
+    for kind in ("decode", "prompt"):
+        every = [one for row in rows for one in works(row) if one[0] == kind]
+        names = list(every[0][1])
+        matrix = np.array([[work[n] / seconds for n in names] for _, work, seconds, _ in every])
+        made[kind] = dict(zip(names, positive_least_squares(matrix), strict=True))
+    return made
+
+
+def positive_least_squares(matrix: np.ndarray) -> list[float]:
+    """x >= 0 that brings matrix @ x nearest to ones: the best of all choices of columns."""
+    rows, columns = matrix.shape
+    best, found = float("inf"), np.zeros(columns)
+    for mask in range(1, 1 << columns):
+        chosen = [i for i in range(columns) if mask >> i & 1]
+        x, *_ = np.linalg.lstsq(matrix[:, chosen], np.ones(rows), rcond=None)
+        if (x < 0).any():
+            continue
+        error = float(((matrix[:, chosen] @ x - 1) ** 2).sum())
+        if error < best:
+            best, found = error, np.zeros(columns)
+            found[chosen] = x
+    return [float(value) for value in found]
+
+
+def predicted(row: dict) -> list[tuple[str, int, float, float]]:
+    """[(decode or prompt, context, predicted tokens/s, measured tokens/s)] by the planner."""
+    facts, box, made = facts_from_json(row["model"], row["facts"]), box_of(row), []
+    for kind, work, seconds, context in works(row):
+        if kind == "decode":
+            fitted = fit(facts, replace(box), context=context)
+            made.append((kind, context, fitted.speed, 1 / seconds))
+        else:
+            guess = estimate.total(work, estimate.PROMPT)
+            made.append(
+                (kind, context, row["prompt_tokens"] / guess, row["prompt_tokens"] / seconds)
+            )
+    return made
+
+
+def promised_memory(row: dict) -> float:
+    """Bytes the plan says a run with the row's cache takes."""
+    facts = facts_from_json(row["model"], row["facts"])
+    return fit(facts, box_of(row), context=row["cache"]).used["cpu"]
+
+
+def lines(rows: list[dict]) -> list[str]:
+    cells, worst = [], 0.0
+    for row in rows:
+        for kind, context, guess, measured in predicted(row):
+            error = guess / measured - 1
+            worst = max(worst, abs(error)) if kind == "decode" else worst
+            cells.append([row["model"], row["threads"], kind, context, f"{guess:.1f}",
+                          f"{measured:.1f}", f"{100 * error:+.0f} %"])  # fmt: skip
+        promise = promised_memory(row)
+        cells.append([row["model"], row["threads"], "memory, GB", "", f"{promise / GB:.2f}",
+                      f"{row['memory_after'] / GB:.2f}",
+                      f"{100 * (promise / row['memory_after'] - 1):+.0f} %"])  # fmt: skip
+    head = ["model", "threads", "what", "behind", "predicted", "measured", "error"]
+    return [table(head, cells), f"largest error of decoding: {100 * worst:.0f} %"]
+
+
+def tested_table() -> str:
+    """docs/planner.md's table of what was predicted and measured."""
+    out = [
+        "| model | threads | behind | predicted, tokens/s | measured | error | prompt predicted | "
+        "measured | error | memory predicted, GB | measured |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in load_rows("test"):
+        by_kind: dict[str, list] = {"decode": [], "prompt": []}
+        for kind, context, guess, measured in predicted(row):
+            cells = [f"{guess:.1f}", f"{measured:.1f}", f"{100 * (guess / measured - 1):+.0f} %"]
+            by_kind[kind].append((context, cells))
+        memory = [f"{promised_memory(row) / GB:.2f}", f"{row['memory_after'] / GB:.2f}"]
+        for (context, decode), (_, prompt) in zip(*by_kind.values(), strict=True):
+            name = row["model"].rpartition("-v")[0]
+            cells = [name, str(row["threads"]), str(context), *decode, *prompt, *memory]
+            out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def load_rows(kind: str) -> list[dict]:
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    return [row for row in rows if row["kind"] == kind]
+
+
+def keep(row: dict) -> None:
+    """Adds a row to the file, in place of an older one of the same."""
+    key = ("kind", "model", "threads")
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    rows = [one for one in rows if any(one[k] != row[k] for k in key)] + [row]
+    rows.sort(key=lambda one: [one[k] for k in key])
+    ROWS.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fit_check", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--measure", choices=tuple(JOBS))
+    parser.add_argument("--make", choices=tuple(JOBS), help="only write the models")
+    parser.add_argument("--only", help="one model")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args(argv)
+    kind = options.measure or options.make
+    if kind:
+        names = FIT_MODELS if kind == "fit" else cpu_models.WIDTHS
+        for name in [options.only] if options.only else names:
+            if options.make:
+                print(path_of(kind, name))
+                continue
+            for threads in map(int, options.threads.split(",")):
+                row = measure(kind, name, threads)
+                print("\n".join(lines([row])), row["limits"], row["others_cpus"], flush=True)
+                if row["others_cpus"] > MAX_OTHERS:
+                    print(f"VOID: others used {row['others_cpus']:.2f} CPUs; not kept")
+                    continue
+                keep(row)
+    if options.fit:
+        print(json.dumps(constants(load_rows("fit")), indent=1))
+        print("\n".join(lines(load_rows("fit"))))
+    if options.table:
+        print(tested_table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

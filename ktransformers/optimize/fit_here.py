@@ -1,0 +1,31 @@
+"""The rules of a model nobody wrote rules for: what the planner makes of this machine. No torch."""
+
+from typing import Any
+
+from ktransformers.models.base import Family
+from ktransformers.optimize.box import Box, here
+from ktransformers.optimize.facts import facts_of_model
+from ktransformers.optimize.fit import Fit, fit
+from ktransformers.optimize.fit_rules import rules_text
+from ktransformers.optimize.quant import auto_quant
+from ktransformers.optimize.rules import RuleSet, load_rules, parse_rules
+from ktransformers.optimize.shipped import shipped_rules
+
+
+def fitted(model: Any, family: Family, box: Box, context: int, prompt: int = 2048):
+    """(fit, rules that say the same) of an open model; without GPUs the family's own rules."""
+    made = fit(facts_of_model(model, auto_quant(model)), box, context, prompt)
+    return made, rules_of(made, family)
+
+
+def rules_of(made: Fit, family: Family) -> RuleSet:
+    """The fit as rules. Raises: UserError."""
+    if any(one.device != "cpu" for one in made.placed):
+        return parse_rules(rules_text(made, family), "fit")
+    return load_rules(shipped_rules(family))
+
+
+def rules_for_loading(model: Any, family: Family, context: int) -> tuple[RuleSet, list[str]]:
+    """(rules, lines for the user), before a weight is read and without measuring anything."""
+    made, rules = fitted(model, family, here(), context)
+    return rules, [made.verdict] if made.verdict else []
