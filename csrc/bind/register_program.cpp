@@ -290,6 +290,18 @@ void register_program(py::module_& module) {
           py::arg("sequences"), py::arg("prompts"), py::arg("options"),
           py::arg("on_token") = py::none(),
           "Generates without calling Python, unless on_token(sequence, token) -> bool is given.")
+      .def("set_timing", &Decoder::set_timing, py::arg("on"),
+           "Starts adding up where the time of steps goes, from zero, or stops.")
+      .def_property_readonly(
+          "phase_seconds",
+          [](const Decoder& decoder) {
+            py::dict seconds;
+            if (!decoder.times()) return seconds;
+            for (size_t i = 0; i < cpu::kPhaseNames.size(); ++i)
+              seconds[cpu::kPhaseNames[i]] = decoder.times()->seconds(static_cast<cpu::Phase>(i));
+            return seconds;
+          },
+          "Seconds per phase of all steps since set_timing(True); empty where timing is off.")
       .def_property_readonly("vocab_size", &Decoder::vocab_size)
       .def_property_readonly("hidden_size", &Decoder::hidden_size)
       .def_property_readonly("arithmetic", &Decoder::arithmetic)

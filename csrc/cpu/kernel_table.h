@@ -66,6 +66,8 @@ struct AttentionTask {
 
 inline constexpr int kKvBlock = 64;  // positions per page of the KV cache
 
+inline constexpr int kScanBlock = 64;  // values per result of block_max and block_exp_sum
+
 struct FormatKernels {
   int gguf_id;
   void (*matmul)(const MatmulTask&);
@@ -97,6 +99,14 @@ struct KernelTable {
   /// y += a * x
   void (*axpy)(float a, const float* x, int64_t n, float* y);
   float (*dot)(const float* a, const float* b, int64_t n);
+  /// out = e^(x - max x) / sum of these; out may be x.
+  void (*softmax)(const float* x, int64_t n, float* out);
+  /// out = 1 / (1 + e^-x); out may be x.
+  void (*sigmoid)(const float* x, int64_t n, float* out);
+  /// out[b] = the largest of x[64 b, 64 b + 64); a NaN is passed over, -inf where nothing else is.
+  void (*block_max)(const float* x, int64_t n, float* out);
+  /// out[b] = sum over the same blocks of e^((x - top) * factor), with x <= top; a NaN counts 0.
+  void (*block_exp_sum)(const float* x, int64_t n, float top, float factor, float* out);
   /// Attention over pages; adds nothing where length is 0.
   void (*attention)(const AttentionTask&);
   /// float -> cache element type, n values (q8_0: n a multiple of 32).

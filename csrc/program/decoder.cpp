@@ -16,6 +16,7 @@ constexpr int32_t kExactPositions = 64;
 
 void normalise(cpu::Context& context, const cpu::RmsNorm& norm, const float* x, int m, int64_t n,
                float* out) {
+  const cpu::PhaseScope phase(context.phases, cpu::Phase::kNorm);
   const auto one = [&](int64_t row, int) {
     context.kernels.rms_norm(x + row * n, norm.weight.data(), norm.eps, n, out + row * n);
   };
@@ -27,6 +28,7 @@ void normalise(cpu::Context& context, const cpu::RmsNorm& norm, const float* x, 
 }
 
 void add_rows(cpu::Context& context, const float* x, int m, int64_t n, float* y) {
+  const cpu::PhaseScope phase(context.phases, cpu::Phase::kNorm);
   if (m >= 8) {
     context.pool.run(m, [&](int64_t row, int) {
       context.kernels.axpy(1.0f, x + row * n, n, y + row * n);
@@ -35,6 +37,29 @@ void add_rows(cpu::Context& context, const float* x, int m, int64_t n, float* y)
     context.kernels.axpy(1.0f, x, m * n, y);
   }
 }
+
+}  // namespace
+
+namespace {
+
+// The step's clock, in the context while the step runs.
+class Timed {
+ public:
+  Timed(cpu::Context& context, cpu::PhaseTimes* times) : context_(context), times_(times) {
+    if (times_) times_->start();
+    context_.phases = times_;
+  }
+  ~Timed() {
+    if (times_) times_->stop();
+    context_.phases = nullptr;
+  }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  cpu::Context& context_;
+  cpu::PhaseTimes* times_;
+};
 
 }  // namespace
 
@@ -74,6 +99,7 @@ void AttentionNode::run(StepState& state) const {
   float* out = state.context.arena.take<float>(state.m * n);
   normalise(state.context, *norm_, state.hidden, state.m, n, normed);
   const KvOptions& kv = state.kv->options();
+  const cpu::PhaseScope phase(state.context.phases, cpu::Phase::kDense);
   attention_->forward(state.context,
                       {state.m, state.step.position.data(), state.rounding, state.pages[layer_],
                        state.step.sequence.data(), kv.k_type, kv.v_type},
@@ -94,6 +120,7 @@ void FeedForwardNode::run(StepState& state) const {
   float* normed = state.context.arena.take<float>(state.m * n);
   float* out = state.context.arena.take<float>(state.m * n);
   normalise(state.context, *norm_, state.hidden, state.m, n, normed);
+  const cpu::PhaseScope phase(state.context.phases, cpu::Phase::kDense);
   ffn_->forward(state.context, normed, state.m, state.rounding, out);
   add_rows(state.context, out, state.m, n, state.hidden);
 }
@@ -122,20 +149,22 @@ void Decoder::check(const Step& step) const {
   KT_CHECK(step.position.size() == m && step.sequence.size() == m && step.is_prompt.size() == m,
            "step: ", m, " tokens, ", step.position.size(), " positions, ", step.sequence.size(),
            " sequences, ", step.is_prompt.size(), " prompt marks");
-  std::vector<int64_t> next;
-  for (size_t s = 0; s < step.sequences.size(); ++s) {
+  cpu::Arena::Scope scope(context_->arena);
+  const size_t count = step.sequences.size();
+  auto* next = context_->arena.take<int64_t>(count);
+  for (size_t s = 0; s < count; ++s) {
     const auto& sequence = step.sequences[s];
     KT_CHECK(sequence, "step: sequence ", s, " is none");
     KT_CHECK(&sequence->pool() == kv_.get(), "step: a sequence of another model's cache");
     for (size_t other = 0; other < s; ++other)
       KT_CHECK(step.sequences[other] != sequence, "step: sequences ", other, " and ", s,
                " are the same one");
-    next.push_back(sequence->length());
+    next[s] = sequence->length();
   }
   for (size_t row = 0; row < m; ++row) {
     const int32_t s = step.sequence[row];
-    KT_CHECK(s >= 0 && static_cast<size_t>(s) < next.size(), "step: row ", row, " names sequence ",
-             s, " of ", next.size());
+    KT_CHECK(s >= 0 && static_cast<size_t>(s) < count, "step: row ", row, " names sequence ", s,
+             " of ", count);
     KT_CHECK(step.position[row] == next[s], "step: row ", row, " is position ", step.position[row],
              " of a sequence that goes on at ", next[s]);
     ++next[s];
@@ -148,15 +177,18 @@ void Decoder::check(const Step& step) const {
 
 void Decoder::step(const Step& step, StepOut& out) {
   check(step);
-  std::vector<int64_t> before;
-  for (const auto& sequence : step.sequences) before.push_back(sequence->length());
+  cpu::Arena::Scope scope(context_->arena);
+  const size_t count = step.sequences.size();
+  auto* before = context_->arena.take<int64_t>(count);
+  auto* ends = context_->arena.take<int64_t>(count);
+  for (size_t s = 0; s < count; ++s) ends[s] = before[s] = step.sequences[s]->length();
+  for (const int32_t s : step.sequence) ++ends[s];
+  const Timed timed(*context_, times_.get());
   try {
-    std::vector<int64_t> ends = before;
-    for (const int32_t s : step.sequence) ++ends[s];
-    for (size_t s = 0; s < ends.size(); ++s) step.sequences[s]->extend(ends[s]);
+    for (size_t s = 0; s < count; ++s) step.sequences[s]->extend(ends[s]);
     run(step, out);
   } catch (...) {
-    for (size_t s = 0; s < before.size(); ++s) step.sequences[s]->truncate(before[s]);
+    for (size_t s = 0; s < count; ++s) step.sequences[s]->truncate(before[s]);
     throw;
   }
 }
@@ -204,6 +236,7 @@ void Decoder::run(const Step& step, StepOut& out) {
     normalise(*context_, *norm_, hidden, m, n, out.hidden.data());
   }
   if (wanted == 0) return;
+  const cpu::PhaseScope phase(context_->phases, cpu::Phase::kHead);
   float* last = arena.take<float>(wanted * n);
   cpu::Rounding* exact = arena.take<cpu::Rounding>(wanted);
   for (int i = 0; i < wanted; ++i) {

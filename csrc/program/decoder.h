@@ -15,6 +15,7 @@
 #include "cpu/ops/context.h"
 #include "cpu/ops/ffn.h"
 #include "cpu/ops/linear.h"
+#include "cpu/ops/phase.h"
 #include "program/kv_pool.h"
 
 namespace kt::program {
@@ -137,6 +138,11 @@ class Decoder {
   /// not fit, and where the cache is full.
   void step(const Step& step, StepOut& out);
 
+  /// From now on, adds up where the time of steps goes (from zero), or stops doing so.
+  void set_timing(bool on) { times_ = on ? std::make_unique<cpu::PhaseTimes>() : nullptr; }
+  /// Null where timing is off.
+  cpu::PhaseTimes* times() const { return times_.get(); }
+
   int64_t vocab_size() const { return lm_head_->rows(); }
   int64_t hidden_size() const { return embedding_->cols(); }
   Arithmetic arithmetic() const { return arithmetic_; }
@@ -156,6 +162,7 @@ class Decoder {
   std::shared_ptr<const cpu::Linear> lm_head_;
   std::shared_ptr<KvPool> kv_;
   Arithmetic arithmetic_;
+  std::unique_ptr<cpu::PhaseTimes> times_;
 };
 
 /// The rounding of one row under an arithmetic.

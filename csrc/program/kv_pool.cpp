@@ -13,6 +13,11 @@ using cpu::kv_bytes;
 Sequence::~Sequence() { truncate(0); }
 
 void Sequence::extend(int64_t end) {
+  // The usual step of a generation stays within a page that is this sequence's alone: no lock.
+  if (owns_last_ && end <= static_cast<int64_t>(pages_.size()) * kKvBlock) {
+    length_ = std::max(length_, end);
+    return;
+  }
   KT_CHECK(end <= pool_->limit_ * kKvBlock, "the cache is full: ", end,
            " positions are needed here, it holds ", pool_->limit_ * kKvBlock,
            "; allow more positions (--cache_lens)");
@@ -34,13 +39,19 @@ void Sequence::extend(int64_t end) {
     page = fresh;
   }
   for (; missing > 0; --missing) pages_.push_back(pool_->take());
-  if (end > length_) length_ = end;
+  if (end > length_) {
+    length_ = end;
+    owns_last_ = true;
+  }
 }
 
 void Sequence::truncate(int64_t length) {
   KT_CHECK(length >= 0, "a sequence cannot be truncated to ", length, " positions");
   os::Lock lock(pool_->mutex_);
-  length_ = std::min(length_, length);
+  if (length < length_) {  // the page that becomes the last may be shared
+    length_ = length;
+    owns_last_ = false;
+  }
   // Pages beyond the length, too: an extend that ran out of memory half way leaves some.
   const auto keep = static_cast<size_t>((length_ + kKvBlock - 1) / kKvBlock);
   while (pages_.size() > keep) {
@@ -52,6 +63,7 @@ void Sequence::truncate(int64_t length) {
 std::shared_ptr<Sequence> Sequence::fork() const {
   auto copy = std::make_shared<Sequence>(pool_);
   os::Lock lock(pool_->mutex_);
+  owns_last_ = false;
   copy->pages_ = pages_;
   copy->length_ = length_;
   for (const int32_t page : pages_) ++pool_->references_[page];

@@ -55,6 +55,7 @@ class Sequence {
   std::shared_ptr<KvPool> pool_;
   std::vector<int32_t> pages_;
   int64_t length_ = 0;
+  mutable bool owns_last_ = false;  // what follows `length` in the last page is certainly not shared
 };
 
 class KvPool : public std::enable_shared_from_this<KvPool> {

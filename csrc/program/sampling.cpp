@@ -2,113 +2,197 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "base/error.h"
 #include "base/os.h"
+#include "cpu/isa.h"
 
 namespace kt::program {
 
-Sampler::Sampler(const SamplingOptions& o) : options_(o), random_(o.seed) {
+Sampler::Sampler(const SamplingOptions& o)
+    : options_(o), random_(o.seed), kernels_(cpu::kernels()) {
   KT_CHECK(std::isfinite(o.temperature) && o.temperature >= 0, "temperature=", o.temperature,
            " must be 0 or more");
   KT_CHECK(o.top_k >= 0, "top_k=", o.top_k, " must be 0 (off) or more");
   KT_CHECK(o.top_p > 0 && o.top_p <= 1, "top_p=", o.top_p, " must be in (0, 1]");
   KT_CHECK(o.min_p >= 0 && o.min_p <= 1, "min_p=", o.min_p, " must be in [0, 1]");
-  KT_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0,
-           "repetition_penalty=", o.repetition_penalty, " must be positive");
+  KT_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0, "repetition_penalty=",
+           o.repetition_penalty, " must be positive");
   KT_CHECK(std::isfinite(o.presence_penalty) && std::isfinite(o.frequency_penalty),
            "presence_penalty=", o.presence_penalty, ", frequency_penalty=", o.frequency_penalty,
            " must be finite");
   if (o.temperature == 0) options_.greedy = true;
+  has_penalties_ = o.repetition_penalty != 1.0f || o.presence_penalty != 0.0f ||
+                   o.frequency_penalty != 0.0f;
+}
+
+void Sampler::count(int32_t token, bool is_generated) {
+  if (token < 0) return;
+  const auto needed = static_cast<size_t>(token) + 1;
+  if (seen_.size() < needed) seen_.resize(std::max(needed, 2 * seen_.size()), 0);
+  if (generated_.size() < seen_.size()) generated_.resize(seen_.size(), 0);
+  if (seen_[token]++ == 0) known_.push_back(token);
+  if (is_generated) ++generated_[token];
 }
 
 void Sampler::saw(std::span<const int32_t> tokens) {
-  for (const int32_t token : tokens) ++seen_[token];
+  if (!has_penalties_) return;
+  for (const int32_t token : tokens) count(token, false);
+}
+
+std::span<const float> Sampler::penalised(std::span<const float> logits) {
+  const auto vocab = static_cast<int32_t>(logits.size());
+  changed_.assign(logits.begin(), logits.end());
+  known_.reserve(logits.size());
+  for (const int32_t token : known_) {
+    if (token >= vocab) continue;
+    float& logit = changed_[token];
+    logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    if (const int32_t times = generated_[token]; times > 0)
+      logit -= options_.presence_penalty + options_.frequency_penalty * static_cast<float>(times);
+  }
+  return changed_;
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
-  const auto vocab = static_cast<int32_t>(logits.size());
-  const bool penalties = options_.repetition_penalty != 1.0f || options_.presence_penalty != 0.0f ||
-                         options_.frequency_penalty != 0.0f;
-  std::vector<float> changed;
-  if (penalties) {
-    changed.assign(logits.begin(), logits.end());
-    for (const auto& [token, count] : seen_) {
-      if (token < 0 || token >= vocab) continue;
-      float& logit = changed[token];
-      logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
-    }
-    for (const auto& [token, count] : generated_)
-      if (token < vocab)
-        changed[token] -= options_.presence_penalty + options_.frequency_penalty * count;
-    logits = changed;
+  KT_CHECK(!logits.empty(), "sample: no logits");
+  const size_t vocab = logits.size();
+  if (has_penalties_) {
+    if (seen_.size() < vocab) seen_.resize(vocab, 0), generated_.resize(vocab, 0);
+    logits = penalised(logits);
   }
+  block_top_.resize((vocab + cpu::kScanBlock - 1) / cpu::kScanBlock);
+  kernels_.block_max(logits.data(), static_cast<int64_t>(vocab), block_top_.data());
+  const auto best = std::max_element(block_top_.begin(), block_top_.end());
+  const float top = *best;
+  // The first of equals, in the first block that has one.
+  auto chosen = static_cast<size_t>(best - block_top_.begin()) * cpu::kScanBlock;
+  while (chosen < vocab && logits[chosen] != top) ++chosen;
+  KT_CHECK(chosen < vocab, "every logit is NaN: the model's weights or cache are damaged");
+  auto token = static_cast<int32_t>(chosen);
+  if (!options_.greedy) token = draw(logits, top);
+  if (has_penalties_) count(token, true);
+  return token;
+}
 
-  KT_CHECK(vocab > 0, "sample: no logits");
-  int32_t chosen = 0;
-  for (int32_t i = 1; i < vocab; ++i) {
-    if (logits[i] > logits[chosen] || std::isnan(logits[chosen])) chosen = i;
+// Every logit that is at least `threshold`, in order of tokens.
+void Sampler::gather(std::span<const float> logits, float threshold) {
+  candidates_.clear();
+  for (size_t b = 0; b < block_top_.size(); ++b) {
+    if (!(block_top_[b] >= threshold)) continue;
+    const size_t end = std::min(logits.size(), (b + 1) * cpu::kScanBlock);
+    for (size_t i = b * cpu::kScanBlock; i < end; ++i)
+      if (logits[i] >= threshold) candidates_.push_back({logits[i], static_cast<int32_t>(i)});
   }
-  KT_CHECK(!std::isnan(logits[chosen]),
-           "every logit is NaN: the model's weights or cache are damaged");
+}
 
-  if (!options_.greedy) chosen = draw(logits, logits[chosen]);
-  ++generated_[chosen];
-  ++seen_[chosen];
-  return chosen;
+// A value that at least `count` logits reach: that many blocks have one.
+float Sampler::threshold_of(size_t count) {
+  if (count > block_top_.size()) return -INFINITY;
+  scratch_.assign(block_top_.begin(), block_top_.end());
+  std::nth_element(scratch_.begin(), scratch_.begin() + (count - 1), scratch_.end(),
+                   std::greater<>());
+  return scratch_[count - 1];
+}
+
+// The best `count` candidates in order, of equals the lower token first; the others are dropped.
+void Sampler::sort_candidates(size_t count) {
+  count = std::min(count, candidates_.size());
+  std::partial_sort(candidates_.begin(), candidates_.begin() + count, candidates_.end(),
+                    [](const Candidate& a, const Candidate& b) {
+                      return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+                    });
+  candidates_.resize(count);
+}
+
+// The best candidates in order, as many as top_p can want: more are taken until they suffice.
+// Returns the sum over all logits of their weights e^((logit - top) / temperature).
+double Sampler::gather_likely(std::span<const float> logits, float top) {
+  scratch_.resize(block_top_.size());
+  kernels_.block_exp_sum(logits.data(), static_cast<int64_t>(logits.size()), top,
+                         1.0f / options_.temperature, scratch_.data());
+  double total = std::accumulate(scratch_.begin(), scratch_.end(), 0.0);
+  for (size_t want = 64;; want *= 8) {
+    const float threshold = threshold_of(want);
+    gather(logits, threshold);
+    double sum = 0;
+    for (const Candidate& c : candidates_) sum += weight(c.logit, top);
+    if (threshold == -INFINITY) total = sum;
+    if (threshold == -INFINITY || sum >= options_.top_p * total) break;
+  }
+  sort_candidates(candidates_.size());
+  return total;
+}
+
+// By block sums first, then within the block: no list of candidates is made.
+int32_t Sampler::draw_from_all(std::span<const float> logits, float top) {
+  scratch_.resize(block_top_.size());
+  kernels_.block_exp_sum(logits.data(), static_cast<int64_t>(logits.size()), top,
+                         1.0f / options_.temperature, scratch_.data());
+  double at = uniform(std::accumulate(scratch_.begin(), scratch_.end(), 0.0));
+  size_t block = 0;
+  while (block + 1 < scratch_.size() && at >= scratch_[block]) at -= scratch_[block++];
+  const size_t end = std::min(logits.size(), (block + 1) * cpu::kScanBlock);
+  int32_t chosen = -1;  // the last one possible, where rounding leaves a remainder
+  for (size_t i = block * cpu::kScanBlock; i < end; ++i) {
+    const double p = std::isnan(logits[i]) ? 0.0 : weight(logits[i], top);
+    if (p == 0.0) continue;
+    chosen = static_cast<int32_t>(i);
+    if (at < p) break;
+    at -= p;
+  }
+  if (chosen >= 0) return chosen;
+  // A block whose weights all vanish was met at the very end: take the best instead.
+  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), top) - logits.begin());
 }
 
 int32_t Sampler::draw(std::span<const float> logits, float top) {
-  // Tokens less likely than 2^-60 of the best can be drawn by no number of 53 bits: leaving them
-  // out at once keeps a large vocabulary from being sorted for every token. A NaN compares as
-  // false.
-  constexpr double kReach = 42.0;  // > 60 ln 2
-  const double least = double{top} - kReach * options_.temperature;
-  std::vector<int32_t> order;
-  for (int32_t i = 0; i < static_cast<int32_t>(logits.size()); ++i)
-    if (logits[i] >= least) order.push_back(i);
-  const auto better = [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
-  const auto begin = order.begin();
-  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < order.size()) {
-    std::nth_element(begin, begin + options_.top_k, order.end(), better);
-    order.resize(options_.top_k);
+  candidates_.reserve(logits.size());
+  p_.reserve(logits.size());
+  scratch_.reserve(block_top_.size());
+  double total = -1;  // of all that top_p looks at; below 0: the candidates are all
+  if (std::isinf(top)) {  // infinities have no difference: equal ones alone can be chosen
+    gather(logits, top);
+    if (options_.top_k > 0) sort_candidates(options_.top_k);
+  } else if (options_.top_k > 0) {
+    gather(logits, threshold_of(options_.top_k));
+    sort_candidates(options_.top_k);
+  } else if (options_.top_p < 1.0f) {
+    total = gather_likely(logits, top);
+  } else if (options_.min_p > 0.0f) {
+    // A little below the bound, which is applied exactly further down.
+    gather(logits, top + options_.temperature * (std::log(options_.min_p) - 1e-3f) -
+                       1e-5f * std::fabs(top));
+  } else {
+    return draw_from_all(logits, top);
   }
-  const auto weight = [&](int32_t id) {  // equal ones first: infinities have no difference
-    return logits[id] == top ? 1.0 : std::exp((double{logits[id]} - top) / options_.temperature);
-  };
-  size_t keep = order.size();
+
+  p_.clear();
+  for (const Candidate& c : candidates_) p_.push_back(weight(c.logit, top));
+  if (total < 0) total = std::accumulate(p_.begin(), p_.end(), 0.0);
   if (options_.top_p < 1.0f) {
-    double total = 0, sum = 0;
-    for (const int32_t id : order) total += weight(id);
-    // Sorted only as deep as the probabilities matter.
-    size_t sorted = 0;
-    for (keep = 0; keep < order.size() && sum < options_.top_p * total; ++keep) {
-      if (keep == sorted) {
-        const size_t deeper = std::min(order.size(), std::max<size_t>(64, 4 * sorted));
-        std::partial_sort(begin + sorted, begin + deeper, order.end(), better);
-        sorted = deeper;
-      }
-      sum += weight(order[keep]);
-    }
-    keep = std::max<size_t>(keep, 1);
+    double sum = 0;
+    size_t keep = 0;
+    while (keep < p_.size() && sum < options_.top_p * total) sum += p_[keep++];
+    p_.resize(std::max<size_t>(keep, 1));
   }
-  std::vector<double> p;
-  double sum = 0;
-  size_t kept = 0;
-  for (size_t i = 0; i < keep; ++i) {
-    const double w = weight(order[i]);
-    if (w < options_.min_p) continue;  // the best has weight 1
-    order[kept++] = order[i];
-    p.push_back(w);
-    sum += w;
+  for (double& p : p_) p = p >= options_.min_p ? p : 0.0;
+  double at = uniform(std::accumulate(p_.begin(), p_.end(), 0.0));
+  size_t chosen = 0;  // the last one possible, where rounding leaves a remainder
+  for (size_t i = 0; i < p_.size(); ++i) {
+    if (p_[i] == 0.0) continue;
+    chosen = i;
+    if (at < p_[i]) break;
+    at -= p_[i];
   }
-  double at = std::uniform_real_distribution<double>(0.0, sum)(random_);
-  size_t i = 0;
-  while (i + 1 < kept && at >= p[i]) at -= p[i++];
-  return order[i];
+  return candidates_[chosen].token;
+}
+
+// Relative to the best one's; an infinite top is equal to itself and infinitely above the rest.
+double Sampler::weight(float logit, float top) const {
+  return logit == top ? 1.0 : std::exp((double{logit} - top) / options_.temperature);
 }
 
 namespace {
@@ -145,9 +229,8 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
                         const std::function<bool(int, int32_t)>& on_token) {
   KT_CHECK(sequences.size() == prompts.size(), "generate: ", sequences.size(), " sequences, ",
            prompts.size(), " prompts");
-  KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0,
-           "generate: max_new_tokens=", options.max_new_tokens,
-           ", prompt_chunk=", options.prompt_chunk, " are out of range");
+  KT_CHECK(options.max_new_tokens >= 0 && options.prompt_chunk > 0, "generate: max_new_tokens=",
+           options.max_new_tokens, ", prompt_chunk=", options.prompt_chunk, " are out of range");
   for (const auto& sequence : sequences) KT_CHECK(sequence, "generate: a sequence is none");
   const int count = static_cast<int>(sequences.size());
   const auto vocab = static_cast<size_t>(decoder.vocab_size());
@@ -157,10 +240,13 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
   std::vector<Sampler> samplers;
   std::vector<int32_t> current(count, -1);
   std::vector<int> active;
+  for (auto& tokens : result.tokens) tokens.reserve(std::min(options.max_new_tokens, 1 << 16));
   StepOut out;
   bool goes_on = true;
 
   const auto choose = [&](int s, std::span<float> logits) {
+    if (decoder.times()) decoder.times()->start();
+    const cpu::PhaseScope phase(decoder.times(), cpu::Phase::kSampling);
     if (static_cast<int>(result.tokens[s].size()) < options.min_new_tokens) {
       for (const int32_t id : options.stop_ids)
         if (id >= 0 && static_cast<size_t>(id) < vocab) logits[id] = -INFINITY;
@@ -202,11 +288,11 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
     generated.assign(active.size(), 0);
     decoder.step({token, position, rows, generated, chosen, rows}, out);
     result.eval_tokens += static_cast<int64_t>(active.size());
-    std::vector<int> still;
+    size_t still = 0;
     for (size_t i = 0; i < active.size() && goes_on; ++i) {
-      if (choose(active[i], {out.logits.data() + i * vocab, vocab})) still.push_back(active[i]);
+      if (choose(active[i], {out.logits.data() + i * vocab, vocab})) active[still++] = active[i];
     }
-    active = std::move(still);
+    active.resize(still);
   }
   result.eval_seconds = os::seconds() - begin;
   return result;

@@ -5,7 +5,6 @@
 #include <functional>
 #include <random>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "program/decoder.h"
@@ -25,6 +24,8 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
+/// Chooses tokens of one sequence. Buffers are made by the first call: a later one of the same
+/// vocabulary allocates nothing.
 class Sampler {
  public:
   /// Throws InvalidArgument for values out of range, naming them.
@@ -35,12 +36,35 @@ class Sampler {
   int32_t sample(std::span<const float> logits);
 
  private:
+  struct Candidate {
+    float logit;
+    int32_t token;
+  };
+
+  std::span<const float> penalised(std::span<const float> logits);
+  void count(int32_t token, bool is_generated);
   int32_t draw(std::span<const float> logits, float top);
+  int32_t draw_from_all(std::span<const float> logits, float top);
+  void gather(std::span<const float> logits, float threshold);
+  float threshold_of(size_t count);
+  void sort_candidates(size_t count);
+  double gather_likely(std::span<const float> logits, float top);
+  double weight(float logit, float top) const;
+  double uniform(double end) {
+    return std::uniform_real_distribution<double>(0.0, end)(random_);
+  }
 
   SamplingOptions options_;
+  bool has_penalties_;
   std::mt19937_64 random_;
-  std::unordered_map<int32_t, int> generated_;
-  std::unordered_map<int32_t, int> seen_;
+  const cpu::KernelTable& kernels_;
+  std::vector<int32_t> known_;            // tokens seen, each once
+  std::vector<int32_t> seen_, generated_;  // [token] how often; as long as the largest token needs
+  std::vector<float> changed_;            // logits after penalties
+  std::vector<float> block_top_;          // [vocab / 64] largest logit of each block
+  std::vector<float> scratch_;            // [vocab / 64]
+  std::vector<Candidate> candidates_;
+  std::vector<double> p_;
 };
 
 struct GenerateOptions {

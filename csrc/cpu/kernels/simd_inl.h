@@ -87,6 +87,7 @@ KT_INLINE I lookup16(I a, const uint8_t* table) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), a.v)};
 }
 KT_INLINE F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+KT_INLINE F as_float(I a) { return {_mm512_castsi512_ps(a.v)}; }  // the same bits
 // The low 16 bits of each lane as binary16.
 KT_INLINE F half_lanes(I a) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(a.v))}; }
 KT_INLINE I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }  // round to nearest even
@@ -187,6 +188,7 @@ KT_INLINE I lookup16(I x, const uint8_t* table) {
   return {_mm256_shuffle_epi8(wide, x.a), _mm256_shuffle_epi8(wide, x.b)};
 }
 KT_INLINE F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+KT_INLINE F as_float(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 KT_INLINE __m256 half_lanes(__m256i x) {
   const __m256i low = _mm256_and_si256(x, _mm256_set1_epi32(0xFFFF));
   return _mm256_cvtph_ps(
@@ -259,6 +261,7 @@ KT_INLINE I lookup16(I a, const uint8_t* table) {
   return a;
 }
 KT_INLINE F to_float(I a) { F r; KT_LANES r.v[i] = (float)a.v[i]; return r; }
+KT_INLINE F as_float(I a) { F r; memcpy(r.v, a.v, 64); return r; }
 // The low 16 bits of each lane as binary16.
 KT_INLINE F half_lanes(I a) { F r; KT_LANES r.v[i] = half_to_float((uint16_t)a.v[i]); return r; }
 // Adding and subtracting 1.5 * 2^23 rounds to nearest even, for magnitudes below 2^22.

@@ -57,11 +57,75 @@ KT_INLINE F exp_f(F x) {
   p = fma(p, t, set_f(0.5f));
   p = fma(p, t, set_f(1.0f));
   p = fma(p, t, set_f(1.0f));
-  float power[16];
-  int32_t bits[16];
-  store_i(bits, shl(add(to_int(n), set_i(127)), 23));
-  memcpy(power, bits, sizeof bits);
-  return mul(p, load_f(power));
+  return mul(p, as_float(shl(add(to_int(n), set_i(127)), 23)));
+}
+
+// e^x, and 0 below -87 as well as for NaN.
+KT_INLINE F exp_or_zero(F x) {
+  return sub(exp_f(x), set_f(1.2157e-38f));  // e^-87.3, which is what exp_f gives there
+}
+
+KT_INLINE F load_some(const float* x, int64_t left, float rest) {
+  if (left >= 16) return load_f(x);
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = i < left ? x[i] : rest;
+  return load_f(lanes);
+}
+
+static void softmax(const float* x, int64_t n, float* out) {
+  const float none = -__builtin_inff();
+  F best = set_f(none);
+  for (int64_t i = 0; i < n; i += 16) best = max(load_some(x + i, n - i, none), best);
+  const F top = set_f(reduce_max(best));
+  F sum = zero_f();
+  for (int64_t i = 0; i < n; i += 16) {
+    const F e = exp_f(sub(load_some(x + i, n - i, none), top));
+    if (n - i >= 16) {
+      store_f(out + i, e);
+      sum = add(sum, e);
+    } else {
+      store_f_tail(out + i, e, n - i);
+      sum = add(sum, load_f_tail(out + i, n - i));
+    }
+  }
+  const F factor = set_f(1.0f / reduce_add(sum));
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store_f(out + i, mul(load_f(out + i), factor));
+  if (i < n) store_f_tail(out + i, mul(load_f_tail(out + i, n - i), factor), n - i);
+}
+
+static void sigmoid(const float* x, int64_t n, float* out) {
+  const F one = set_f(1.0f);
+  for (int64_t i = 0; i < n; i += 16) {
+    const F value = div(one, add(one, exp_f(neg(load_some(x + i, n - i, 0.0f)))));
+    if (n - i >= 16)
+      store_f(out + i, value);
+    else
+      store_f_tail(out + i, value, n - i);
+  }
+}
+
+// The operand order matters: where the first is NaN, the second is the result.
+static void block_max(const float* x, int64_t n, float* out) {
+  const float none = -__builtin_inff();
+  for (int64_t start = 0; start < n; start += kScanBlock) {
+    F best = set_f(none);
+    for (int64_t i = start; i < start + kScanBlock && i < n; i += 16)
+      best = max(load_some(x + i, n - i, none), best);
+    out[start / kScanBlock] = reduce_max(best);
+  }
+}
+
+static void block_exp_sum(const float* x, int64_t n, float top, float factor, float* out) {
+  const F high = set_f(top), scale = set_f(factor);
+  for (int64_t start = 0; start < n; start += kScanBlock) {
+    F sum = zero_f();
+    for (int64_t i = start; i < start + kScanBlock && i < n; i += 16) {
+      const F value = load_some(x + i, n - i, -__builtin_inff());
+      sum = add(sum, exp_or_zero(mul(sub(value, high), scale)));
+    }
+    out[start / kScanBlock] = reduce_add(sum);
+  }
 }
 
 static void swiglu(const float* gate, const float* up, int64_t n, float* out) {

@@ -8,6 +8,7 @@
 
 #include "base/os.h"
 #include "cpu/kernel_table.h"
+#include "cpu/ops/phase.h"
 #include "cpu/pool/pool.h"
 
 namespace kt::cpu {
@@ -55,6 +56,7 @@ struct Context {
   Pool pool;
   const KernelTable& kernels;
   Arena arena;
+  PhaseTimes* phases = nullptr;  // set while a step's time is taken apart
 };
 
 /// Number of pieces `items` equal units are cut into: enough for stealing to even out a late

@@ -51,6 +51,7 @@ Experts::Experts(std::vector<ExpertEntry> table) : table_(std::move(table)) {
 void Experts::forward(Context& context, const float* x, int m, int k, const int32_t* ids,
                       const float* weights, const Rounding* rounding, float* out) const {
   Arena::Scope scope(context.arena);
+  const PhaseScope phase(context.phases, Phase::kExperts);
   Arena& arena = context.arena;
   const int64_t hidden = hidden_size(), inner = intermediate_size();
   const int given = m * k, experts = num_experts();

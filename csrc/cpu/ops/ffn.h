@@ -57,7 +57,9 @@ class Router {
   int64_t hidden_size() const { return weight_->cols(); }
 
  private:
-  void choose(const float* logits, float* scores, int32_t* ids, float* weights) const;
+  int64_t scratch_size() const;
+  void choose(const KernelTable& kernels, const float* logits, float* scratch, int32_t* ids,
+              float* weights) const;
 
   std::shared_ptr<const Linear> weight_;
   RouterOptions options_;

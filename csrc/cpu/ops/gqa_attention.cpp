@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "base/error.h"
 #include "cpu/ops/attention.h"
@@ -75,6 +76,7 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
                                 {w_.v.get(), &input, v, kv_width}};
   run_linears(context, project);
 
+  std::optional<PhaseScope> phase(std::in_place, context.phases, Phase::kAttention);
   const int half = w_.rope->dim() / 2;
   const int threads = context.pool.threads();
   float* angles = arena.take<float>(size_t(threads) * 2 * half);
@@ -123,6 +125,7 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
                        heads + row * q_width + head * share * dim, dim});
   });
 
+  phase.reset();
   const Activations attended(context, heads, q_width, m, q_width, rows.rounding);
   const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
   run_linears(context, project_out);

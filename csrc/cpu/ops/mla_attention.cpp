@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 #include "cpu/isa.h"
@@ -80,6 +81,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
     run_linears(context, widen);
   }
 
+  std::optional<PhaseScope> phase(std::in_place, context.phases, Phase::kAttention);
   float* angles = arena.take<float>(size_t(context.pool.threads()) * rope);
   context.pool.run(m, [&](int64_t row, int worker) {
     float* cos = angles + worker * rope;
@@ -122,6 +124,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
   }
   if (num_single > 0) absorbed(context, rows, single, num_single, q, heads);
 
+  phase.reset();
   const Activations attended(context, heads, o_width, m, o_width, rows.rounding);
   const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
   run_linears(context, project_out);
