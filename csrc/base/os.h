@@ -49,12 +49,17 @@ void spin_pause();
 /// Lets another thread that wants this core have it.
 void yield();
 
-/// Zeroed anonymous memory on huge pages where the system grants them.
+inline constexpr size_t kHugePage = 2u << 20;
+
+/// Zeroed anonymous memory, page by page as it is first written. From 2 MiB on it begins on a huge
+/// page, and its pages are huge where the system grants them.
 class Memory {
  public:
   Memory() = default;
   /// Throws SystemError with the byte count where the system has no such memory.
   explicit Memory(size_t bytes);
+  /// The same on one NUMA node, as long as that has room; node < 0: where it is first written.
+  Memory(size_t bytes, int node);
   ~Memory();
   Memory(Memory&& other) noexcept;
   Memory& operator=(Memory&& other) noexcept;
@@ -68,6 +73,16 @@ class Memory {
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };
+
+/// What the system and this process's groups grant of physical memory, in bytes.
+struct MemoryInfo {
+  uint64_t total;      // of the machine, or of the tightest group
+  uint64_t available;  // could be taken now: free, or holding file pages that can be dropped
+  uint64_t swap_used;
+  bool is_grouped;       // a group's limit is below the machine's memory
+  bool numa_balancing;   // the kernel moves pages between nodes by its own reckoning
+};
+MemoryInfo memory_info();
 
 /// The value of an environment variable, empty where it is not set.
 std::string environment(const char* name);

@@ -26,6 +26,10 @@ class FileMap {
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
 
+  /// Whether pages that `release_pages` gives up also leave the system's file cache. Right where
+  /// memory is short; elsewhere the next start would have to read the disk again.
+  void drop_from_cache(bool drop);
+
   /// Passes the hint on for bytes [offset, offset + count), widened to whole pages except for
   /// kDontNeed, which drops only pages that lie wholly inside. A hint may be ignored; never throws
   /// for what the system thinks of it. Raises: InvalidArgument if the range leaves the file.
@@ -35,8 +39,17 @@ class FileMap {
   std::string path_;
   const uint8_t* data_ = nullptr;  // [size_], nullptr for an empty file
   size_t size_ = 0;
+  int fd_ = -1;     // kept for advice on its pages
   int watch_ = -1;  // slot in the table the fault handler reads
 };
+
+/// Starts reading bytes [begin, begin + count) from disk, as far as they lie in the FileMap that
+/// `begin` lies in, if there is one; returns at once.
+void prefetch_pages(const uint8_t* begin, size_t count);
+
+/// Gives up the pages that lie wholly in `range` if it is part of a FileMap: its bytes stay
+/// readable, from the file. Any other memory is left alone.
+void release_pages(std::span<const uint8_t> range);
 
 /// From now on a fault on a mapped page that its file no longer has names the file on stderr and
 /// exits with status 2; other faults go to whoever handled them before. Idempotent.

@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -86,27 +87,39 @@ std::vector<Cpu> usable_cores() {
   return cores;
 }
 
-int cgroup_cpu_quota() {
-  // The process's group and every one above it may set a limit; the least holds. In a container the
-  // path may name folders that only the host sees: those are passed over.
+namespace {
+
+// Calls visit(folder, is version 2) for the process's group of one controller and every group above
+// it: each may set a limit, and the least holds. In a container the path may name folders that only
+// the host sees: they are visited too, and nothing is found there.
+template <class Visit>
+void for_each_group(const std::string& controller, const Visit& visit) {
   std::ifstream groups("/proc/self/cgroup");
-  double least = 0;
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const bool v2 = controllers.empty();
-    if (!v2 && (',' + controllers + ',').find(",cpu,") == std::string::npos) continue;
+    if (!v2 && (',' + controllers + ',').find(',' + controller + ',') == std::string::npos) continue;
     // Version 1 mounts a folder per controller, under its name or those of the ones it shares with.
     std::string mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controllers;
-    if (access(mount.c_str(), F_OK) != 0) mount = "/sys/fs/cgroup/cpu";
+    if (access(mount.c_str(), F_OK) != 0) mount = "/sys/fs/cgroup/" + controller;
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       while (!path.empty() && path.back() == '/') path.pop_back();
-      const double cpus = group_quota(mount + path, v2);
-      if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+      visit(mount + path, v2);
       if (path.rfind('/') == std::string::npos) break;
     }
   }
+}
+
+}  // namespace
+
+int cgroup_cpu_quota() {
+  double least = 0;
+  for_each_group("cpu", [&](const std::string& folder, bool v2) {
+    const double cpus = group_quota(folder, v2);
+    if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+  });
   return static_cast<int>(std::ceil(least));
 }
 
@@ -133,14 +146,31 @@ void spin_pause() { __builtin_ia32_pause(); }
 
 void yield() { sched_yield(); }
 
-Memory::Memory(size_t bytes) : size_(bytes) {
+Memory::Memory(size_t bytes) : Memory(bytes, -1) {}
+
+Memory::Memory(size_t bytes, int node) : size_(bytes) {
   if (bytes == 0) return;
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool huge = bytes >= kHugePage;
+  const size_t slack = huge ? kHugePage : 0;  // to begin on a huge page; what is over goes back
+  void* base = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED)
     throw SystemError(concat("cannot reserve ", bytes, " bytes of memory: ", std::strerror(errno)));
-  constexpr size_t kHugePage = 2u << 20;
-  if (bytes >= kHugePage) (void)madvise(base, bytes, MADV_HUGEPAGE);
   data_ = static_cast<uint8_t*>(base);
+  if (huge) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(base) % kHugePage) % kHugePage;
+    if (before != 0) munmap(data_, before);
+    data_ += before;
+    const size_t end = (bytes + page - 1) / page * page;
+    if (end < bytes + slack - before) munmap(data_ + end, bytes + slack - before - end);
+    (void)madvise(data_, bytes, MADV_HUGEPAGE);
+  }
+  constexpr int kNodes = 8 * sizeof(unsigned long);
+  if (node >= 0 && node < kNodes) {
+    const unsigned long mask = 1ul << node;
+    constexpr int kPreferred = 1;  // MPOL_PREFERRED: another node rather than no memory
+    (void)syscall(SYS_mbind, data_, bytes, kPreferred, &mask, kNodes + 1, 0);
+  }
 }
 
 Memory::~Memory() {
@@ -154,6 +184,55 @@ Memory& Memory::operator=(Memory&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
+}
+
+namespace {
+
+// A field of a "name: value kB" or "name value" file; `fallback` where it is missing.
+uint64_t read_field(const std::string& path, const std::string& name, uint64_t fallback) {
+  std::ifstream file(path);
+  for (std::string key; file >> key;) {
+    uint64_t value;
+    if ((key == name || key == name + ':') && file >> value) return value;
+    file.ignore(1 << 12, '\n');
+  }
+  return fallback;
+}
+
+uint64_t read_bytes(const std::string& path) {
+  std::ifstream file(path);
+  uint64_t value;
+  return file >> value ? value : UINT64_MAX;  // "max"
+}
+
+// Narrows `info` to one group: its limit, and what is left of it when its file pages are dropped.
+void narrow_to_group(const std::string& folder, bool v2, MemoryInfo& info) {
+  const uint64_t limit =
+      read_bytes(folder + (v2 ? "/memory.max" : "/memory.limit_in_bytes"));
+  if (limit >= info.total) return;
+  const uint64_t used = read_bytes(folder + (v2 ? "/memory.current" : "/memory.usage_in_bytes"));
+  const std::string stat = folder + "/memory.stat", prefix = v2 ? "" : "total_";
+  const uint64_t files = read_field(stat, prefix + "inactive_file", 0) +
+                         read_field(stat, prefix + "active_file", 0);
+  const uint64_t fixed = used == UINT64_MAX || used < files ? 0 : used - files;
+  info.total = limit;
+  info.is_grouped = true;
+  info.available = std::min(info.available, limit - std::min(limit, fixed));
+}
+
+}  // namespace
+
+MemoryInfo memory_info() {
+  const std::string meminfo = "/proc/meminfo";
+  MemoryInfo info{};
+  info.total = read_field(meminfo, "MemTotal", 0) * 1024;
+  info.available = read_field(meminfo, "MemAvailable", 0) * 1024;
+  info.swap_used = (read_field(meminfo, "SwapTotal", 0) - read_field(meminfo, "SwapFree", 0)) * 1024;
+  info.numa_balancing = read_int("/proc/sys/kernel/numa_balancing", 0) != 0;
+  for_each_group("memory", [&](const std::string& folder, bool v2) {
+    narrow_to_group(folder, v2, info);
+  });
+  return info;
 }
 
 std::string environment(const char* name) {

@@ -26,13 +26,15 @@ namespace {
 struct WatchedMap {
   std::atomic<uintptr_t> begin{0};  // 0 = free slot
   std::atomic<uintptr_t> end{0};
+  std::atomic<int> fd{-1};
+  std::atomic<bool> drop{false};
   char path[256];
 };
 constexpr int kMaxWatched = 1024;  // a split model has a few hundred files at most
 WatchedMap watched[kMaxWatched];
 std::mutex watched_mutex;
 
-int watch(const void* data, size_t size, const std::string& path) {
+int watch(const void* data, size_t size, int fd, const std::string& path) {
   const std::lock_guard lock(watched_mutex);
   for (int slot = 0; slot < kMaxWatched; ++slot) {
     WatchedMap& map = watched[slot];
@@ -40,11 +42,23 @@ int watch(const void* data, size_t size, const std::string& path) {
     const size_t length = std::min(path.size(), sizeof map.path - 1);
     memcpy(map.path, path.data() + (path.size() - length), length);  // the end tells more
     map.path[length] = 0;
+    map.fd.store(fd);
+    map.drop.store(false);
     map.end.store(reinterpret_cast<uintptr_t>(data) + size);
     map.begin.store(reinterpret_cast<uintptr_t>(data));
     return slot;
   }
   return -1;  // not watched: a fault there is reported by the system's own words
+}
+
+// The map that an address lies in.
+const WatchedMap* find_map(const uint8_t* at) {
+  const auto address = reinterpret_cast<uintptr_t>(at);
+  for (const WatchedMap& map : watched) {
+    const uintptr_t first = map.begin.load();
+    if (first != 0 && address >= first && address < map.end.load()) return &map;
+  }
+  return nullptr;
 }
 
 struct sigaction previous_handler;
@@ -89,6 +103,29 @@ void report_lost_pages() {
   (void)installed;
 }
 
+void prefetch_pages(const uint8_t* begin, size_t count) {
+  const WatchedMap* map = find_map(begin);
+  if (map == nullptr || count == 0) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  const uintptr_t end = std::min(map->end.load(), address + count), first = address / page * page;
+  (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_WILLNEED);
+}
+
+void release_pages(std::span<const uint8_t> range) {
+  const WatchedMap* map = range.empty() ? nullptr : find_map(range.data());
+  if (map == nullptr) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t address = reinterpret_cast<uintptr_t>(range.data()), base = map->begin.load();
+  const uintptr_t begin = (address + page - 1) / page * page;
+  const uintptr_t end = std::min(map->end.load(), address + range.size()) / page * page;
+  if (begin >= end) return;
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  if (map->drop.load())
+    (void)posix_fadvise(map->fd.load(), static_cast<off_t>(begin - base),
+                        static_cast<off_t>(end - begin), POSIX_FADV_DONTNEED);
+}
+
 FileMap::FileMap(const std::string& path) : path_(path) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -106,26 +143,39 @@ FileMap::FileMap(const std::string& path) : path_(path) {
   size_ = static_cast<size_t>(status.st_size);
   if (size_ != 0) {
     void* data = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-    const int error = errno;
-    close(fd);
-    if (data == MAP_FAILED) fail(path, "mmap", error);
+    if (data == MAP_FAILED) {
+      const int error = errno;
+      close(fd);
+      fail(path, "mmap", error);
+    }
     data_ = static_cast<const uint8_t*>(data);
-    watch_ = watch(data_, size_, path_);
+    fd_ = fd;
+    watch_ = watch(data_, size_, fd_, path_);
   } else {
     close(fd);
   }
 }
 
 FileMap::FileMap(FileMap&& other) noexcept
-    : path_(std::move(other.path_)), data_(other.data_), size_(other.size_), watch_(other.watch_) {
+    : path_(std::move(other.path_)),
+      data_(other.data_),
+      size_(other.size_),
+      fd_(other.fd_),
+      watch_(other.watch_) {
   other.data_ = nullptr;
   other.size_ = 0;
+  other.fd_ = -1;
   other.watch_ = -1;
 }
 
 FileMap::~FileMap() {
   if (watch_ >= 0) watched[watch_].begin.store(0);
   if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+  if (fd_ >= 0) close(fd_);
+}
+
+void FileMap::drop_from_cache(bool drop) {
+  if (watch_ >= 0) watched[watch_].drop.store(drop);
 }
 
 void FileMap::advise(uint64_t offset, uint64_t count, Advice advice) const {

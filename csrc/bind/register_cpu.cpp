@@ -13,6 +13,7 @@
 #include "cpu/ops/linear.h"
 #include "program/decoder.h"
 #include "quant/formats.h"
+#include "quant/r16.h"
 
 namespace py = pybind11;
 
@@ -119,6 +120,50 @@ FloatArray attention_forward(const cpu::Attention& op, Context& context, const F
   return out;
 }
 
+using MatrixList = std::vector<std::shared_ptr<cpu::Matrix>>;
+
+MatrixList without_const(const cpu::Matrix::Stack& stack) {
+  MatrixList list;
+  for (const auto& matrix : stack) list.push_back(std::const_pointer_cast<cpu::Matrix>(matrix));
+  return list;
+}
+
+MatrixList repack_stack(Context& context, const py::buffer& data, const std::string& format,
+                        int64_t count, int64_t rows, int64_t cols, const std::string& name) {
+  const auto bytes = bytes_of(data, name.c_str());
+  const int id = quant::format_id(format);
+  const Running running(context);
+  return without_const(cpu::Matrix::repack_stack(context, bytes, {id, count, rows, cols, name}));
+}
+
+MatrixList from_records(Context& context, const py::buffer& data, const std::string& format,
+                        int64_t count, int64_t rows, int64_t cols, const std::string& name,
+                        bool in_place) {
+  const auto bytes = bytes_of(data, name.c_str());
+  const int id = quant::format_id(format);
+  std::shared_ptr<const void> keep;
+  if (in_place) {
+    keep = std::shared_ptr<const void>(new py::buffer(data), [](const void* p) {
+      const py::gil_scoped_acquire acquire;
+      delete static_cast<const py::buffer*>(p);
+    });
+  }
+  const Running running(context);
+  return without_const(
+      cpu::Matrix::from_records(context, bytes, {id, count, rows, cols, name}, std::move(keep)));
+}
+
+py::list slices_of(const std::shared_ptr<cpu::Matrix>& matrix) {
+  py::list list;
+  for (const cpu::RowSlice& slice : matrix->slices()) {
+    const auto bytes = static_cast<py::ssize_t>(matrix->slice_bytes(slice));
+    py::array_t<uint8_t> view({bytes}, {1}, slice.data, py::cast(matrix));
+    view.attr("flags").attr("writeable") = false;
+    list.append(py::make_tuple(slice.node, slice.row_begin, slice.rows, view));
+  }
+  return list;
+}
+
 void register_weights(py::module_& m) {
   py::class_<cpu::Matrix, std::shared_ptr<cpu::Matrix>>(
       m, "Matrix", "A weight matrix [rows, cols], repacked to R16 from the file's blocks.")
@@ -132,9 +177,24 @@ void register_weights(py::module_& m) {
            }),
            py::arg("context"), py::arg("data"), py::arg("format"), py::arg("rows"),
            py::arg("cols"), py::arg("name"))
+      .def_static("repack_stack", &repack_stack, py::arg("context"), py::arg("data"),
+                  py::arg("format"), py::arg("count"), py::arg("rows"), py::arg("cols"),
+                  py::arg("name"), "[count, rows, cols] in the file's blocks -> count matrices.")
+      .def_static("from_records", &from_records, py::arg("context"), py::arg("data"),
+                  py::arg("format"), py::arg("count"), py::arg("rows"), py::arg("cols"),
+                  py::arg("name"), py::arg("in_place"),
+                  "Matrices from the bytes that `slices` gave; in place they stay in `data`.")
+      .def_static(
+          "record_bytes",
+          [](const std::string& format, int64_t rows, int64_t cols) {
+            return cpu::Matrix::record_bytes(quant::format_id(format), rows, cols);
+          },
+          py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a matrix in R16.")
       .def_property_readonly("rows", &cpu::Matrix::rows)
       .def_property_readonly("cols", &cpu::Matrix::cols)
       .def_property_readonly("bytes", &cpu::Matrix::bytes)
+      .def_property_readonly("slices", &slices_of,
+                             "[(node, first row, rows, bytes)]: bytes is a read-only view.")
       .def_property_readonly("name", &cpu::Matrix::name)
       .def_property_readonly("format", [](const cpu::Matrix& matrix) {
         return quant::find_format(matrix.gguf_id())->name;
@@ -362,9 +422,29 @@ py::dict cpu_info() {
 void register_cpu(py::module_& module) {
   py::class_<Context, std::shared_ptr<Context>>(
       module, "Context", "Worker threads, the chosen instruction set, and scratch memory.")
-      .def(py::init<int>(), py::arg("threads") = 0)
+      .def(py::init<int, std::vector<int>>(), py::arg("threads") = 0,
+           py::arg("nodes") = std::vector<int>{})
       .def_property_readonly("threads", [](const Context& c) { return c.pool.threads(); })
-      .def_property_readonly("isa", [](const Context& c) { return c.kernels.name; });
+      .def_property_readonly("decode_threads",
+                             [](const Context& c) { return c.tuner.decode_threads(); },
+                             "Threads for generated tokens, as far as they have been tried.")
+      .def_property_readonly("isa", [](const Context& c) { return c.kernels.name; })
+      .def_property_readonly("nodes", [](const Context& c) {
+        return std::vector<int>(c.pool.nodes().begin(), c.pool.nodes().end());
+      });
+  module.def(
+      "memory_info",
+      [] {
+        const os::MemoryInfo info = os::memory_info();
+        py::dict out;
+        out["total"] = info.total;
+        out["available"] = info.available;
+        out["swap_used"] = info.swap_used;
+        out["is_grouped"] = info.is_grouped;
+        out["numa_balancing"] = info.numa_balancing;
+        return out;
+      },
+      "Bytes of memory this process may have in all and now, swap in use, NUMA balancing.");
   module.def("cpu_info", &cpu_info,
              "Instruction sets, cores, quota and nodes of this process's machine.");
   py::enum_<Arithmetic>(module, "Arithmetic")
@@ -382,6 +462,7 @@ void register_cpu(py::module_& module) {
       },
       py::arg("arithmetic"), py::arg("position"), py::arg("is_prompt"),
       "How rows at these positions are rounded: [m] marks for the operators' forward.");
+  module.attr("R16_VERSION") = py::int_(quant::R16<quant::Q4_K>::kVersion);
   register_weights(module);
   register_attention(module);
   register_ffn(module);

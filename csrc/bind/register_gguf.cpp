@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/os_file.h"
 #include "bind/buffers.h"
 #include "bind/register.h"
 #include "gguf/cursor.h"
@@ -227,6 +228,8 @@ void register_file(py::module_& module) {
                                   "' is unknown; known are normal, sequential, willneed, dontneed");
           },
           py::arg("name"), py::arg("advice"), "Tells the system how a tensor's pages will be used.")
+      .def("drop_from_cache", &gguf::File::drop_from_cache, py::arg("drop"),
+           "Whether pages that were repacked also leave the system's file cache.")
       .def(
           "check_model", [](const gguf::File& self) { gguf::check_model(self); },
           "The second pass: counts, widths and the vocabulary agree. Raises: FormatError.")
@@ -295,7 +298,28 @@ void register_writer(py::module_& module) {
 
 }  // namespace
 
+static void register_map(py::module_& module) {
+  py::class_<os::FileMap, std::shared_ptr<os::FileMap>>(module, "FileMap",
+                                                        "A file mapped read-only.")
+      .def(py::init<const std::string&>(), py::arg("path"))
+      .def_property_readonly("size", [](const os::FileMap& map) { return map.bytes().size(); })
+      .def("drop_from_cache", &os::FileMap::drop_from_cache, py::arg("drop"))
+      .def(
+          "bytes",
+          [](const std::shared_ptr<os::FileMap>& map, uint64_t offset, uint64_t count) {
+            const auto all = map->bytes();
+            KT_CHECK(offset <= all.size() && count <= all.size() - offset, map->path(), ": bytes ",
+                     offset, " + ", count, " of ", all.size());
+            py::array_t<uint8_t> view({static_cast<py::ssize_t>(count)}, {1}, all.data() + offset,
+                                      py::cast(map));
+            view.attr("flags").attr("writeable") = false;
+            return view;
+          },
+          py::arg("offset"), py::arg("count"), "A read-only view that keeps the map alive.");
+}
+
 void register_gguf(py::module_& module) {
+  register_map(module);
   register_file(module);
   register_writer(module);
 }

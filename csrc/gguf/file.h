@@ -29,7 +29,7 @@ class File {
   /// one model (missing, twice, out of order, from another model, a tensor or a tensor count off).
   explicit File(const std::vector<std::string>& paths);
 
-  /// The same over bytes in memory, which must outlive the file; `advise` then does nothing.
+  /// The same over bytes in memory, which must outlive the file; advice then does nothing.
   static File over(std::span<const std::span<const uint8_t>> parts);
 
   size_t num_parts() const { return readers_.size(); }
@@ -47,6 +47,9 @@ class File {
 
   std::span<const uint8_t> data(const TensorRef& ref) const {
     return readers_[ref.part].data(*ref.tensor);
+  }
+  void drop_from_cache(bool drop) {
+    for (os::FileMap& map : maps_) map.drop_from_cache(drop);
   }
   void advise(const TensorRef& ref, os::Advice advice) const {
     if (!maps_.empty()) maps_[ref.part].advise(ref.tensor->offset, ref.tensor->bytes, advice);

@@ -42,6 +42,28 @@ void add_rows(cpu::Context& context, const float* x, int m, int64_t n, float* y)
 
 namespace {
 
+// The workers a step of so many rows is worth, while it runs; what it took goes to the tuner.
+class Tuned {
+ public:
+  Tuned(cpu::Context& context, int rows)
+      : context_(context), rows_(rows), tries_(!context.tuner.is_settled()) {
+    context_.pool.use(context_.tuner.choose(rows));
+    if (tries_) begin_ = os::seconds();
+  }
+  ~Tuned() {
+    if (tries_) context_.tuner.report(rows_, os::seconds() - begin_);
+    context_.pool.use(context_.pool.threads());
+  }
+  Tuned(const Tuned&) = delete;
+  Tuned& operator=(const Tuned&) = delete;
+
+ private:
+  cpu::Context& context_;
+  int rows_;
+  bool tries_;
+  double begin_ = 0;
+};
+
 // The step's clock, in the context while the step runs.
 class Timed {
  public:
@@ -183,6 +205,7 @@ void Decoder::step(const Step& step, StepOut& out) {
   auto* ends = context_->arena.take<int64_t>(count);
   for (size_t s = 0; s < count; ++s) ends[s] = before[s] = step.sequences[s]->length();
   for (const int32_t s : step.sequence) ++ends[s];
+  const Tuned tuned(*context_, static_cast<int>(step.token.size()));
   const Timed timed(*context_, times_.get());
   try {
     for (size_t s = 0; s < count; ++s) step.sequences[s]->extend(ends[s]);

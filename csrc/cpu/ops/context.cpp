@@ -1,12 +1,14 @@
 #include "cpu/ops/context.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/isa.h"
 
 namespace kt::cpu {
 
-Context::Context(int threads) : pool(threads), kernels(cpu::kernels()) {}
+Context::Context(int threads, std::vector<int> nodes)
+    : pool(threads, std::move(nodes)), tuner(pool.threads()), kernels(cpu::kernels()) {}
 
 uint8_t* Arena::take_bytes(size_t bytes) {
   constexpr size_t kChunk = 16u << 20;

@@ -10,6 +10,8 @@
 #include "cpu/kernel_table.h"
 #include "cpu/ops/phase.h"
 #include "cpu/pool/pool.h"
+#include "cpu/pool/thread_tuner.h"
+#include "cpu/pool/weight_memory.h"
 
 namespace kt::cpu {
 
@@ -48,14 +50,18 @@ class Arena {
 };
 
 struct Context {
-  explicit Context(int threads);
+  /// threads: 0 for all usable cores. nodes: empty, or the NUMA node of each worker in place of what
+  /// the system says, for tests of slicing.
+  explicit Context(int threads, std::vector<int> nodes = {});
 
   /// Held by whoever runs operators: pool and arena serve one caller at a time. Recursive, because a
   /// step may call out to Python, whose modules call operators of the same context.
   os::RecursiveMutex busy;
   Pool pool;
+  ThreadTuner tuner;
   const KernelTable& kernels;
   Arena arena;
+  WeightMemory weights;
   PhaseTimes* phases = nullptr;  // set while a step's time is taken apart
 };
 

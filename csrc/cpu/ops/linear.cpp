@@ -1,56 +1,11 @@
 #include "cpu/ops/linear.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "base/checked.h"
+#include "base/error.h"
 #include "cpu/isa.h"
-#include "quant/formats.h"
-#include "quant/r16.h"
 
 namespace kt::cpu {
-
-std::shared_ptr<const Matrix> Matrix::repack(Context& context, std::span<const uint8_t> blocks,
-                                             int gguf_id, int64_t rows, int64_t cols,
-                                             const std::string& name) {
-  KT_CHECK(rows > 0 && cols > 0, name, ": shape ", rows, " x ", cols, " must be positive");
-  auto matrix = std::make_shared<Matrix>();
-  matrix->gguf_id_ = gguf_id;
-  matrix->rows_ = rows;
-  matrix->cols_ = cols;
-  matrix->name_ = name;
-  quant::visit_format(gguf_id, [&]<class F>() {
-    KT_CHECK(cols % F::kValues == 0, name, ": ", cols, " columns are no multiple of ", F::kName,
-             "'s block of ", F::kValues);
-    const int64_t per_row = cols / F::kValues;
-    const size_t block_bytes = sizeof(typename F::Block);
-    const uint64_t expected = checked_mul(checked_mul(rows, per_row, "matrix"), block_bytes, "matrix");
-    KT_CHECK(blocks.size() == expected, name, ": ", blocks.size(), " bytes, ", rows, " x ", cols,
-             " of ", F::kName, " need ", expected);
-    matrix->quantised_ = F::kGroup != 0;
-    const int64_t groups = (rows + 15) / 16;
-    const size_t group_bytes = static_cast<size_t>(per_row) * quant::R16<F>::kRecordBytes;
-    matrix->memory_ = os::Memory(checked_mul(groups, group_bytes, "matrix"));
-    const int64_t pieces = pieces_for(context, groups, 4);
-    context.pool.run(pieces, [&](int64_t index, int) {
-      const Range range = piece(groups, pieces, index);
-      for (int64_t group = range.begin; group < range.end; ++group) {
-        uint8_t* out = matrix->memory_.data() + group * group_bytes;
-        const int present = static_cast<int>(std::min<int64_t>(16, rows - group * 16));
-        for (int row = 0; row < present; ++row) {
-          const uint8_t* in = blocks.data() + (group * 16 + row) * per_row * block_bytes;
-          for (int64_t b = 0; b < per_row; ++b) {
-            typename F::Block block;
-            std::memcpy(&block, in + b * block_bytes, block_bytes);
-            quant::r16_put<F>(block, row, out + b * quant::R16<F>::kRecordBytes);
-          }
-        }
-      }
-    });
-  });
-  matrix->slices_.push_back({0, 0, rows, matrix->memory_.data()});
-  return matrix;
-}
 
 Activations::Activations(Context& context, const float* x, int64_t stride, int m, int64_t k,
                          const Rounding* rounding, bool floats_only)

@@ -1,4 +1,4 @@
-// Weights in R16, prepared activations, and y = x W^T + b.
+// Prepared activations, and y = x W^T + b.
 #pragma once
 
 #include <cstdint>
@@ -7,46 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "base/os.h"
 #include "cpu/ops/context.h"
+#include "cpu/ops/matrix.h"
 
 namespace kt::cpu {
-
-/// Rows [row_begin, row_begin + rows) of a matrix in R16, on one NUMA node. row_begin is a multiple
-/// of 16, and so is rows but in the last slice.
-struct RowSlice {
-  int node;
-  int64_t row_begin;
-  int64_t rows;
-  const uint8_t* data;
-};
-
-/// A weight matrix [rows, cols] of one format, held as row slices.
-class Matrix {
- public:
-  /// Repacks the file's blocks, [rows, cols] in row order, into R16. Throws InvalidArgument where
-  /// the byte count or the column count does not fit the format, naming the tensor.
-  static std::shared_ptr<const Matrix> repack(Context& context, std::span<const uint8_t> blocks,
-                                              int gguf_id, int64_t rows, int64_t cols,
-                                              const std::string& name);
-
-  int gguf_id() const { return gguf_id_; }
-  int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
-  size_t bytes() const { return memory_.size(); }
-  const std::string& name() const { return name_; }
-  std::span<const RowSlice> slices() const { return slices_; }
-  /// Whether products with it use rounded activations (false for F32, F16, BF16 weights).
-  bool quantised() const { return quantised_; }
-
- private:
-  int gguf_id_ = 0;
-  int64_t rows_ = 0, cols_ = 0;
-  bool quantised_ = false;
-  std::string name_;
-  os::Memory memory_;
-  std::vector<RowSlice> slices_;
-};
 
 /// m rows of k activations: the floats, and their rounded form where the row's rounding asks for
 /// one. Lives in the context's arena.

@@ -1,6 +1,7 @@
 #include "cpu/pool/pool.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/error.h"
@@ -20,12 +21,45 @@ int Pool::default_threads() {
   return quota > 0 ? std::min(cores, quota) : cores;
 }
 
-Pool::Pool(int threads) {
+namespace {
+
+// `count` cores, taken in turn from each node so that all of memory's channels are used, then sorted
+// so that neighbours share a node.
+std::vector<os::Cpu> spread(std::vector<os::Cpu> cores, size_t count) {
+  std::map<int, std::vector<os::Cpu>> by_node;
+  for (const os::Cpu& core : cores) by_node[core.node].push_back(core);
+  std::vector<os::Cpu> chosen;
+  for (size_t turn = 0; chosen.size() < count; ++turn) {
+    for (const auto& [node, own] : by_node) {
+      if (turn < own.size() && chosen.size() < count) chosen.push_back(own[turn]);
+    }
+  }
+  std::stable_sort(chosen.begin(), chosen.end(),
+                   [](const os::Cpu& a, const os::Cpu& b) { return a.node < b.node; });
+  return chosen;
+}
+
+}  // namespace
+
+Pool::Pool(int threads, std::vector<int> nodes) {
   KT_CHECK(threads >= 0, "threads=", threads, " must not be negative");
   if (threads == 0) threads = default_threads();
+  KT_CHECK(nodes.empty() || static_cast<int>(nodes.size()) == threads, "nodes of ", nodes.size(),
+           " workers for ", threads, " threads");
   std::vector<os::Cpu> cpus = os::usable_cores();
   if (static_cast<int>(cpus.size()) < threads) cpus = os::usable_cpus();
-  for (int i = 0; i < threads; ++i) cpus_.push_back(cpus[i % cpus.size()].id);
+  if (static_cast<int>(cpus.size()) > threads) cpus = spread(std::move(cpus), threads);
+  for (int i = 0; i < threads; ++i) {
+    const os::Cpu& cpu = cpus[i % cpus.size()];
+    cpus_.push_back(cpu.id);
+    node_index_.push_back(nodes.empty() ? cpu.node : nodes[i]);
+  }
+  nodes_ = node_index_;
+  std::sort(nodes_.begin(), nodes_.end());
+  nodes_.erase(std::unique(nodes_.begin(), nodes_.end()), nodes_.end());
+  KT_CHECK(nodes_.size() <= 64, "workers on ", nodes_.size(), " NUMA nodes, at most 64");
+  for (int& node : node_index_)
+    node = static_cast<int>(std::lower_bound(nodes_.begin(), nodes_.end(), node) - nodes_.begin());
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -62,6 +96,7 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
 }
 
 void Pool::take(uint32_t epoch, int worker) noexcept {
+  if (worker >= active_.load(std::memory_order_relaxed) && worker != 0) return;
   uint64_t ticket = next_.load(std::memory_order_acquire);
   for (;;) {
     // Of a finished job nothing is left, so a worker that comes late stops here even while the next

@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -26,12 +27,22 @@ class Pool {
  public:
   /// `threads` workers, the caller included; 0 takes every usable physical core, within the cgroup
   /// quota. Throws InvalidArgument for a negative count.
-  explicit Pool(int threads);
+  /// nodes: empty, or the NUMA node of each worker in place of what the system says; a count other
+  /// than `threads` throws too.
+  explicit Pool(int threads, std::vector<int> nodes = {});
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// From the next run() on, only workers 0..count-1 take part; at least one, at most all do.
+  void use(int count) { active_.store(count, std::memory_order_relaxed); }
+
+  /// The NUMA nodes that workers are on, ascending.
+  std::span<const int> nodes() const { return nodes_; }
+  /// Which of nodes() a worker is on.
+  int node_index(int worker) const { return node_index_[worker]; }
 
   /// Calls body(index, worker) for every index in [0, count), on all workers; returns when all are
   /// done. Not reentrant: one caller at a time, and no run() inside a body.
@@ -49,6 +60,29 @@ class Pool {
           (*static_cast<Plain*>(context))(index, worker);
         },
         const_cast<std::remove_const_t<Plain>*>(&body));
+  }
+
+  /// Calls body(node, index, worker) for every index in [0, counts[node]) of every node: by workers
+  /// of that node (an index into nodes()) as long as they keep up, then by whoever is free.
+  template <class Body>
+  void run_by_node(std::span<const int64_t> counts, Body&& body) {
+    constexpr size_t kMost = 64;  // the constructor sees to it that there are no more
+    struct alignas(64) Queue {
+      std::atomic<int64_t> next{0};
+    };
+    Queue queues[kMost];
+    const size_t used = counts.size();
+    int64_t total = 0;
+    for (size_t i = 0; i < used; ++i) total += counts[i];
+    // As many calls as there are indices, and each takes one: as long as fewer than all are taken,
+    // one of the queues has some left.
+    run(total, [&](int64_t, int worker) {
+      for (size_t i = 0; i < used; ++i) {
+        const size_t node = (static_cast<size_t>(node_index(worker)) + i) % used;
+        const int64_t index = queues[node].next.fetch_add(1, std::memory_order_relaxed);
+        if (index < counts[node]) return body(static_cast<int>(node), index, worker);
+      }
+    });
   }
 
   /// The count run by default: usable physical cores, within the cgroup's quota.
@@ -71,9 +105,12 @@ class Pool {
   // The job. Atomic because a late worker may look while the next one is written; what it reads
   // then is not used, as its compare-and-swap fails.
   std::atomic<uint32_t> count_{0};
+  std::atomic<int> active_{1 << 30};  // workers that take part
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> job_{nullptr};
-  std::vector<int> cpus_;
+  std::vector<int> cpus_;  // of each worker
+  std::vector<int> nodes_;
+  std::vector<int> node_index_;  // of each worker, in nodes_
   std::vector<os::Thread> workers_;
 };
 

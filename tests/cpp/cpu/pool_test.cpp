@@ -173,5 +173,62 @@ TEST(Pool, PoolsAreIndependent) {
   EXPECT_EQ(b, 2400);
 }
 
+// A thousand rounds of the shape of decode steps: short jobs one after another, some of them
+// stolen from, some that fail, with pauses in which workers fall asleep. For ThreadSanitizer.
+TEST(Pool, AThousandRoundsLoseNothing) {
+  Pool pool(4, {0, 0, 1, 1});
+  ASSERT_EQ(pool.nodes().size(), 2u);
+  std::vector<int64_t> sums(64);
+  int64_t expected = 0, failures = 0;
+  for (int round = 0; round < 1000; ++round) {
+    const int64_t count = 1 + round % 64;
+    pool.run(count, [&](int64_t index, int) { sums[index] += round; });
+    expected += round * count;
+    const int64_t counts[] = {round % 17, round % 5};
+    std::vector<int> seen(counts[0] + counts[1]);
+    pool.run_by_node(counts, [&](int node, int64_t index, int worker) {
+      ++seen[(node == 0 ? 0 : counts[0]) + index];
+      if (worker < 0 || worker >= 4) seen[0] += 1000;
+    });
+    for (const int times : seen) ASSERT_EQ(times, 1) << "round " << round;
+    if (round % 50 == 0) let_workers_sleep();
+    if (round % 20 == 3) {
+      try {
+        pool.run(count, [&](int64_t index, int) {
+          if (index == count / 2) throw InvalidArgument("on purpose");
+        });
+      } catch (const InvalidArgument&) {
+        ++failures;
+      }
+    }
+  }
+  int64_t total = 0;
+  for (const int64_t sum : sums) total += sum;
+  EXPECT_EQ(total, expected);
+  EXPECT_EQ(failures, 50);
+}
+
+// With as much work on each node as its workers do in the same time, none is done by others'.
+TEST(Pool, WorkersPreferTheirOwnNode) {
+  Pool pool(4, {5, 5, 2, 2});
+  EXPECT_EQ(std::vector<int>(pool.nodes().begin(), pool.nodes().end()), (std::vector<int>{2, 5}));
+  EXPECT_EQ(pool.node_index(0), 1);
+  EXPECT_EQ(pool.node_index(3), 0);
+  const int64_t counts[] = {400, 400};
+  std::atomic<int> first_foreign{0};
+  std::atomic<int> left[2] = {400, 400};
+  pool.run_by_node(counts, [&](int node, int64_t, int worker) {
+    // A worker takes another node's work only when its own has none left to take.
+    if (node != pool.node_index(worker) && left[pool.node_index(worker)] > 4) ++first_foreign;
+    --left[node];
+  });
+  EXPECT_EQ(first_foreign, 0);
+  EXPECT_EQ(left[0] + left[1], 0);
+}
+
+TEST(Pool, RefusesATopologyOfAnotherSize) {
+  EXPECT_THROW(Pool(3, {0, 1}), InvalidArgument);
+}
+
 }  // namespace
 }  // namespace kt::cpu
