@@ -61,6 +61,8 @@ def load(request: Request, runtime: Any) -> Any:
         cpu_infer=options["cpu_infer"],
         activations=options["activations"],
         chunk_size=options["chunk_size"],
+        weight_cache=options["weight_cache"],
+        in_place=options["in_place"],
         progress=Progress(),
         **optional,
     )
@@ -79,6 +81,9 @@ def chat(words: Sequence[str], runtime: Any = None) -> int:
     from ktransformers.cli.repl import Repl, pipe_reader, terminal_reader
 
     request = check_request(list(words))
+    if request.options["dry_run"]:
+        print("\n".join(request.memory.lines()))
+        return 0
     conversation = load(request, runtime or engine())
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     prompt = request.options["prompt"]

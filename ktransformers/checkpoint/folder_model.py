@@ -103,6 +103,11 @@ class FolderModel(GGUFFile):
             raise UserError(f"{path}: has no tensor model.embed_tokens.weight")
 
     @property
+    def files(self) -> list[str]:
+        """As GGUFFile's; what config.json says decides how they are read."""
+        return [str(self.folder.path / "config.json"), *map(str, self.stored.paths)]
+
+    @property
     def tensors(self) -> dict[str, TensorInfo]:
         """As they are handed out, not as stored."""
         return {name: self._info(recipe) for name, recipe in self._recipes.items()}
@@ -200,6 +205,9 @@ class FolderModel(GGUFFile):
 
     def advise(self, name: str, advice: str) -> None:
         """As GGUFFile's."""
+
+    def drop_from_cache(self, drop: bool) -> None:
+        """As GGUFFile's; pages that were converted are given up in any case."""
 
     def check_model(self) -> None:
         """The configuration was checked on opening."""

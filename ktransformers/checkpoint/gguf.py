@@ -115,6 +115,11 @@ class GGUFFile:
         return self.text("general.architecture")
 
     @property
+    def files(self) -> list[str]:
+        """Paths of the files the tensors come from."""
+        return self.paths
+
+    @property
     def bytes_total(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
@@ -174,6 +179,10 @@ class GGUFFile:
     def advise(self, name: str, advice: str) -> None:
         """How the tensor's pages will be used: normal, sequential, willneed, dontneed (drop)."""
         self._core.advise(name, advice)
+
+    def drop_from_cache(self, drop: bool) -> None:
+        """Whether pages that were repacked also leave the system's file cache."""
+        self._core.drop_from_cache(drop)
 
     def integer(self, key: str, least: int = 0, most: int = 2**31 - 1, default=_REQUIRED) -> int:
         """An integer of any width. Raises: UserError if absent (and no default) or out of range."""

@@ -24,6 +24,18 @@ class Blocks:
     name: str
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Matrices of one shape, one after another. data: uint8, count * rows * row bytes."""
+
+    data: np.ndarray
+    format: str
+    count: int
+    rows: int
+    cols: int
+    name: str
+
+
 class Weights:
     """Parameters of one model.
 
@@ -78,19 +90,13 @@ class Weights:
             data = unpair_rows(data.reshape(rows, -1), source.heads).reshape(-1)
         return Blocks(data, kind, rows, cols, info.name)
 
-    def experts(self, parameter: str, count: int, rows: int, cols: int) -> list[list[Blocks]]:
-        """The expert matrices of a stacked parameter: a list per part, of one matrix per expert."""
-        parts = []
+    def experts(self, parameter: str, count: int, rows: int, cols: int) -> list:
+        """The expert matrices of a stacked parameter: per part a Stack, or a list of Blocks where
+        the file has a tensor for each expert."""
+        parts: list = []
         for names in self.source(parameter).parts:
             if len(names) == 1:
-                info = self.gguf.tensor(names[0])
-                if info.shape != (count, rows, cols):
-                    raise self._wrong_shape(info, (count, rows, cols))
-                data, kind = self._data(info)
-                data = data.reshape(count, -1)
-                parts.append(
-                    [Blocks(data[e], kind, rows, cols, f"{info.name}[{e}]") for e in range(count)]
-                )
+                parts.append(self._stack(names[0], count, rows, cols))
                 continue
             part = []
             for name in names:
@@ -101,14 +107,16 @@ class Weights:
             parts.append(part)
         return parts
 
-    def heads(self, name: str, heads: int, rows: int, cols: int) -> list[Blocks]:
-        """A GGUF tensor [heads, rows, cols] as one matrix per head."""
+    def heads(self, name: str, heads: int, rows: int, cols: int) -> Stack:
+        """A GGUF tensor [heads, rows, cols]: one matrix per head."""
+        return self._stack(name, heads, rows, cols)
+
+    def _stack(self, name: str, count: int, rows: int, cols: int) -> Stack:
         info = self.gguf.tensor(name)
-        if info.shape != (heads, rows, cols):
-            raise self._wrong_shape(info, (heads, rows, cols))
+        if info.shape != (count, rows, cols):
+            raise self._wrong_shape(info, (count, rows, cols))
         data, kind = self._data(info)
-        data = data.reshape(heads, -1)
-        return [Blocks(data[h], kind, rows, cols, f"{name}[{h}]") for h in range(heads)]
+        return Stack(data, kind, count, rows, cols, name)
 
     def floats(self, parameter: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The parameter as float32 in transformers' layout."""

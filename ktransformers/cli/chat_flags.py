@@ -56,6 +56,9 @@ FLAGS = [
     ),
     Flag("prompt", str, None, "answer this once and end"),
     *PLACEMENT_FLAGS,
+    Flag("weight_cache", str, None, "folder that keeps repacked weights for the next start"),
+    Flag("in_place", bool, False, "leave weights on disk: for models larger than memory"),
+    Flag("dry_run", bool, False, "print what memory the model needs, and end"),
 ]  # fmt: skip
 PARSER = Parser(FLAGS)
 
@@ -68,13 +71,14 @@ class Request:
     """What the command line asked for, checked.
 
     gguf: the opened model; sampling: arguments of SamplingOptions; prompt_text: what --prompt_file
-    holds.
+    holds; memory: what the model will take (runtime.memory.MemoryPlan).
     """
 
     options: dict[str, Any]
     gguf: Any
     sampling: dict[str, Any]
     prompt_text: str | None
+    memory: Any
 
 
 def note(line: str) -> None:
@@ -126,6 +130,7 @@ def check_request(words: list[str]) -> Request:
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.hub import resolve_config, resolve_model
     from ktransformers.runtime.loading import model_config
+    from ktransformers.runtime.memory import CACHE_LENS, check_fits, memory_plan
 
     options["gguf_path"] = str(resolve_model(options["gguf_path"] or ask_for_gguf_path()))
     gguf = open_model(options["gguf_path"])
@@ -137,8 +142,11 @@ def check_request(words: list[str]) -> Request:
                 f"--model_path {folder}: no such folder; it holds config.json and the tokenizer's "
                 "files (without the flag the GGUF's own are used)"
             )
-    model_config(gguf, options["model_path"])
-    return Request(options, gguf, sampling_of(options, gguf), prompt_text)
+    _, config = model_config(gguf, options["model_path"])
+    plan = memory_plan(gguf, config, options["cache_lens"] or CACHE_LENS, None)
+    if not options["in_place"] and not options["dry_run"]:
+        check_fits(plan, str(gguf.path))
+    return Request(options, gguf, sampling_of(options, gguf), prompt_text, plan)
 
 
 SAMPLING_FLAGS = (

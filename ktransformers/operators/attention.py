@@ -87,8 +87,8 @@ class MlaAttention(Attention):
             heads, latent = config.num_attention_heads, config.kv_lora_rank
             k_b = weights.heads(split[0], heads, latent, config.qk_nope_head_dim)
             v_b = weights.heads(split[1], heads, config.v_head_dim, latent)
-            handles["k_b"] = [self.make_matrix(blocks) for blocks in k_b]
-            handles["v_b"] = [self.make_matrix(blocks) for blocks in v_b]
+            handles["k_b"] = self.make_matrices(k_b)
+            handles["v_b"] = self.make_matrices(v_b)
         else:
             handles["kv_b"] = self.child_core("kv_b_proj")
         if self.rope is None:

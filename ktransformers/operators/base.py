@@ -48,9 +48,13 @@ class Operator(nn.Module):
 
     def make_matrix(self, blocks) -> _core.Matrix:
         """Repacks file blocks (checkpoint.weights.Blocks) for the kernels."""
-        return _core.Matrix(
-            self.engine.context, blocks.data, blocks.format, blocks.rows, blocks.cols, blocks.name
-        )
+        return self.engine.store.matrices(self.engine.context, blocks)[0]
+
+    def make_matrices(self, part) -> list[_core.Matrix]:
+        """The same for a Stack, as one job, or for a list of Blocks."""
+        if isinstance(part, list):
+            return [self.make_matrix(blocks) for blocks in part]
+        return self.engine.store.matrices(self.engine.context, part)
 
     def extra_repr(self) -> str:
         return f"core={type(self.core).__name__}" if self.core is not None else "no core handle"

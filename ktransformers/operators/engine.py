@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ktransformers import _core
+from ktransformers.checkpoint.weight_image import WeightStore
 from ktransformers.errors import UserError
 
 ARITHMETIC = {
@@ -52,6 +53,7 @@ class Engine:
         self.cache_lens = cache_lens
         self.kv: _core.KvPool | None = None
         self.rows: Rows | None = None
+        self.store = WeightStore()
 
     def make_pool(self, widths: list[tuple[int, int]]) -> None:
         """The cache of all sequences; widths: values per position and layer (k, v)."""

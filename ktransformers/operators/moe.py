@@ -71,9 +71,7 @@ class Experts(Operator):
         shape = (self.intermediate_dim, self.hidden_dim)
         gate, up = weights.experts(f"{self.name}.gate_up_proj", self.num_experts, *shape)
         (down,) = weights.experts(f"{self.name}.down_proj", self.num_experts, *shape[::-1])
-        self.core = _core.Experts(
-            *([self.make_matrix(blocks) for blocks in part] for part in (gate, up, down))
-        )
+        self.core = _core.Experts(*map(self.make_matrices, (gate, up, down)))
 
     def __len__(self) -> int:
         return self.num_experts

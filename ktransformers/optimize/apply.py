@@ -4,6 +4,7 @@ Parents are swapped before their children (an operator adopts the children of th
 replaces) and loaded after them (attention and MLP blocks are composed of their children's handles).
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from ktransformers.operators.rope import Rope
 # Operators that leave the module as transformers built it: "model" names the layer loop, which
 # lowering replaces as a whole.
 KEPT = ("default", "model")
+_LAYER = re.compile(r"model\.layers\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def _load(model: nn.Module, weights, progress) -> None:
             _replace(model, name, load_torch_module(module, name, weights, model.config))
     skip = tuple(f"{name}." for name in rotary)
     order = [n for n in reversed(names) if n not in rotary and not n.startswith(skip)]
+    order.sort(key=place_in_file)
     total = weights.gguf.bytes_total
     for done, name in enumerate(order, 1):
         module = _find(model, name)
@@ -109,6 +112,15 @@ def _load(model: nn.Module, weights, progress) -> None:
         if progress:
             last = done == len(order)
             progress(total if last else min(weights.bytes_bound, total - 1), total)
+
+
+def place_in_file(name: str) -> int:
+    """Sorts modules as files have their tensors, layer by layer: a disk is read from one end to the
+    other. Stable: within a layer children stay before parents, which come after all layers."""
+    match = _LAYER.match(name)
+    if match:
+        return int(match[1])
+    return -1 if name.endswith("embed_tokens") else 1 << 30
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:

@@ -41,6 +41,8 @@ class AutoModelForCausalLM:
         lowered: bool = True,
         device_map: dict[str, str] | None = None,
         progress=None,
+        weight_cache: str | Path | None = None,
+        in_place: bool = False,
         **unused,
     ):
         """See runtime.loading.load_model for the arguments. Raises: UserError."""
@@ -59,6 +61,8 @@ class AutoModelForCausalLM:
             lowered=lowered,
             progress=progress,
             device_map=device_map,
+            weight_cache=weight_cache,
+            in_place=in_place,
         )
 
 

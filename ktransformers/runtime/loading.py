@@ -1,6 +1,7 @@
 """checkpoint -> model on meta -> plan -> apply -> lower: one call."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +12,22 @@ import numpy as np
 
 from ktransformers import _core
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
+from ktransformers.checkpoint.weight_image import ImageWriter, WeightStore, open_image
 from ktransformers.errors import UserError
 from ktransformers.optimize.quant import as_loaded, auto_quant
+from ktransformers.runtime import memory
 from ktransformers.runtime.collector import paused_collector
 
 log = logging.getLogger("ktransformers")
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """Where repacked weights are kept. weight_cache: a folder, for the next start; in_place: they
+    are read from there and take no memory of their own."""
+
+    weight_cache: str | Path | None = None
+    in_place: bool = False
 
 
 @dataclass
@@ -112,6 +124,8 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     device_map: dict[str, str] | None = None,
     experts_per_token: int | None = None,
+    weight_cache: str | Path | None = None,
+    in_place: bool = False,
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
@@ -124,6 +138,9 @@ def load_model(
     kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
     lowered: False runs module by module. experts_per_token: fewer than the model's own; it then
     says something else, how different `ktransformers calibrate` measures.
+    weight_cache: folder that keeps the repacked weights for the next start. in_place: weights stay
+    on disk, repacked in that folder (None takes the user's cache), and are read from there: for
+    models larger than memory.
     Raises: UserError.
     """
     from ktransformers.optimize.fit_here import rules_for_loading
@@ -145,7 +162,8 @@ def load_model(
 
     engine = Engine(threads, activations, kv_type, cache_lens)
     model = build_on_meta(family, config)
-    bind(model, gguf, family, config, rules, engine, lowered, progress, device_map)
+    place = WeightPlace(weight_cache, in_place)
+    bind(model, gguf, family, config, rules, engine, lowered, progress, device_map, place)
     set_generation_config(model, gguf, model_path)
     return model.eval()
 
@@ -160,6 +178,7 @@ def bind(
     lowered: bool = True,
     progress: Callable[[int, int], None] | None = None,
     device_map: dict[str, str] | None = None,
+    place: WeightPlace = WeightPlace(),
 ) -> None:
     """plan -> apply -> lower: makes `model`, on the meta device, one that the core runs.
 
@@ -177,9 +196,15 @@ def bind(
     check_backends(made)
     for row in made.rows:
         gguf.types.update(row.types)
+    prepare_memory(gguf, config, engine, place)
     weights = Weights(gguf, model.config.to_dict() | config)
-    apply(model, made.rows, weights, engine, progress)
-    check_all_used(weights)
+    try:
+        apply(model, made.rows, weights, engine, progress)
+        check_all_used(weights)
+        engine.store.finish()
+    except BaseException:
+        engine.store.abandon()
+        raise
     made = as_loaded(made, gguf)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
@@ -219,6 +244,40 @@ def check_backends(made) -> None:
                 f"{row.rule or made.rules_path}: {row.module} on {row.device}: this build has no "
                 f"{row.operator} for {row.backend}; --device-map {row.device}=cpu takes the CPU"
             )
+
+
+def prepare_memory(gguf, config: dict, engine, place: WeightPlace) -> None:
+    """Checks that the model fits, warns of what slows it, and chooses where matrices come from.
+
+    Raises: UserError with the numbers where memory does not hold the model.
+    """
+    made = memory.memory_plan(gguf, config, engine.cache_lens, f"{engine.k_type}+{engine.v_type}")
+    if not place.in_place:
+        memory.check_fits(made, str(gguf.path))
+    for line in memory.warnings():
+        log.warning("%s", line)
+    gguf.drop_from_cache(made.is_tight or place.in_place)
+    engine.store = weight_store(gguf, place)
+
+
+def weight_store(gguf, place: WeightPlace) -> WeightStore:
+    """Raises: UserError where an image must be written and cannot."""
+    if place.weight_cache is None and not place.in_place:
+        return WeightStore()
+    named = place.weight_cache
+    folder = Path(named).expanduser() if named else default_weight_cache()
+    if reader := open_image(folder, gguf.files):
+        return WeightStore(reader=reader, in_place=place.in_place)
+    # Row groups and pages are filled up: a little more than the file.
+    most = gguf.bytes_total + gguf.bytes_total // 50 + (64 << 20)
+    writer = ImageWriter(folder, gguf.files, most, place.in_place)
+    return WeightStore(writer=writer, in_place=place.in_place)
+
+
+def default_weight_cache() -> Path:
+    """Where weights that stay on disk are kept unless a folder is named."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "ktransformers" / "weights"
 
 
 def check_all_used(weights) -> None:

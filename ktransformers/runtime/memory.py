@@ -1,0 +1,137 @@
+"""What a model will take of memory, said before it is taken. Imports no torch."""
+
+import math
+from dataclasses import dataclass
+
+from ktransformers import _core
+from ktransformers.checkpoint.pieces import type_bytes
+from ktransformers.errors import UserError
+from ktransformers.optimize.quant import auto_quant
+
+# Scratch of a step, page tables, the interpreter's growth while loading.
+WORKING_BYTES = 256 << 20
+CACHE_LENS = 8192  # positions, where none are asked for
+VALUE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+SWAP_NOTICED = 64 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes. weights: repacked matrices; embedding: read from the file's pages; cache: keys and
+    values of cache_lens positions; total, available: what this process may have in all and now."""
+
+    weights: int
+    embedding: int
+    cache: int
+    cache_lens: int
+    total: int
+    available: int
+    is_grouped: bool
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + WORKING_BYTES
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the file's pages in the system's cache would not fit beside the copy."""
+        return self.needed + self.weights + self.embedding > self.available
+
+    def lines(self) -> list[str]:
+        """As `--dry-run` prints it."""
+        where = "the control group's" if self.is_grouped else "this machine's"
+        verdict = "enough" if self.fits else "not enough"
+        rows = {
+            "weights": (
+                self.weights,
+                f"repacked in memory; {gib(self.embedding)} stay in the file",
+            ),
+            "cache": (self.cache, f"for {self.cache_lens} positions"),
+            "working": (WORKING_BYTES, "for steps and loading"),
+            "needed": (self.needed, "in all"),
+            "available": (self.available, f"of {where} {gib(self.total)}: {verdict}"),
+        }
+        return [f"{name:10}{gib(count):>11}  {text}" for name, (count, text) in rows.items()]
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def cache_widths(config: dict) -> list[tuple[int, int]]:
+    """Values that each layer keeps per position, (keys, values), by transformers' fields."""
+    layers = config["num_hidden_layers"]
+    if "kv_lora_rank" in config:
+        return [(config["kv_lora_rank"] + config["qk_rope_head_dim"], 0)] * layers
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    return [(config["num_key_value_heads"] * width,) * 2] * layers
+
+
+def weight_bytes(gguf) -> tuple[int, int]:
+    """Of the embedding and of all tensors, in the types they will have: of a folder of floats for
+    which no plan has chosen them yet, those that `quant: auto` takes."""
+    tensors = gguf.tensors
+    kind = None if gguf.types else auto_quant(gguf)
+    if kind is None:
+        embedding = gguf.tensor("token_embd.weight").nbytes
+        return embedding, sum(gguf.tensor(name).nbytes for name in tensors)
+    sizes = {
+        name: info.nbytes
+        if len(info.shape) < 2 or info.shape[-1] % 256
+        else type_bytes(kind, math.prod(info.shape))
+        for name, info in tensors.items()
+    }
+    return sizes["token_embd.weight"], sum(sizes.values())
+
+
+def memory_plan(gguf, config: dict, cache_lens: int, kv_type: str | None) -> MemoryPlan:
+    """kv_type as load_model takes it; None: f16."""
+    k_type, _, v_type = (kv_type or "f16").partition("+")
+    k_bytes, v_bytes = VALUE_BYTES[k_type], VALUE_BYTES[v_type or k_type]
+    position = sum(k * k_bytes + v * v_bytes for k, v in cache_widths(config))
+    embedding, total = weight_bytes(gguf)
+    is_tied = "output.weight" not in gguf.tensors
+    info = _core.memory_info()
+    return MemoryPlan(
+        weights=total - (0 if is_tied else embedding),
+        embedding=embedding,
+        cache=int(position * cache_lens),
+        cache_lens=cache_lens,
+        total=info["total"],
+        available=info["available"],
+        is_grouped=info["is_grouped"],
+    )
+
+
+def check_fits(plan: MemoryPlan, path: str) -> None:
+    """Raises: UserError with the numbers, for a model that memory does not hold."""
+    if plan.fits:
+        return
+    raise UserError(
+        f"{path}: needs {gib(plan.needed)} of memory (weights {gib(plan.weights)}, cache "
+        f"{gib(plan.cache)} for {plan.cache_lens} positions), {gib(plan.available)} of "
+        f"{gib(plan.total)} are available; free memory, lower cache_lens, or run it in place from "
+        "disk with --in_place true, which is slow"
+    )
+
+
+def warnings() -> list[str]:
+    """What will make this machine slower than it could be, a line each."""
+    info, nodes = _core.memory_info(), _core.cpu_info()["numa_nodes"]
+    lines = []
+    if info["swap_used"] > SWAP_NOTICED:
+        lines.append(
+            f"{info['swap_used'] / 2**30:.1f} GiB of swap are in use: weights that are swapped out "
+            "are slow; free memory or run `swapoff -a`"
+        )
+    if info["numa_balancing"] and nodes > 1:
+        lines.append(
+            "the kernel's NUMA balancing is on and will move weights away from the cores that read "
+            "them; run `sysctl kernel.numa_balancing=0`"
+        )
+    return lines
