@@ -86,9 +86,11 @@ FloatArray attention_forward(const cpu::Attention& op, Context& context, const F
   KT_CHECK(layer >= 0 && layer < pool.num_layers(), "attention: layer ", layer, " of ",
            pool.num_layers());
   const cpu::KvSpec spec = op.kv_spec(), have = pool.spec(layer);
-  KT_CHECK(spec.k_width == have.k_width && spec.v_width == have.v_width, "attention: layer ", layer,
-           " keeps ", spec.k_width, " + ", spec.v_width, " values, its cache has ", have.k_width,
-           " + ", have.v_width);
+  KT_CHECK(spec.k_width == have.k_width && spec.v_width == have.v_width &&
+               spec.heads == have.heads,
+           "attention: layer ", layer, " keeps ", spec.k_width, " + ", spec.v_width, " values of ",
+           spec.heads, " heads, its cache has ", have.k_width, " + ", have.v_width, " of ",
+           have.heads);
   std::vector<std::vector<uint8_t*>> k(sequences.size()), v(sequences.size());
   for (size_t s = 0; s < sequences.size(); ++s) {
     KT_CHECK(sequences[s], "attention: sequence ", s, " is none");
@@ -257,7 +259,7 @@ void register_attention(py::module_& m) {
            "x: [m, hidden] -> [m, hidden]; the positions must already be part of their sequences.")
       .def_property_readonly("kv_widths", [](const cpu::Attention& op) {
         const cpu::KvSpec spec = op.kv_spec();
-        return std::pair(spec.k_width, spec.v_width);
+        return std::tuple(spec.k_width, spec.v_width, spec.heads);
       });
 
   using LinearPtr = std::shared_ptr<cpu::Linear>;

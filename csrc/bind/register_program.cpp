@@ -25,7 +25,8 @@ cpu::KvType kv_type(const std::string& name) {
   if (name == "f16") return cpu::KvType::kF16;
   if (name == "bf16") return cpu::KvType::kBF16;
   if (name == "q8_0") return cpu::KvType::kQ8_0;
-  throw InvalidArgument(concat("cache type '", name, "' is unknown: f32, f16, bf16 or q8_0"));
+  if (name == "i16") return cpu::KvType::kI16;
+  throw InvalidArgument(concat("cache type '", name, "' is unknown: i16, f16, bf16, f32 or q8_0"));
 }
 
 // Where modules that run in torch keep their keys and values: the same pages.
@@ -50,12 +51,10 @@ void write_cache(const Sequence& sequence, int layer, int64_t begin, const Float
   const program::KvOptions& types = pool.options();
   for (py::ssize_t i = 0; i < keys.shape(0); ++i) {
     const int32_t page = sequence.pages()[(begin + i) / cpu::kKvBlock];
-    const int64_t slot = (begin + i) % cpu::kKvBlock;
-    kernels.store_kv(keys.data(i, 0), spec.k_width, types.k_type,
-                     pool.keys(layer, page) + slot * cpu::kv_bytes(types.k_type, spec.k_width));
-    if (spec.v_width > 0)
-      kernels.store_kv(values.data(i, 0), spec.v_width, types.v_type,
-                       pool.values(layer, page) + slot * cpu::kv_bytes(types.v_type, spec.v_width));
+    cpu::store_position(kernels, spec, types.k_type, types.v_type, keys.data(i, 0),
+                        spec.v_width > 0 ? values.data(i, 0) : nullptr,
+                        static_cast<int>((begin + i) % cpu::kKvBlock), pool.keys(layer, page),
+                        pool.values(layer, page));
   }
 }
 
@@ -69,33 +68,41 @@ py::tuple read_cache(const Sequence& sequence, int layer, int64_t end) {
   FloatArray values({py::ssize_t{end}, py::ssize_t{spec.v_width}});
   for (int64_t p = 0; p < end; ++p) {
     const int32_t page = sequence.pages()[p / cpu::kKvBlock];
-    const int64_t slot = p % cpu::kKvBlock;
-    kernels.load_kv(pool.keys(layer, page) + slot * cpu::kv_bytes(types.k_type, spec.k_width),
-                    spec.k_width, types.k_type, keys.mutable_data(p, 0));
-    if (spec.v_width > 0)
-      kernels.load_kv(pool.values(layer, page) + slot * cpu::kv_bytes(types.v_type, spec.v_width),
-                      spec.v_width, types.v_type, values.mutable_data(p, 0));
+    cpu::load_position(kernels, spec, types.k_type, types.v_type, pool.keys(layer, page),
+                       pool.values(layer, page), static_cast<int>(p % cpu::kKvBlock),
+                       keys.mutable_data(p, 0),
+                       spec.v_width > 0 ? values.mutable_data(p, 0) : nullptr);
   }
   return py::make_tuple(keys, values);
 }
 
+using Widths = std::vector<std::tuple<int64_t, int64_t, int>>;
+
+std::shared_ptr<KvPool> make_pool(const Widths& widths, const std::string& k_type,
+                                  const std::string& v_type, int64_t max_positions) {
+  std::vector<cpu::KvSpec> layers;
+  for (const auto& [k, v, heads] : widths) layers.push_back({k, v, heads});
+  const program::KvOptions options{kv_type(k_type), kv_type(v_type), max_positions};
+  KT_CHECK(options.k_type == options.v_type || (options.k_type == cpu::KvType::kF16 &&
+                                                options.v_type == cpu::KvType::kQ8_0),
+           "cache types ", k_type, " and ", v_type,
+           " do not go together: equal types, or f16 keys with q8_0 values");
+  return std::make_shared<KvPool>(std::move(layers), options);
+}
+
 void register_cache(py::module_& m) {
   m.attr("KV_PAGE") = py::int_(cpu::kKvBlock);
+  m.def(
+      "kv_bytes_per_position",
+      [](const Widths& widths, const std::string& k_type, const std::string& v_type) {
+        return make_pool(widths, k_type, v_type, cpu::kKvBlock)->bytes_per_position();
+      },
+      py::arg("widths"), py::arg("k_type"), py::arg("v_type"),
+      "What a KvPool of these layers takes per position.");
   py::class_<KvPool, std::shared_ptr<KvPool>>(
-      m, "KvPool", "Pages of keys and values of all sequences; widths: (k, v) per layer.")
-      .def(py::init([](const std::vector<std::pair<int64_t, int64_t>>& widths,
-                       const std::string& k_type, const std::string& v_type,
-                       int64_t max_positions) {
-             std::vector<cpu::KvSpec> layers;
-             for (const auto& [k, v] : widths) layers.push_back({k, v});
-             const program::KvOptions options{kv_type(k_type), kv_type(v_type), max_positions};
-             KT_CHECK(options.k_type == options.v_type ||
-                          (options.k_type == cpu::KvType::kF16 &&
-                           options.v_type == cpu::KvType::kQ8_0),
-                      "cache types ", k_type, " and ", v_type,
-                      " do not go together: equal types, or f16 keys with q8_0 values");
-             return std::make_shared<KvPool>(std::move(layers), options);
-           }),
+      m, "KvPool",
+      "Pages of keys and values of all sequences; widths: (k, v, key heads they are of) per layer.")
+      .def(py::init(&make_pool),
            py::arg("widths"), py::arg("k_type") = "f16", py::arg("v_type") = "f16",
            py::arg("max_positions") = 8192)
       .def("make_sequence", &KvPool::make_sequence)

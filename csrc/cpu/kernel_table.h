@@ -47,7 +47,8 @@ struct TransposedTask {
   float* y;        // float[k]
 };
 
-enum class KvType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3 };
+/// kI16: tiles of int16 with a float step per row (kv_tile_bytes); the others are rows of values.
+enum class KvType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kI16 = 4 };
 
 /// Softmax attention of some query heads over one sequence's cached positions [0, length).
 struct AttentionTask {
@@ -65,6 +66,51 @@ struct AttentionTask {
 };
 
 inline constexpr int kKvBlock = 64;  // positions per page of the KV cache
+
+/// Keys and values of 64 positions of one key head in int16, as attend_tile reads them; the layout
+/// is in kernels/attention_tile_inl.h.
+inline constexpr int64_t kv_tile_k_bytes(int64_t k_dim) { return (k_dim + 1) / 2 * 256 + 256; }
+inline constexpr int64_t kv_tile_bytes(int64_t k_dim, int64_t v_dim) {
+  return kv_tile_k_bytes(k_dim) + 256 + (v_dim + 31) / 32 * 4096;
+}
+
+/// One tile's part in the attention of some query rows. The state, before the first tile: out and
+/// total 0, top -inf.
+struct TileTask {
+  int num_rows;
+  const int16_t* const* q;  // per row: k_dim values of round_int16, scaled as scores are
+  const float* q_step;      // per row
+  const int32_t* count;     // per row: how many of the 64 positions it sees, 0..64
+  int k_dim, v_dim;
+  const uint8_t* tile;
+  const uint8_t* next;  // the tile that comes after it, or null
+  float* const* out;    // per row: v_dim sums of values, weighted by e^(score - top)
+  float* top;         // per row: the largest score so far, in units of ln 2
+  float* total;       // per row: the sum of weights
+};
+
+/// Products of rows with the 64 keys of a tile: out[row][j] = x[row] . key j.
+struct ScoreTask {
+  int num_rows;
+  const int16_t* const* x;  // per row: k_dim values of round_int16
+  const float* step;        // per row
+  int k_dim;
+  const uint8_t* tile;
+  float* const* out;  // per row [64]
+};
+
+/// The states of two runs of positions made one.
+struct FoldTask {
+  int num_rows;
+  int v_dim;
+  float* const* out;  // per row, with top and total: a state as in TileTask; becomes that of both
+  float* top;
+  float* total;
+  const float* const* part_out;
+  const float* part_top;
+  const float* part_total;
+  bool is_last;  // out becomes the attention itself: divided by total
+};
 
 inline constexpr int kScanBlock = 64;  // values per result of block_max and block_exp_sum
 
@@ -109,19 +155,30 @@ struct KernelTable {
   void (*block_exp_sum)(const float* x, int64_t n, float top, float factor, float* out);
   /// Attention over pages; adds nothing where length is 0.
   void (*attention)(const AttentionTask&);
+  /// Multiplies the tile's keys and values with rows and adds to their state.
+  void (*attend_tile)(const TileTask&);
+  void (*fold_tiles)(const FoldTask&);
+  void (*score_tile)(const ScoreTask&);
+  /// One position's key and value -> slot 0..63 of a tile.
+  void (*put_tile)(const float* key, int k_dim, const float* value, int v_dim, int slot,
+                   uint8_t* tile);
+  void (*get_tile)(const uint8_t* tile, int k_dim, int v_dim, int slot, float* key, float* value);
+  /// x -> int16, n rounded up to a pair; returns the size of one unit.
+  float (*round_int16)(const float* x, int64_t n, int16_t* out);
   /// float -> cache element type, n values (q8_0: n a multiple of 32).
   void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out);
   void (*load_kv)(const uint8_t* in, int64_t n, KvType type, float* x);
   LimitKernels limits;
 };
 
-/// Bytes of n cache values of a type.
+/// Bytes of n cache values of a type that is kept in rows.
 inline constexpr int64_t kv_bytes(KvType type, int64_t n) {
   switch (type) {
     case KvType::kF32: return n * 4;
     case KvType::kF16:
     case KvType::kBF16: return n * 2;
     case KvType::kQ8_0: return n / 32 * 34;
+    case KvType::kI16: break;
   }
   return 0;
 }

@@ -8,7 +8,6 @@
 namespace kt::program {
 
 using cpu::kKvBlock;
-using cpu::kv_bytes;
 
 Sequence::~Sequence() { truncate(0); }
 
@@ -83,15 +82,9 @@ KvPool::KvPool(std::vector<cpu::KvSpec> layers, KvOptions options) : options_(op
            "max_positions=", options.max_positions, " must be in 1..", INT32_MAX);
   limit_ = (options.max_positions + kKvBlock - 1) / kKvBlock;
   for (const cpu::KvSpec& spec : layers) {
-    for (const auto& [type, width] :
-         {std::pair{options.k_type, spec.k_width}, std::pair{options.v_type, spec.v_width}}) {
-      KT_CHECK(type != cpu::KvType::kQ8_0 || width % 32 == 0, "cache: q8_0 needs widths that are ",
-               "multiples of 32, a layer has ", width);
-    }
-    layers_.push_back({spec,
-                       kv_bytes(options.k_type, spec.k_width) * kKvBlock,
-                       kv_bytes(options.v_type, spec.v_width) * kKvBlock,
-                       {}});
+    cpu::check_kv_types(spec, options.k_type, options.v_type);
+    const auto [k, v] = cpu::kv_page_bytes(spec, options.k_type, options.v_type);
+    layers_.push_back({spec, k, v, {}});
     layers_.back().segments.reserve((limit_ + kSegmentPages - 1) / kSegmentPages);
   }
 }

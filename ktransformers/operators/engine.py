@@ -33,6 +33,7 @@ class Rows:
 class Engine:
     """Created once per model; operators keep a reference to it.
 
+    kv_type: the cache's type, None until one is chosen for the model.
     Raises: UserError for an arithmetic or cache type that does not exist.
     """
 
@@ -47,16 +48,24 @@ class Engine:
         self.activations = activations
         self.arithmetic = ARITHMETIC[activations]
         self.context = _core.Context(threads)
-        # f16 is the cache's default; the reference arithmetic keeps everything in float.
-        k_type, _, v_type = (kv_type or ("f32" if activations == "f32" else "f16")).partition("+")
-        self.k_type, self.v_type = k_type, v_type or k_type
+        # The reference arithmetic keeps everything in float.
+        self.kv_type = kv_type or ("f32" if activations == "f32" else None)
         self.cache_lens = cache_lens
         self.kv: _core.KvPool | None = None
         self.rows: Rows | None = None
         self.store = WeightStore()
 
-    def make_pool(self, widths: list[tuple[int, int]]) -> None:
-        """The cache of all sequences; widths: values per position and layer (k, v)."""
+    @property
+    def k_type(self) -> str:
+        return (self.kv_type or "f16").partition("+")[0]
+
+    @property
+    def v_type(self) -> str:
+        return (self.kv_type or "f16").rpartition("+")[2]
+
+    def make_pool(self, widths: list[tuple[int, int, int]]) -> None:
+        """The cache of all sequences; widths per layer: values per position of keys and of values,
+        and the key heads they are of."""
         try:
             self.kv = _core.KvPool(widths, self.k_type, self.v_type, self.cache_lens)
         except ValueError as error:

@@ -135,7 +135,9 @@ def load_model(
     threads; None takes every usable core.
     activations: "auto" | "exact" | "f32" (see Arithmetic). cache_lens: positions the cache may
     hold, over all sequences.
-    kv_type: f32, f16, bf16, q8_0 or "f16+q8_0"; None takes f16 (f32 in f32 mode).
+    kv_type: i16 (int16 with a step per head and position, finer than f16 and read as it is), f16,
+    bf16, f32, q8_0 or "f16+q8_0"; None takes i16, f16 where heads do not fill its tiles or
+    the cache holds latents, f32 in f32 mode.
     lowered: False runs module by module. experts_per_token: fewer than the model's own; it then
     says something else, how different `ktransformers calibrate` measures.
     weight_cache: folder that keeps the repacked weights for the next start. in_place: weights stay
@@ -251,7 +253,8 @@ def prepare_memory(gguf, config: dict, engine, place: WeightPlace) -> None:
 
     Raises: UserError with the numbers where memory does not hold the model.
     """
-    made = memory.memory_plan(gguf, config, engine.cache_lens, f"{engine.k_type}+{engine.v_type}")
+    engine.kv_type = engine.kv_type or memory.default_kv_type(memory.cache_widths(config))
+    made = memory.memory_plan(gguf, config, engine.cache_lens, engine.kv_type)
     if not place.in_place:
         memory.check_fits(made, str(gguf.path))
     for line in memory.warnings():

@@ -21,20 +21,21 @@ class Lowered:
     notes: list[str] = field(default_factory=list)
 
 
-def cache_widths(model) -> list[tuple[int, int]]:
-    """Values each layer keeps per position, (keys, values)."""
+def cache_widths(model) -> list[tuple[int, int, int]]:
+    """Values each layer keeps per position and the key heads they are of: (keys, values, heads)."""
     config, widths = model.config, []
     for layer in model.model.layers:
         core = getattr(layer.self_attn, "core", None)
         if core is not None:
             widths.append(tuple(core.kv_widths))
         elif hasattr(config, "kv_lora_rank"):
-            widths.append((config.kv_lora_rank + config.qk_rope_head_dim, 0))
+            widths.append((config.kv_lora_rank + config.qk_rope_head_dim, 0, 1))
         else:
             head_dim = getattr(config, "head_dim", None) or (
                 config.hidden_size // config.num_attention_heads
             )
-            widths.append((config.num_key_value_heads * head_dim,) * 2)
+            heads = config.num_key_value_heads
+            widths.append((heads * head_dim, heads * head_dim, heads))
     return widths
 
 

@@ -11,7 +11,6 @@ from ktransformers.optimize.quant import auto_quant
 # Scratch of a step, page tables, the interpreter's growth while loading.
 WORKING_BYTES = 256 << 20
 CACHE_LENS = 8192  # positions, where none are asked for
-VALUE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 SWAP_NOTICED = 64 << 20
 
 
@@ -62,14 +61,21 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def cache_widths(config: dict) -> list[tuple[int, int]]:
-    """Values that each layer keeps per position, (keys, values), by transformers' fields."""
+def cache_widths(config: dict) -> list[tuple[int, int, int]]:
+    """Values that each layer keeps per position, (keys, values, key heads they are of), by
+    transformers' fields."""
     layers = config["num_hidden_layers"]
     if "kv_lora_rank" in config:
-        return [(config["kv_lora_rank"] + config["qk_rope_head_dim"], 0)] * layers
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    return [(config["num_key_value_heads"] * width,) * 2] * layers
+        return [(config["kv_lora_rank"] + config["qk_rope_head_dim"], 0, 1)] * layers
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    heads = config["num_key_value_heads"]
+    return [(heads * width, heads * width, heads)] * layers
+
+
+def default_kv_type(widths: list[tuple[int, int, int]]) -> str:
+    """i16 where every layer has keys and values of heads that fill its tiles, else f16."""
+    whole = all(values and values // heads % 32 == 0 for _, values, heads in widths)
+    return "i16" if whole else "f16"
 
 
 def weight_bytes(gguf) -> tuple[int, int]:
@@ -90,17 +96,20 @@ def weight_bytes(gguf) -> tuple[int, int]:
 
 
 def memory_plan(gguf, config: dict, cache_lens: int, kv_type: str | None) -> MemoryPlan:
-    """kv_type as load_model takes it; None: f16."""
-    k_type, _, v_type = (kv_type or "f16").partition("+")
-    k_bytes, v_bytes = VALUE_BYTES[k_type], VALUE_BYTES[v_type or k_type]
-    position = sum(k * k_bytes + v * v_bytes for k, v in cache_widths(config))
+    """kv_type as load_model takes it. Raises: UserError for one this model cannot have."""
+    widths = cache_widths(config)
+    k_type, _, v_type = (kv_type or default_kv_type(widths)).partition("+")
+    try:
+        position = _core.kv_bytes_per_position(widths, k_type, v_type or k_type)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     embedding, total = weight_bytes(gguf)
     is_tied = "output.weight" not in gguf.tensors
     info = _core.memory_info()
     return MemoryPlan(
         weights=total - (0 if is_tied else embedding),
         embedding=embedding,
-        cache=int(position * cache_lens),
+        cache=position * cache_lens,
         cache_lens=cache_lens,
         total=info["total"],
         available=info["available"],

@@ -20,7 +20,7 @@ GIB = 1 << 30
 
 
 @pytest.mark.parametrize("name", sorted(families()))
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", [None, "f16", "f32"])
 def test_what_is_foretold_is_what_is_taken(tmp_path, name, kv_type):
     path = write(miniature(name, "Q8_0"), tmp_path / "m.gguf")
     gguf = open_model(path)
@@ -32,6 +32,18 @@ def test_what_is_foretold_is_what_is_taken(tmp_path, name, kv_type):
     held = sum(t.nbytes for n, t in gguf.tensors.items() if n != "token_embd.weight")
     is_tied = "output.weight" not in gguf.tensors
     assert plan.weights == held + (plan.embedding if is_tied else 0)
+
+
+def test_the_cache_type_that_suits_a_model():
+    assert memory.default_kv_type([(512, 512, 4)] * 3) == "i16"
+    assert memory.default_kv_type([(512, 512, 4), (80, 80, 4)]) == "f16"
+    assert memory.default_kv_type([(576, 0, 1)]) == "f16"
+
+
+def test_a_cache_type_that_a_model_cannot_have_is_refused(tmp_path):
+    path = write(miniature("deepseek_v3", "Q8_0"), tmp_path / "m.gguf")
+    with pytest.raises(UserError, match="i16 holds keys and values by heads"):
+        AutoModelForCausalLM.from_pretrained(str(path), kv_type="i16")
 
 
 def test_memory_of_this_process():
@@ -49,6 +61,7 @@ def small_machine(monkeypatch):
 
     class Core:
         memory_info = staticmethod(lambda: info)
+        kv_bytes_per_position = staticmethod(_core.kv_bytes_per_position)
         cpu_info = staticmethod(lambda: _core.cpu_info() | {"numa_nodes": 2})
 
     monkeypatch.setattr(memory, "_core", Core)
@@ -57,7 +70,7 @@ def small_machine(monkeypatch):
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers(tmp_path, small_machine):
     path = write(miniature("llama", "Q8_0"), tmp_path / "m.gguf")
-    wanted = r"needs 0\.73 GiB of memory .*cache 0\.48 GiB for 1000000 positions.* --in_place"
+    wanted = r"needs 0\.76 GiB of memory .*cache 0\.51 GiB for 1000000 positions.* --in_place"
     with pytest.raises(UserError, match=wanted):
         AutoModelForCausalLM.from_pretrained(str(path), cache_lens=1_000_000)
     model = AutoModelForCausalLM.from_pretrained(str(path), cache_lens=1000)

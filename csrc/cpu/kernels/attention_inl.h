@@ -130,6 +130,7 @@ static void read_kv(const uint8_t* in, int64_t n, KvType type, float* x) {
     case KvType::kF16: return read_row<KvType::kF16>(in, n, x);
     case KvType::kBF16: return read_row<KvType::kBF16>(in, n, x);
     case KvType::kQ8_0: return read_row<KvType::kQ8_0>(in, n, x);
+    case KvType::kI16: return;  // not in rows
   }
 }
 

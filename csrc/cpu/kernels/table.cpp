@@ -2,6 +2,7 @@
 // own, exported as one constant table. No library type, nothing weak, no dynamic initialiser: a
 // function shared between two ISAs at link time would run the wrong one's instructions.
 #include "cpu/kernels/attention_inl.h"
+#include "cpu/kernels/attention_tile_inl.h"
 #include "cpu/kernels/limits_inl.h"
 #include "cpu/kernels/matmul_inl.h"
 #include "cpu/kernels/vector_inl.h"
@@ -47,6 +48,12 @@ constinit const KernelTable kTable = {
     &block_max,
     &block_exp_sum,
     &attention,
+    &attend_tile,
+    &fold_tiles,
+    &score_tile,
+    &put_tile,
+    &get_tile,
+    &round_int16,
     &store_kv,
     &read_kv,
     kLimits,

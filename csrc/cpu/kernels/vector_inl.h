@@ -174,6 +174,8 @@ static void store_kv(const float* x, int64_t n, KvType type, uint8_t* out) {
         for (int j = 0; j < 32; ++j) out[2 + j] = (uint8_t)(int8_t)q[j];
       }
       return;
+    case KvType::kI16:
+      return;  // not in rows
   }
 }
 

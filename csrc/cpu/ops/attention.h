@@ -5,15 +5,10 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/ops/kv_layout.h"
 #include "cpu/ops/linear.h"
 
 namespace kt::cpu {
-
-/// What one layer keeps per cached position, in values.
-struct KvSpec {
-  int64_t k_width;
-  int64_t v_width;  // 0: values are a prefix of the keys (MLA's latent)
-};
 
 /// The pages of one layer for one sequence: 64 positions each, rows of KvSpec's widths.
 struct KvPages {
@@ -30,6 +25,9 @@ struct AttentionRows {
   const int32_t* sequence;    // [m] equal numbers: the same sequence
   KvType k_type, v_type;
 };
+
+/// The largest rotated part, and the largest head, that the operators make room for.
+inline constexpr int kMostRope = 512, kMostHead = 1024;
 
 /// RMSNorm: x / sqrt(mean(x^2) + eps) * weight.
 struct RmsNorm {
@@ -50,6 +48,16 @@ struct Rope {
   /// as in DeepSeek-V3: scores do not change, since queries and keys are permuted alike.
   void rotate(const float* cos, const float* sin, float* x) const;
 };
+
+/// Rows whose attention is computed in floats (the reference arithmetic, and any row of a cache in
+/// f32) and those for which it is in int16 (tile_attention.h). The lists live in the arena.
+struct ArithmeticSplit {
+  int* floats;
+  int num_floats;
+  int* others;
+  int num_others;
+};
+ArithmeticSplit split_by_arithmetic(Context& context, const AttentionRows& rows);
 
 class Attention {
  public:
@@ -77,11 +85,14 @@ class GqaAttention : public Attention {
                float* out) const override;
   KvSpec kv_spec() const override {
     const int64_t width = int64_t{w_.num_kv_heads} * w_.head_dim;
-    return {width, width};
+    return {width, width, w_.num_kv_heads};
   }
   int64_t hidden_size() const override { return w_.q->cols(); }
 
  private:
+  void attend_floats(Context& context, const AttentionRows& rows, const int* chosen, int count,
+                     const float* q, float* heads) const;
+
   GqaWeights w_;
 };
 
@@ -113,14 +124,18 @@ class MlaAttention : public Attention {
   explicit MlaAttention(MlaWeights weights);
   void forward(Context& context, const AttentionRows& rows, const float* x,
                float* out) const override;
-  KvSpec kv_spec() const override { return {w_.kv_lora_rank + w_.qk_rope_head_dim, 0}; }
+  KvSpec kv_spec() const override { return {w_.kv_lora_rank + w_.qk_rope_head_dim, 0, 1}; }
   int64_t hidden_size() const override { return w_.kv_a->cols(); }
 
  private:
   void absorbed(Context& context, const AttentionRows& rows, const int* chosen, int count,
-                const float* q, float* heads_out) const;
+                bool in_floats, const float* q, float* heads_out) const;
   void expanded(Context& context, const AttentionRows& rows, const int* chosen, int count,
                 const float* q, float* heads_out) const;
+  void expanded_tiles(Context& context, const AttentionRows& rows, const int* chosen, int count,
+                      const float* q, float* heads_out) const;
+  void key_rows(const KernelTable& kernels, int64_t head, float* out) const;
+  void value_rows(const KernelTable& kernels, int64_t head, float* out) const;
 
   MlaWeights w_;
 };

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "cpu/ops/attention.h"
+#include "cpu/ops/tile_attention.h"
 
 namespace kt::cpu {
 
@@ -26,7 +27,8 @@ void Rope::rotate(const float* cos, const float* sin, float* x) const {
     }
     return;
   }
-  std::vector<float> pairs(x, x + 2 * half);
+  float pairs[kMostRope];
+  std::copy_n(x, 2 * half, pairs);
   for (int i = 0; i < half; ++i) {
     const float a = pairs[2 * i], b = pairs[2 * i + 1];
     x[i] = a * cos[i] - b * sin[i];
@@ -47,6 +49,7 @@ GqaAttention::GqaAttention(GqaWeights weights) : w_(std::move(weights)) {
            " x ", w_.k->cols(), ", v ", w_.v->rows(), " x ", w_.v->cols(), ", o ", w_.o->rows(),
            " x ", w_.o->cols(), " do not fit ", w_.num_heads, "/", w_.num_kv_heads, " heads of ",
            w_.head_dim);
+  KT_CHECK(w_.head_dim <= kMostHead, "attention: heads of ", w_.head_dim, ", at most ", kMostHead);
   KT_CHECK(w_.rope && w_.rope->dim() <= w_.head_dim, "rope over ", w_.rope ? w_.rope->dim() : 0,
            " values, heads have ", w_.head_dim);
   for (const auto& norm : {w_.q_norm, w_.k_norm}) {
@@ -77,41 +80,84 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
   run_linears(context, project);
 
   std::optional<PhaseScope> phase(std::in_place, context.phases, Phase::kAttention);
-  const int half = w_.rope->dim() / 2;
-  const int threads = context.pool.threads();
-  float* angles = arena.take<float>(size_t(threads) * 2 * half);
-  context.pool.run(m, [&](int64_t row, int worker) {
-    float* cos = angles + int64_t{worker} * 2 * half;
-    float* sin = cos + half;
-    const int32_t position = rows.position[row];
-    w_.rope->angles(position, cos, sin);
-    const auto prepare = [&](float* heads, int count, const RmsNorm* norm) {
-      for (int h = 0; h < count; ++h) {
-        float* head = heads + h * dim;
-        if (norm) kernels.rms_norm(head, norm->weight.data(), norm->eps, dim, head);
-        w_.rope->rotate(cos, sin, head);
-      }
-    };
-    float* queries = q + row * q_width;
-    prepare(queries, w_.num_heads, w_.q_norm.get());
-    prepare(k + row * kv_width, w_.num_kv_heads, w_.k_norm.get());
-    for (int64_t i = 0; i < q_width; ++i) queries[i] *= w_.scale;
-    const int64_t page = position / kKvBlock, slot = position % kKvBlock;
-    kernels.store_kv(k + row * kv_width, kv_width, rows.k_type,
-                     rows.kv[row].k[page] + slot * kv_bytes(rows.k_type, kv_width));
-    kernels.store_kv(v + row * kv_width, kv_width, rows.v_type,
-                     rows.kv[row].v[page] + slot * kv_bytes(rows.v_type, kv_width));
+  const int half = w_.rope->dim() / 2, share = w_.num_heads / w_.num_kv_heads;
+  float* angles = arena.take<float>(int64_t{m} * 2 * half);
+  context.pool.run(m, [&](int64_t row, int) {
+    float* cos = angles + row * 2 * half;
+    w_.rope->angles(rows.position[row], cos, cos + half);
   });
-
-  // Every new position is in the cache: attend, one piece per row and key head.
-  float* heads = arena.take<float>(m * q_width);
-  int32_t longest = 0;
-  for (int row = 0; row < m; ++row) longest = std::max(longest, rows.position[row] + 1);
-  const int64_t max_pages = (longest + kKvBlock - 1) / kKvBlock;
-  const uint8_t** pages = arena.take<const uint8_t*>(size_t(threads) * 2 * max_pages);
-  const int share = w_.num_heads / w_.num_kv_heads;
-  context.pool.run(int64_t{m} * w_.num_kv_heads, [&](int64_t index, int worker) {
+  // Queries of a key head and the key itself, which then goes into the cache.
+  context.pool.run(int64_t{m} * w_.num_kv_heads, [&](int64_t index, int) {
     const int64_t row = index / w_.num_kv_heads, head = index % w_.num_kv_heads;
+    const float* cos = angles + row * 2 * half;
+    const auto prepare = [&](float* x, const RmsNorm* norm) {
+      if (norm) kernels.rms_norm(x, norm->weight.data(), norm->eps, dim, x);
+      w_.rope->rotate(cos, cos + half, x);
+    };
+    prepare(k + row * kv_width + head * dim, w_.k_norm.get());
+    float* queries = q + row * q_width + head * share * dim;
+    for (int h = 0; h < share; ++h) prepare(queries + h * dim, w_.q_norm.get());
+    for (int64_t i = 0; i < share * dim; ++i) queries[i] *= w_.scale;
+  });
+  if (rows.k_type == KvType::kI16) {
+    // Two neighbouring positions share the words of a tile: a head's are stored by one worker.
+    const int64_t tile = kv_tile_bytes(dim, dim);
+    context.pool.run(w_.num_kv_heads, [&](int64_t head, int) {
+      for (int64_t row = 0; row < m; ++row) {
+        const int32_t position = rows.position[row];
+        kernels.put_tile(k + row * kv_width + head * dim, dim, v + row * kv_width + head * dim, dim,
+                         position % kKvBlock, rows.kv[row].k[position / kKvBlock] + head * tile);
+      }
+    });
+  } else {
+    context.pool.run(m, [&](int64_t row, int) {
+      const int32_t position = rows.position[row], page = position / kKvBlock;
+      store_position(kernels, kv_spec(), rows.k_type, rows.v_type, k + row * kv_width,
+                     v + row * kv_width, position % kKvBlock, rows.kv[row].k[page],
+                     rows.kv[row].v[page]);
+    });
+  }
+
+  float* heads = arena.take<float>(m * q_width);
+  auto [floats, num_floats, others, num_others] = split_by_arithmetic(context, rows);
+  if (rows.k_type != KvType::kI16) {
+    // Making tiles of a cache in rows pays where many queries share them, which prompts' do.
+    const auto is_prompt = [&](int row) { return rows.rounding[row] == Rounding::kDigit; };
+    int kept = 0;
+    for (int i = 0; i < num_others; ++i)
+      (is_prompt(others[i]) ? others[kept++] : floats[num_floats++]) = others[i];
+    num_others = kept;
+  }
+  if (num_floats > 0) attend_floats(context, rows, floats, num_floats, q, heads);
+  if (num_others > 0) {
+    const TileQueries queries{q, q_width, heads, q_width, w_.num_kv_heads, share, dim, dim};
+    if (rows.k_type == KvType::kI16)
+      tile_attention(context, rows, others, num_others, queries,
+                     CachedTiles(rows, kv_tile_bytes(dim, dim)));
+    else
+      tile_attention(context, rows, others, num_others, queries,
+                     RowTiles(kernels, rows, kv_spec(), dim));
+  }
+
+  phase.reset();
+  const Activations attended(context, heads, q_width, m, q_width, rows.rounding);
+  const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
+  run_linears(context, project_out);
+}
+
+// The reference: float products, one piece per row and key head.
+void GqaAttention::attend_floats(Context& context, const AttentionRows& rows, const int* chosen,
+                                 int count, const float* q, float* heads) const {
+  Arena::Scope scope(context.arena);
+  const int dim = w_.head_dim, share = w_.num_heads / w_.num_kv_heads;
+  const int64_t q_width = w_.q->rows(), kv_width = w_.k->rows();
+  int32_t longest = 0;
+  for (int i = 0; i < count; ++i) longest = std::max(longest, rows.position[chosen[i]] + 1);
+  const int64_t max_pages = (longest + kKvBlock - 1) / kKvBlock;
+  const uint8_t** pages =
+      context.arena.take<const uint8_t*>(size_t(context.pool.threads()) * 2 * max_pages);
+  context.pool.run(int64_t{count} * w_.num_kv_heads, [&](int64_t index, int worker) {
+    const int64_t row = chosen[index / w_.num_kv_heads], head = index % w_.num_kv_heads;
     const uint8_t** k_pages = pages + int64_t{worker} * 2 * max_pages;
     const uint8_t** v_pages = k_pages + max_pages;
     const int64_t length = rows.position[row] + 1;
@@ -119,16 +165,11 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
       k_pages[p] = rows.kv[row].k[p] + kv_bytes(rows.k_type, head * dim);
       v_pages[p] = rows.kv[row].v[p] + kv_bytes(rows.v_type, head * dim);
     }
-    kernels.attention({q + row * q_width + head * share * dim, share, dim, dim, dim, k_pages,
-                       v_pages, kv_bytes(rows.k_type, kv_width), kv_bytes(rows.v_type, kv_width),
-                       rows.k_type, rows.v_type, length,
-                       heads + row * q_width + head * share * dim, dim});
+    context.kernels.attention({q + row * q_width + head * share * dim, share, dim, dim, dim,
+                               k_pages, v_pages, kv_bytes(rows.k_type, kv_width),
+                               kv_bytes(rows.v_type, kv_width), rows.k_type, rows.v_type, length,
+                               heads + row * q_width + head * share * dim, dim});
   });
-
-  phase.reset();
-  const Activations attended(context, heads, q_width, m, q_width, rows.rounding);
-  const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
-  run_linears(context, project_out);
 }
 
 }  // namespace kt::cpu

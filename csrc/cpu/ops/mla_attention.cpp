@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "cpu/isa.h"
 #include "cpu/ops/attention.h"
+#include "cpu/ops/tile_attention.h"
 
 namespace kt::cpu {
 
@@ -30,6 +31,9 @@ MlaAttention::MlaAttention(MlaWeights weights) : w_(std::move(weights)) {
            "kv_a_layernorm must have ", latent, " values");
   KT_CHECK(w_.o->rows() == hidden && w_.o->cols() == heads * v, w_.o->weight().name(), ": ",
            w_.o->rows(), " x ", w_.o->cols(), " for ", hidden, " x ", heads * v);
+  KT_CHECK(latent + rope <= kMostHead && nope + rope <= kMostHead && v <= kMostHead &&
+               rope <= kMostRope,
+           "MLA: heads of ", latent + rope, ", at most ", kMostHead);
   KT_CHECK(w_.rope && w_.rope->dim() == rope, "rope over ", w_.rope ? w_.rope->dim() : 0,
            " values, qk_rope_head_dim is ", rope);
   if (w_.kv_b) {
@@ -103,26 +107,28 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
   // Rows of one sequence that come in number may be worth expanding its keys for; others absorb.
   const int64_t o_width = w_.o->cols();
   float* heads = arena.take<float>(m * o_width);
-  int* chosen = arena.take<int>(m);
-  int* single = arena.take<int>(m);
-  int num_single = 0;
-  std::vector<bool> seen(m, false);
-  for (int row = 0; row < m; ++row) {
-    if (seen[row]) continue;
-    int count = 0;
-    for (int other = row; other < m; ++other) {
-      if (rows.sequence[other] != rows.sequence[row]) continue;
-      seen[other] = true;
-      chosen[count++] = other;
+  const auto [floats, num_floats, others, num_others] = split_by_arithmetic(context, rows);
+  RowRun* runs = arena.take<RowRun>(m);
+  for (const bool in_floats : {true, false}) {
+    int* chosen = in_floats ? floats : others;
+    const int num_runs =
+        sort_by_sequence(rows, chosen, in_floats ? num_floats : num_others, runs);
+    int num_single = 0;
+    for (int i = 0; i < num_runs; ++i) {
+      const int* mine = chosen + runs[i].begin;
+      const bool is_worth_it = w_.expand_from > 0 && runs[i].count >= w_.expand_from;
+      if (is_worth_it && !in_floats)
+        expanded_tiles(context, rows, mine, runs[i].count, q, heads);
+      else if (is_worth_it && w_.kv_b)
+        expanded(context, rows, mine, runs[i].count, q, heads);
+      else
+        num_single = static_cast<int>(std::copy_n(mine, runs[i].count, chosen + num_single) - chosen);
     }
-    if (w_.kv_b && w_.expand_from > 0 && count >= w_.expand_from) {
-      expanded(context, rows, chosen, count, q, heads);
-    } else {
-      std::copy(chosen, chosen + count, single + num_single);
-      num_single += count;
-    }
+    // In slices: the absorbed queries of all heads are large.
+    constexpr int kSlice = 64;
+    for (int at = 0; at < num_single; at += kSlice)
+      absorbed(context, rows, chosen + at, std::min(kSlice, num_single - at), in_floats, q, heads);
   }
-  if (num_single > 0) absorbed(context, rows, single, num_single, q, heads);
 
   phase.reset();
   const Activations attended(context, heads, o_width, m, o_width, rows.rounding);
@@ -132,7 +138,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
 
 // scores = (W_k^T q_nope) . latent + q_rope . k_rope;  out = W_v (sum p latent), per head.
 void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const int* chosen,
-                            int count, const float* q, float* heads_out) const {
+                            int count, bool in_floats, const float* q, float* heads_out) const {
   Arena::Scope scope(context.arena);
   Arena& arena = context.arena;
   const KernelTable& kernels = context.kernels;
@@ -172,18 +178,37 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
     }
   });
 
-  const int64_t bundle = 8;  // heads that share one read of the latents
-  const int64_t bundles = (heads + bundle - 1) / bundle;
-  context.pool.run(count * bundles, [&](int64_t index, int) {
-    const int64_t i = index / bundles, first = index % bundles * bundle;
-    const int row = chosen[i];
-    const int64_t stride = kv_bytes(rows.k_type, width);
-    kernels.attention({queries + (i * heads + first) * width,
-                       static_cast<int>(std::min(bundle, heads - first)), width,
-                       static_cast<int>(width), static_cast<int>(latent), rows.kv[row].k,
-                       rows.kv[row].k, stride, stride, rows.k_type, rows.k_type,
-                       rows.position[row] + 1, mixed + (i * heads + first) * latent, latent});
-  });
+  if (in_floats) {
+    const int64_t bundle = 8;  // heads that share one read of the latents
+    const int64_t bundles = (heads + bundle - 1) / bundle;
+    context.pool.run(count * bundles, [&](int64_t index, int) {
+      const int64_t i = index / bundles, first = index % bundles * bundle;
+      const int row = chosen[i];
+      const int64_t stride = kv_bytes(rows.k_type, width);
+      kernels.attention({queries + (i * heads + first) * width,
+                         static_cast<int>(std::min(bundle, heads - first)), width,
+                         static_cast<int>(width), static_cast<int>(latent), rows.kv[row].k,
+                         rows.kv[row].k, stride, stride, rows.k_type, rows.k_type,
+                         rows.position[row] + 1, mixed + (i * heads + first) * latent, latent});
+    });
+  } else {
+    // The chosen rows by themselves, as their queries lie.
+    int32_t* position = arena.take<int32_t>(count);
+    int32_t* sequence = arena.take<int32_t>(count);
+    KvPages* pages = arena.take<KvPages>(count);
+    int* all = arena.take<int>(count);
+    for (int i = 0; i < count; ++i) {
+      position[i] = rows.position[chosen[i]];
+      sequence[i] = rows.sequence[chosen[i]];
+      pages[i] = rows.kv[chosen[i]];
+      all[i] = i;
+    }
+    const AttentionRows own{count, position, nullptr, pages, sequence, rows.k_type, rows.v_type};
+    tile_attention(context, own, all, count,
+                   {queries, heads * width, mixed, heads * latent, 1, static_cast<int>(heads),
+                    static_cast<int>(width), static_cast<int>(latent)},
+                   RowTiles(kernels, own, kv_spec(), static_cast<int>(latent)));
+  }
 
   // The latent mix is not a row of the model's input: near-exact rounding whatever the row's, so
   // that absorbing or expanding does not change what a row reads.
@@ -211,7 +236,7 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
 }
 
 // Keys and values of all cached positions are computed once for a bundle of heads and shared by the
-// rows of the prompt.
+// rows of the prompt. The reference; expanded_tiles() does it in int16.
 void MlaAttention::expanded(Context& context, const AttentionRows& rows, const int* chosen,
                             int count, const float* q, float* heads_out) const {
   Arena::Scope scope(context.arena);
@@ -228,8 +253,8 @@ void MlaAttention::expanded(Context& context, const AttentionRows& rows, const i
   // step will see.
   float* latents = arena.take<float>(length * width);
   Rounding* exact = arena.take<Rounding>(length);
-  const bool reference = rows.rounding[chosen[0]] == Rounding::kFloat;
-  std::fill_n(exact, length, reference ? Rounding::kFloat : Rounding::kExact);
+  std::fill_n(exact, length, rows.rounding[chosen[0]] == Rounding::kFloat ? Rounding::kFloat
+                                                                           : Rounding::kExact);
   const int64_t stride = kv_bytes(rows.k_type, width);
   context.pool.run(length, [&](int64_t p, int) {
     kernels.load_kv(kv.k[p / kKvBlock] + p % kKvBlock * stride, width, rows.k_type,
