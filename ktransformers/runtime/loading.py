@@ -17,6 +17,7 @@ from ktransformers.errors import UserError
 from ktransformers.optimize.quant import as_loaded, auto_quant
 from ktransformers.runtime import memory
 from ktransformers.runtime.collector import paused_collector
+from ktransformers.runtime.prompt_chunk import LEAST, prompt_chunk
 
 log = logging.getLogger("ktransformers")
 
@@ -46,7 +47,7 @@ class Runtime:
     decoder: Any = None
     notes: list[str] = field(default_factory=list)
     last_stats: Any = None
-    chunk_size: int = 512
+    chunk_size: int = LEAST
     lock: Any = field(default_factory=threading.RLock)
 
     def evaluate(self, token, position, sequence, is_prompt: bool, sequences, rows) -> np.ndarray:
@@ -210,7 +211,9 @@ def bind(
     made = as_loaded(made, gguf)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
-    runtime = Runtime(engine, gguf, family, made, notes=list(made.notes))
+    runtime = Runtime(
+        engine, gguf, family, made, notes=list(made.notes), chunk_size=prompt_chunk(config)
+    )
     if lowered and not made.lowered:
         runtime.notes.append(f"not lowered: {made.rules_path} gives model no operator model")
     elif lowered:
