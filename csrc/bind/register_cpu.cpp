@@ -155,6 +155,12 @@ MatrixList from_records(Context& context, const py::buffer& data, const std::str
       cpu::Matrix::from_records(context, bytes, {id, count, rows, cols, name}, std::move(keep)));
 }
 
+uint64_t checksum_of(Context& context, const py::buffer& data, uint64_t place) {
+  const auto bytes = bytes_of(data, "checksum");
+  const Running running(context);
+  return cpu::checksum_in_parallel(context, bytes, place);
+}
+
 py::list slices_of(const std::shared_ptr<cpu::Matrix>& matrix) {
   py::list list;
   for (const cpu::RowSlice& slice : matrix->slices()) {
@@ -434,6 +440,9 @@ void register_cpu(py::module_& module) {
       .def_property_readonly("nodes", [](const Context& c) {
         return std::vector<int>(c.pool.nodes().begin(), c.pool.nodes().end());
       });
+  module.def("checksum", &checksum_of, py::arg("context"), py::arg("data"), py::arg("place") = 0,
+             "Of bytes; place: how many 8-byte words of the whole are before them. The checksums of "
+             "parts add up, modulo 2**64.");
   module.def(
       "memory_info",
       [] {

@@ -9,7 +9,9 @@ An image holds the records of every matrix of one model file as the kernels read
 
 It appears under its name when it is complete and on disk, never before: a process that is killed
 leaves at most a ".partial-<pid>" file, which the next writer removes. It is used only for the very
-file it was made from, as size, time and a checksum of both ends say. Imports no torch.
+file it was made from, as size, time and a checksum of both ends say. Every entry has a checksum,
+which is compared when its records are copied into memory; weights that stay in the file are not
+read for that. Imports no torch.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from ktransformers import _core
 from ktransformers.checkpoint.weights import Blocks, Stack
 from ktransformers.errors import UserError
 
-MAGIC = b"KTWIMG1\n"
+MAGIC = b"KTWIMG2\n"
 PAGE = 4096
 TAIL = 16
 ENDS = 1 << 16  # bytes of each end of a model file that its identity covers
@@ -103,11 +105,14 @@ class ImageReader:
     def matrices(
         self, context: "_core.Context", part: Stack | Blocks, in_place: bool
     ) -> list["_core.Matrix"] | None:
-        """The matrices of a part, copied into memory or left in the file; None: not in here."""
+        """The matrices of a part, copied into memory or left in the file; None: not in here, or
+        damaged."""
         entry = self.entries.get(part.name)
         if entry is None or entry["shape"] != entry_of(part):
             return None
         records = self.map.bytes(entry["offset"], entry["bytes"])
+        if not in_place and _core.checksum(context, records) != entry["checksum"]:
+            return None  # damaged: the model's own file has it
         return _core.Matrix.from_records(context, records, *entry["shape"], part.name, in_place)
 
 
@@ -143,18 +148,23 @@ class ImageWriter:
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror}: name another --weight_cache") from error
 
-    def keep(self, part: Stack | Blocks, matrices: list["_core.Matrix"]) -> None:
+    def keep(
+        self, context: "_core.Context", part: Stack | Blocks, matrices: list["_core.Matrix"]
+    ) -> None:
         """Appends the records of a part. Raises: UserError where the disk is full."""
-        start = self._offset
+        start, checksum = self._offset, 0
         try:
             for matrix in matrices:
                 for _, _, _, records in matrix.slices:
+                    place = (self._offset - start) // 8
+                    checksum += _core.checksum(context, records, place)
                     self._write(records)
             end = self._offset
             self._write(np.zeros(-end % PAGE, np.uint8))
         except OSError as error:
             raise UserError(f"{self._partial}: {error.strerror}") from error
         entry = {"offset": start, "bytes": end - start, "shape": entry_of(part)}
+        entry["checksum"] = checksum % 2**64
         self._entries[part.name] = entry
 
     def _write(self, data: np.ndarray) -> None:
@@ -238,7 +248,7 @@ class WeightStore:
         if not made:
             made = repack(context, part)
             if self.writer:
-                self.writer.keep(part, made)
+                self.writer.keep(context, part, made)
                 if self.in_place:
                     made = self.writer.reread(context, part)
         if self.on_part:

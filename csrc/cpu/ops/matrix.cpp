@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "base/checked.h"
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/os_file.h"
 #include "quant/formats.h"
@@ -197,6 +199,20 @@ Matrix::Stack Matrix::from_records(Context& context, std::span<const uint8_t> re
                std::memcpy(one.out, source.data(), source.size());
              });
   return stack;
+}
+
+uint64_t checksum_in_parallel(Context& context, std::span<const uint8_t> bytes, uint64_t place) {
+  const auto size = static_cast<int64_t>(bytes.size());
+  const int64_t pieces = std::max<int64_t>(1, size / kPieceBytes);
+  Arena::Scope scope(context.arena);
+  uint64_t* sums = context.arena.take<uint64_t>(pieces);
+  context.pool.run(pieces, [&](int64_t index, int) {
+    const Range words = piece((size + 7) / 8, pieces, index);
+    const int64_t begin = words.begin * 8, end = std::min(words.end * 8, size);
+    sums[index] = checksum(bytes.data() + begin, static_cast<size_t>(end - begin),
+                           place + static_cast<uint64_t>(words.begin));
+  });
+  return std::accumulate(sums, sums + pieces, uint64_t{0});
 }
 
 }  // namespace kt::cpu

@@ -79,4 +79,7 @@ class Matrix {
   std::vector<RowSlice> slices_;
 };
 
+/// base/checksum.h by all workers.
+uint64_t checksum_in_parallel(Context& context, std::span<const uint8_t> bytes, uint64_t place);
+
 }  // namespace kt::cpu
