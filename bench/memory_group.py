@@ -9,6 +9,25 @@ class NoGroups(Exception):
     """This process may not make control groups with a memory limit."""
 
 
+def new_group(controller: str, v2_file: str, v1_file: str) -> tuple[Path, bool]:
+    """An empty control group under this process's own that has the limit's file: its folder, and
+    whether it is of version 2. Raises: NoGroups."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        folder = Path("/sys/fs/cgroup", controllers) / path.lstrip("/")
+        folder = folder / f"kt-bench-{uuid.uuid4().hex[:12]}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / (v1_file if controllers else v2_file)).exists():
+            return folder, not controllers
+        folder.rmdir()
+    raise NoGroups(f"no right to make a control group with a {controller} limit here")
+
+
 class MemoryGroup:
     """with MemoryGroup(bytes) as group: subprocess.run(..., preexec_fn=group.join)
 
@@ -17,27 +36,11 @@ class MemoryGroup:
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.is_v2 = False
-        self.folder: Path | None = None
 
     def __enter__(self) -> "MemoryGroup":
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            folder = Path("/sys/fs/cgroup", controllers) / path.lstrip("/")
-            folder = folder / f"kt-bench-{uuid.uuid4().hex[:12]}"
-            try:
-                folder.mkdir()
-            except OSError:
-                continue
-            self.is_v2 = not controllers
-            if (folder / self._name("memory.max", "memory.limit_in_bytes")).exists():
-                self.folder = folder
-                self._limit()
-                return self
-            folder.rmdir()
-        raise NoGroups("no right to make a control group with a memory limit here")
+        self.folder, self.is_v2 = new_group("memory", "memory.max", "memory.limit_in_bytes")
+        self._limit()
+        return self
 
     def _name(self, v2: str, v1: str) -> str:
         return v2 if self.is_v2 else v1
