@@ -73,6 +73,7 @@ class LatentModel {
   LatentModel(const LatentShape& shape, std::vector<LatentLayer> layers, const float* final_norm,
               CudaMatrix head, const float* inv_freq, Memory& memory);
 
+  const LatentShape& shape() const { return s_; }
   /// Layers as record_step wants them.
   std::vector<StepLayer> step_layers() const;
   /// Issues one operation's kernels; captured or run at once. Throws CudaError.

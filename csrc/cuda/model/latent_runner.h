@@ -27,7 +27,9 @@ class CudaMemory : public Memory {
 
 class LatentRunner {
  public:
-  /// jobs: one per MoE layer with CPU experts, in order (LatentModel::host_experts has their data).
+  /// Runs a step without its jobs first, which writes position 0 of the cache's page 0: before any
+  /// sequence has it. jobs: one per MoE layer with CPU experts, in order (LatentModel::host_experts
+  /// has their data).
   /// Throws CudaError, naming the operation whose capture failed.
   LatentRunner(LatentModel& model, Memory& memory, std::vector<HandoffJob> jobs, HandoffWay way,
                HandoffOptions options);

@@ -32,6 +32,35 @@ void CudaMemory::upload(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy", bytes);
 }
 
+namespace {
+
+/// Launches every operation once: kernels are loaded when they are first launched, which must not
+/// happen inside a capture, nor while the card waits for the CPU.
+class WarmUp : public StepRecorder {
+ public:
+  explicit WarmUp(LatentModel& model) : model_(model) {}
+  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer); }
+  void order(StepStream, StepStream) override {}
+  void post(uint64_t) override {}
+  void await(uint64_t) override {}
+
+ private:
+  LatentModel& model_;
+};
+
+void warm_up(LatentModel& model) {
+  const LatentShape& s = model.shape();
+  const std::vector<float> nothing(size_t(s.batch) * s.hidden);
+  const std::vector<int32_t> first(s.batch, 0);
+  model.begin_step(nothing.data(), first.data(),
+                   std::vector<std::vector<int32_t>>(s.batch, std::vector<int32_t>{0}));
+  WarmUp recorder(model);
+  record_step(model.step_layers(), false, recorder);
+  check(cudaDeviceSynchronize(), "a step's kernels");
+}
+
+}  // namespace
+
 void LatentRunner::Guarded::run(void* self, int) noexcept {
   const Guarded& guarded = *static_cast<const Guarded*>(self);
   try {
@@ -52,6 +81,7 @@ LatentRunner::LatentRunner(LatentModel& model, Memory& memory, std::vector<Hando
     for (size_t i = 0; i < jobs.size(); ++i)
       jobs[i] = {Guarded::run, &guarded_[i], 0, jobs[i].name};
   }
+  warm_up(model);
   graph_ = std::make_unique<StepGraph>(model.step_layers(), false, launches, *mailbox_, jobs, way);
   coordinator_ = std::make_unique<Coordinator>(*mailbox_, std::move(jobs), options);
   cudaStream_t stream;
