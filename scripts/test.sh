@@ -15,6 +15,11 @@ $step "system packages" scripts/system_packages.sh test || report
 $step "torch and build tools" make "$venv/.done/torch" "$venv/.done/tools" || report
 $step "C++ configure" cmake -S . -B "$build" -G Ninja -DPython_EXECUTABLE="$py" -DKT_BUILD_TESTS=ON || report
 $step "C++ build" cmake --build "$build" -- --quiet || report
+if command -v nvcc >/dev/null; then
+  $step "CUDA compile, sm_90" tests/tools/nvcc.sh 90
+else
+  echo "skipped: CUDA compile (no nvcc here)"
+fi
 $step "package and dependencies" make test_env || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py"
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
