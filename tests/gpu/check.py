@@ -80,6 +80,9 @@ def steps(arch: str) -> list[Step]:
         Step("decode-step", [[DECODE, "--threads", str(max(1, cores - 2)), "--json",
                               "bench/results/cuda_decode.json"]], 120, ("gpu", "cuda-build"),
              result="bench/results/cuda_decode.json"),
+        Step("v3-shape", [[DECODE, "--layers", "61", "--threads", str(max(1, cores - 2)), "--json",
+                           "bench/results/cuda_v3.json"]], 150, ("gpu", "cuda-build", "ram-110g"),
+             result="bench/results/cuda_v3.json"),
         Step("amx-tests", [python("-m", "pytest", "-q", "-p", "no:cacheprovider",
                                   "tests/python/test_kernels.py")], 120,
              ("cpu-build", "gguf", "amx")),
@@ -94,11 +97,6 @@ def steps(arch: str) -> list[Step]:
                          "--no-details")  # fmt: skip
         found.append(Step(f"cpu-bench-{threads}", [command], 60, ("cpu-model",),
                           result="bench/results/cpu.json"))  # fmt: skip
-    found.append(
-        Step("v3-shape", [[DECODE, "--layers", "61", "--threads", str(max(1, cores - 2)), "--json",
-                           "bench/results/cuda_v3.json"]], 180, ("gpu", "cuda-build", "ram-110g"),
-             result="bench/results/cuda_v3.json")
-    )  # fmt: skip
     found.append(
         Step("sanitizer", [["compute-sanitizer", "--error-exitcode", "9", TESTS, "Int4Gemm",
                             "QuantGemv", "Layer", "Moe"]], 120,
