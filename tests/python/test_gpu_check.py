@@ -133,3 +133,19 @@ def test_the_stand_in_for_googletest(tmp_path):
     one = subprocess.run([program, "Nothing.OfThatName"], capture_output=True, text=True)
     assert one.returncode == 1  # no test of that name: nothing ran
     assert subprocess.run([program, "Good"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [("", "no NVIDIA driver here"), ("61", "from 75 (Turing) on"), ("sm_90", "from 75")],
+)
+def test_make_cuda_says_what_is_missing(arch, message, tmp_path):
+    for tool in ("bash", "dirname", "tr", "sort", "paste", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    done = subprocess.run(
+        ["scripts/cuda.sh", "no-such-venv"], cwd=ROOT, capture_output=True, text=True,
+        env={"PATH": str(tmp_path), "CUDA_ARCH": arch},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
