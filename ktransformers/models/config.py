@@ -81,7 +81,8 @@ def _family_of(config: dict[str, Any], where: Path) -> Family:
             if _class_name(family) in architectures:
                 return family
     known = ", ".join(sorted({name for f in families() for name in f.hf_model_types}))
-    problem = f"model type {md.shown(model_type)} is not known (known: {known})"
+    problem = f"model type {md.shown(model_type)} is not known (known: {known}; docs/families.md "
+    problem += "tells how to add one)"
     if config.get("auto_map"):
         problem += "; it asks for code from the folder (auto_map), which is never run"
     raise UserError(f"{where}: {problem}")

@@ -42,7 +42,10 @@ def family_for(name: str) -> Family:
         names = ", ".join(family.name for family in found)
         raise UserError(f"architecture {name} is shared by {names}; the model type has to decide")
     known = ", ".join(sorted({a for f in families() for a in f.gguf_architectures}))
-    raise UserError(f"unknown model architecture {name!r}; supported GGUF architectures: {known}")
+    raise UserError(
+        f"unknown model architecture {name!r}; supported GGUF architectures: {known}; "
+        "docs/families.md tells how to add one"
+    )
 
 
 def family_of(gguf) -> Family:

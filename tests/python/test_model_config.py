@@ -1,8 +1,10 @@
 """Configurations from GGUF metadata and from folders, and generation settings."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_tokenizer_files import EMPTY, SETTINGS, backend_json, folder
@@ -204,3 +206,21 @@ def test_a_tensor_nobody_takes_is_refused(tmp_path):
     path = write(model, tmp_path / "scaled.gguf")
     with pytest.raises(UserError, match=r"scaled.gguf: tensor blk.1.ffn_up.scale: this build"):
         AutoModelForCausalLM.from_pretrained(path, cpu_infer=1)
+
+
+def test_the_page_of_families_names_them_all():
+    from ktransformers.checkpoint.hf_metadata import ARCHITECTURES
+    from ktransformers.models.registry import families as supported
+    from ktransformers.models.registry import family_for
+
+    page = (Path(__file__).parents[2] / "docs/families.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    found = {cells[0].strip("`"): cells for cells in rows}
+    assert found.keys() == {family.name for family in supported()}
+    for family in supported():
+        _, _, architecture, types = found[family.name]
+        assert re.findall(r"`(\w+)`", architecture) == list(family.gguf_architectures)
+        named = re.findall(r"`(\w+)`", types)
+        assert set(family.hf_model_types) <= set(named) <= set(ARCHITECTURES)
+    with pytest.raises(UserError, match="'mamba2'.*docs/families.md"):
+        family_for("mamba2")
