@@ -129,3 +129,29 @@ def test_an_old_python_is_named(bare):
 def test_nothing_is_missing_here():
     done = system_packages(dict(os.environ), "test", "--list")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_command_is_linked_and_nothing_of_others_replaced(tmp_path):
+    command = tmp_path / "venv" / "bin" / "ktransformers"
+    command.parent.mkdir(parents=True)
+    folder = tmp_path / "bin"
+
+    def link(**more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", str(SCRIPTS / "link_command.sh"), str(tmp_path / "venv")],
+            env=os.environ | {"KT_BIN_DIR": str(folder)} | more, capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = link()
+    assert done.returncode == 1 and "make install" in done.stderr
+    command.write_text("#!/bin/sh\necho it runs\n")
+    command.chmod(0o755)
+    done = link()
+    assert "put it on PATH" in done.stdout and (folder / "ktransformers").resolve() == command
+    done = link(PATH=f"{folder}:{os.environ['PATH']}")
+    assert "ktransformers is on PATH" in done.stdout and "--install-completion" in done.stdout
+    (folder / "ktransformers").unlink()
+    (folder / "ktransformers").write_text("somebody's own")
+    done = link()
+    assert done.returncode == 0 and "no link" in done.stdout
+    assert (folder / "ktransformers").read_text() == "somebody's own"
