@@ -12,16 +12,17 @@ measured, the limits measured in the same process beside it, and the facts of th
 
 import argparse
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bench import cpu_models
-from bench.cpu_run import last_line
 from bench.fit_models import FIT_MODELS
-from bench.report import table
+from bench.report import ROOT, table
 from ktransformers.checkpoint.gguf import open_model
 from ktransformers.optimize import estimate
 from ktransformers.optimize.box import GB, Box
@@ -37,22 +38,37 @@ MAX_OTHERS = 0.08  # CPUs that other processes may use during a measurement
 PLAIN = ("layers", "hidden", "experts", "used", "kv_bytes", "attention_ops", "prompt_ops")
 
 
+TESTED = {"qwen3": 4, "v2-lite": 4, "mixtral": 2, "v3": 2}  # of bench.cpu; layers
+
+
 def path_of(kind: str, name: str) -> Path:
-    if kind == "fit":
-        family = FIT_MODELS[name]()
-    else:
-        family = cpu_models.WIDTHS[name].make(cpu_models.WIDTHS[name].most)
+    family = FIT_MODELS[name]() if kind == "fit" else cpu_models.WIDTHS[name].make(TESTED[name])
     return cpu_models.make(family, cpu_models.cache_folder())
 
 
-def measure(kind: str, name: str, threads: int) -> dict:
-    """A row. The facts are kept in it, so that constants can be fitted without the file."""
-    path = path_of(kind, name)
-    job = JOBS[kind] | {"model": str(path), "threads": threads}
-    row = {"kind": kind, "model": path.stem, "threads": threads, "prompt_tokens": job["prompt"]}
-    facts = facts_of_model(open_model(path))
-    row["facts"] = facts_to_json(facts)
-    return row | last_line([sys.executable, "-m", "bench.fit_run"], job)
+def measure(kind: str, names: list[str], threads: list[int]) -> Iterator[dict]:
+    """Rows as they are done. The facts are kept in them: constants can be fitted without files."""
+    heads, jobs = [], []
+    for name in names:
+        path = path_of(kind, name)
+        facts = facts_to_json(facts_of_model(open_model(path)))
+        for count in threads:
+            jobs.append(JOBS[kind] | {"model": str(path), "threads": count})
+            heads.append({"kind": kind, "model": path.stem, "threads": count, "facts": facts,
+                          "prompt_tokens": JOBS[kind]["prompt"]})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.fit_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, cwd=ROOT,
+    )  # fmt: skip
+    process.stdin.write(json.dumps(jobs))
+    process.stdin.close()
+    done = 0
+    for line in process.stdout:
+        if line.startswith("{"):
+            yield heads[done] | json.loads(line)
+            done += 1
+    if process.wait():
+        raise SystemExit(f"bench.fit_run ended with {process.returncode}")
 
 
 def facts_to_json(facts: ModelFacts) -> dict:
@@ -200,25 +216,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--measure", choices=tuple(JOBS))
     parser.add_argument("--make", choices=tuple(JOBS), help="only write the models")
-    parser.add_argument("--only", help="one model")
+    parser.add_argument("--only", help="models, with commas")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(argv)
     kind = options.measure or options.make
     if kind:
-        names = FIT_MODELS if kind == "fit" else cpu_models.WIDTHS
-        for name in [options.only] if options.only else names:
-            if options.make:
-                print(path_of(kind, name))
+        names = FIT_MODELS if kind == "fit" else TESTED
+        names = options.only.split(",") if options.only else list(names)
+        if options.make:
+            print("\n".join(str(path_of(kind, name)) for name in names))
+            return 0
+        for row in measure(kind, names, [int(n) for n in options.threads.split(",")]):
+            print("\n".join(lines([row])), row["limits"], row["others_cpus"], flush=True)
+            if row["others_cpus"] > MAX_OTHERS:
+                print(f"VOID: others used {row['others_cpus']:.2f} CPUs; not kept")
                 continue
-            for threads in map(int, options.threads.split(",")):
-                row = measure(kind, name, threads)
-                print("\n".join(lines([row])), row["limits"], row["others_cpus"], flush=True)
-                if row["others_cpus"] > MAX_OTHERS:
-                    print(f"VOID: others used {row['others_cpus']:.2f} CPUs; not kept")
-                    continue
-                keep(row)
+            keep(row)
     if options.fit:
         print(json.dumps(constants(load_rows("fit")), indent=1))
         print("\n".join(lines(load_rows("fit"))))

@@ -1,9 +1,11 @@
-"""One process of bench.fit_check: a model, a number of threads, times at several contexts.
+"""One process of bench.fit_check: models and numbers of threads, times at several contexts.
 
-A JSON job on standard input, its figures on the last line. Positions before those that are timed
-are taken from the cache without being computed: their content does not change how long it takes.
+A JSON list of jobs on standard input, the figures of each in a line of its own. Positions before
+those that are timed are taken from the cache without being computed: their content does not change
+how long it takes.
 """
 
+import gc
 import json
 import os
 import sys
@@ -12,8 +14,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-
-from bench import limits
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -30,7 +30,7 @@ class Calm:
     worst: CPUs that others used in the least disturbed try of the worst action.
     """
 
-    def __init__(self, tries: int = 12, enough: float = 0.05):
+    def __init__(self, tries: int = 3, enough: float = 0.06):
         self.tries, self.enough, self.worst = tries, enough, 0.0
 
     def __call__(self, action):
@@ -58,7 +58,7 @@ def run(job: dict) -> dict:
     from ktransformers.runtime.loading import load_model
 
     calm, context = Calm(), _core.Context(job["threads"])
-    found = calm(lambda: limits.measure(context=context))
+    found = calm(lambda: _core.measure_limits(context, 1 << 28, 3))
     before, start = own_memory(), time.perf_counter()
     cache = max(*job["contexts"], job["prompt"]) + job["prompt"] + 16 * job["decode"] + 64
     model = load_model(job["model"], cpu_infer=job["threads"], cache_lens=cache)
@@ -90,7 +90,7 @@ def run(job: dict) -> dict:
 
     decode = {length: calm(lambda n=length: decoded(n)) for length in job["contexts"]}
     prompt = {length: calm(lambda n=length: prompted(n)) for length in job["contexts"]}
-    again = calm(lambda: limits.measure(context=context))
+    again = calm(lambda: _core.measure_limits(context, 1 << 28, 3))
     best = {key: max(found[key], again[key]) for key in ("read_gbps", "int8_tops")}
     return {"limits": best, "load_seconds": loaded, "memory": memory,
             "memory_after": own_memory() - before, "others_cpus": round(calm.worst, 3),
@@ -98,6 +98,6 @@ def run(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = run(json.load(sys.stdin))
-    print()
-    print(json.dumps(outcome))
+    for one in json.load(sys.stdin):
+        print("\n" + json.dumps(run(one)), flush=True)
+        gc.collect()

@@ -1,9 +1,10 @@
 """Tokens per second of a placement, from bytes, operations and the machine's limits. No torch.
 
 What the CPU does takes a sum of parts: work, divided by a limit of the machine, times how much
-longer than that limit allows real runs take. These factors are all that was fitted: on the models
-and machine that docs/planner.md names, by bench/fit_check.py from bench/fit_rows.json. The GPU's
-are published figures (docs/planner.md says whose); nothing here was measured on one.
+longer than that limit allows real runs take. bench/fit_check.py fits these factors on models of
+other widths than those it then tests them with. They have not been fitted yet: those below are what
+single kernels reach (docs/planner.md). The GPU's are published figures; nothing here was measured
+on one.
 """
 
 from dataclasses import dataclass
