@@ -1,4 +1,4 @@
-"""A Dockerfile's instructions for one target as calls of shell functions, to run them where there is no Docker.
+"""A Dockerfile's instructions for one target as calls of shell functions: what Docker would do.
 
     python3 tests/tools/dockerfile_lines.py Dockerfile cpu
 
