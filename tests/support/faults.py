@@ -174,6 +174,9 @@ FAULTS = [
     Fault("norm of q dropped", "qwen3", weights("attn_q_norm.weight", one)),
     Fault("norms of q and k swapped", "qwen3", swap("attn_q_norm.weight", "attn_k_norm.weight")),
     Fault("router ignored", "qwen3moe", weights("ffn_gate_inp.weight", zero)),
+    Fault("whole heads rotated", "glm4moe", metadata("rope.dimension_count", 64)),
+    Fault("router bias of GLM dropped", "glm4moe", weights("exp_probs_b.bias", zero)),
+    Fault("scaling of GLM's experts", "glm4moe", metadata("expert_weights_scale", 1.0)),
     Fault("YaRN mscale", "deepseek_v2_lite", metadata("rope.scaling.yarn_log_multiplier", 0.1)),
     Fault("keys and values of kv_b swapped", "deepseek_v2_lite", weights(
         "attn_kv_b.weight", values_before_keys)),
