@@ -1,7 +1,14 @@
 // What benchmarks ask of the core.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+
 #include "bind/buffers.h"
 #include "bind/register.h"
+#include "cpu/ops/kernel_meter.h"
 #include "cpu/ops/limits.h"
+#include "quant/formats.h"
 
 namespace py = pybind11;
 
@@ -29,6 +36,36 @@ void register_bench(py::module_& module) {
       "What the machine can do at most with the context's threads and instruction set: read_gbps "
       "(1e9 bytes/s, huge pages, from `bytes` of memory), int8_tops, bf16_tflops (of float32 where "
       "bf16_is_float32). Best of `passes`.");
+
+  py::class_<cpu::KernelMeter>(module, "KernelMeter",
+                               "Times products of any format on `bytes` of memory.")
+      .def(py::init([](cpu::Context& context, int64_t bytes) {
+             const Running running(context);
+             return std::make_unique<cpu::KernelMeter>(context, bytes);
+           }),
+           py::arg("context"), py::arg("bytes") = int64_t{1} << 30, py::keep_alive<1, 2>())
+      .def(
+          "run",
+          [](cpu::KernelMeter& meter, cpu::Context& context, const std::string& format,
+             int64_t rows, int64_t cols, int tokens, int rounding, int windows) {
+            KT_CHECK(rounding >= 0 && rounding <= 2, "rounding: mark ", rounding);
+            const int id = quant::format_id(format);
+            cpu::KernelMeter::Times times;
+            {
+              const Running running(context);
+              times = meter.run(id, rows, cols, tokens, static_cast<cpu::Rounding>(rounding),
+                                windows);
+            }
+            py::dict out;
+            out["bytes"] = times.bytes;
+            out["product"] = times.product;
+            out["read"] = times.read;
+            return out;
+          },
+          py::arg("context"), py::arg("format"), py::arg("rows"), py::arg("cols"),
+          py::arg("tokens"), py::arg("rounding"), py::arg("windows"),
+          "Seconds of `windows` products with one matrix each, and of reading as many bytes between "
+          "them.");
 }
 
 }  // namespace kt::bind

@@ -32,6 +32,13 @@ struct Q3_K {
 };
 static_assert(sizeof(Q3_K::Block) == 110);
 
+/// R16: scales; then, for each j, the third bits and the low bits of the first half; the second.
+static inline constexpr int r16_place(Q3_K, int w) {
+  if (w >= 24) return w - 24;
+  if (w >= 16) return w + 3;
+  return w < 8 ? 3 + 2 * w : 4 + 2 * (w - 8);
+}
+
 static inline void unpack_ints(const Q3_K::Block& block, uint8_t* u, float* scale, float*) {
   for (int i = 0; i < 8; ++i) {
     for (int j = 0; j < 32; ++j) {

@@ -33,6 +33,12 @@ struct Q5_K {
 };
 static_assert(sizeof(Q5_K::Block) == 176);
 
+/// R16: the words of fifth bits stand before those of the first 64 values they belong to.
+static inline constexpr int r16_place(Q5_K, int w) {
+  if (w < 4 || w >= 20) return w;
+  return w < 12 ? 4 + 2 * (w - 4) : 5 + 2 * (w - 12);
+}
+
 static inline void unpack_ints(const Q5_K::Block& block, uint8_t* u, float* scale, float* min) {
   for (int g = 0; g < 8; ++g) {
     for (int j = 0; j < 32; ++j) {

@@ -12,6 +12,10 @@
 // as ceil(n / 16) row groups; a group is its k / kValues records in order of k, without gaps.
 // Missing rows of the last group are zero blocks.
 //
+// The words stand in the order in which they are used, so that a product reads memory from one end to
+// the other: scales first, and what belongs to the same values side by side. Formats whose file order
+// is another one say so by an overload of r16_place beside their Block.
+//
 // kVersion changes with any change of these bytes; every cache of repacked weights carries it.
 #pragma once
 
@@ -21,6 +25,12 @@
 
 namespace kt::quant {
 
+/// The place in a record of word w of the file's block. This one: where it stands in the file.
+template <class F>
+static inline constexpr int r16_place(F, int w) {
+  return w;
+}
+
 /// Where the head bytes stand in the file's block: in front (default) or, for formats whose
 /// Block declares it, behind the words.
 template <class F>
@@ -28,7 +38,7 @@ concept HeadAtEnd = requires { requires F::kHeadAtEnd; };
 
 template <class F>
 struct R16 {
-  static constexpr int kVersion = 1;
+  static constexpr int kVersion = 2;
   static constexpr int kRows = 16;
   static constexpr size_t kBlockBytes = sizeof(typename F::Block);
   static constexpr size_t kHead = kBlockBytes % 4;
@@ -39,6 +49,12 @@ struct R16 {
   static constexpr size_t kWordsAt = kRows * kHead;  // first word vector in the record
 };
 
+/// The 64 bytes that hold word w of sixteen rows.
+template <class F, class Byte>
+static inline Byte* r16_word(Byte* record, int w) {
+  return record + R16<F>::kWordsAt + 64 * r16_place(F{}, w);
+}
+
 /// Writes one block of one row into its place in a record.
 template <class F>
 static inline void r16_put(const typename F::Block& block, int row, uint8_t* record) {
@@ -46,7 +62,7 @@ static inline void r16_put(const typename F::Block& block, int row, uint8_t* rec
   if constexpr (R16<F>::kHead != 0)
     memcpy(record + row * R16<F>::kHead, bytes + R16<F>::kHeadOffset, R16<F>::kHead);
   for (size_t w = 0; w < R16<F>::kWords; ++w)
-    memcpy(record + R16<F>::kWordsAt + w * 64 + row * 4, bytes + R16<F>::kWordOffset + w * 4, 4);
+    memcpy(r16_word<F>(record, (int)w) + row * 4, bytes + R16<F>::kWordOffset + w * 4, 4);
 }
 
 /// Reads one row's block back out of a record.
@@ -56,7 +72,7 @@ static inline void r16_get(const uint8_t* record, int row, typename F::Block* bl
   if constexpr (R16<F>::kHead != 0)
     memcpy(bytes + R16<F>::kHeadOffset, record + row * R16<F>::kHead, R16<F>::kHead);
   for (size_t w = 0; w < R16<F>::kWords; ++w)
-    memcpy(bytes + R16<F>::kWordOffset + w * 4, record + R16<F>::kWordsAt + w * 64 + row * 4, 4);
+    memcpy(bytes + R16<F>::kWordOffset + w * 4, r16_word<F>(record, (int)w) + row * 4, 4);
 }
 
 }  // namespace kt::quant

@@ -17,7 +17,7 @@ namespace {
 
 struct ActBlock {
   float scale;
-  int32_t unused;
+  float scaled_sum;  // scale * (sum[0] + sum[1]): products with minima have need of it
   int32_t sum[2];  // sum of q over values 0..15 and 16..31
 #if defined(KT_ISA_AVX512)
   int8_t hi[32];
@@ -81,6 +81,7 @@ KT_INLINE void quantize_exact_row(const float* x, int64_t k, uint8_t* row) {
     const Chunk chunk = load_chunk(x + i, k - i);
     const float top = reduce_max(max(max(chunk.a, neg(chunk.a)), max(chunk.b, neg(chunk.b))));
     quantize_chunk(chunk, top * (1.0f / 32512.0f), *out);
+    out->scaled_sum = out->scale * (float)(out->sum[0] + out->sum[1]);
   }
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 template <class Q>
 KT_INLINE I word(const uint8_t* record, int w) {
-  return load_i(record + quant::R16<Q>::kWordsAt + 64 * w);
+  return load_i(quant::r16_word<Q>(record, w));
 }
 
 // Two-byte heads: one binary16 scale per row.

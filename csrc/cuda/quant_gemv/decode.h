@@ -46,7 +46,7 @@ struct RecordRow {
   /// Four bytes at `position`, which lies a multiple of 4 behind the head.
   KT_DEVICE uint32_t word(int position) const {
     constexpr int kWordsAt = Layout::kWordsAt / 4, kOffset = Layout::kWordOffset;
-    return record[kWordsAt + (position - kOffset) / 4 * 16 + row];
+    return record[kWordsAt + quant::r16_place(F{}, (position - kOffset) / 4) * 16 + row];
   }
   KT_DEVICE uint32_t byte(int position) const {
     const int behind = (position - static_cast<int>(Layout::kWordOffset)) & 3;

@@ -85,9 +85,9 @@ struct BlockSource : RecordReader<F> {
         const int block = i / kBlockHalves, byte = i % kBlockHalves * 2;
         const int behind = byte - static_cast<int>(Layout::kWordOffset);  // of the words' begin
         const bool head = Layout::kHead != 0 && byte == static_cast<int>(Layout::kHeadOffset);
-        const int at =
-            head ? row * static_cast<int>(Layout::kHead)
-                 : static_cast<int>(Layout::kWordsAt) + behind / 4 * 64 + row * 4 + behind % 4;
+        const int at = head ? row * static_cast<int>(Layout::kHead)
+                            : static_cast<int>(Layout::kWordsAt) +
+                                  64 * quant::r16_place(F{}, behind / 4) + row * 4 + behind % 4;
         const uint16_t value = present ? uint16_t{from[i]} : uint16_t{0};
         to[(block * Base::kRecordBytes + at) / 2] = value;
       }
