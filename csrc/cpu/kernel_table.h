@@ -27,11 +27,11 @@ inline constexpr size_t act_row_bytes(int64_t k) { return size_t(k + 255) / 256 
 
 /// y[token][row] = sum over k of W[row][k] * x[token][k], for some row groups and all tokens.
 struct MatmulTask {
-  const uint8_t* weights;  // R16 records, from row group 0
+  const uint8_t* records;  // W in R16
   int64_t k;               // columns of W, a multiple of the format's block
   int64_t group_begin;     // row groups of 16, half open
   int64_t group_end;
-  int64_t rows;            // rows W really has: nothing is stored beyond
+  int64_t rows;            // rows of all of W: nothing is stored beyond
   Rounding rounding;       // of every token of this task
   int num_tokens;
   const void* const* x;    // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
@@ -40,8 +40,9 @@ struct MatmulTask {
 
 /// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed product.
 struct TransposedTask {
-  const uint8_t* weights;
+  const uint8_t* records;  // W in R16
   int64_t k;
+  int64_t rows;  // of all of W
   int64_t row_begin, row_end;
   const float* x;  // x[0] belongs to row_begin
   float* y;        // float[k]

@@ -20,10 +20,11 @@ size_t blocks_per_row(size_t bytes, size_t rows) {
 // Calls visit(record offset, row in the group, block offset) for every block of a matrix.
 template <class F, class Visit>
 void for_each_block(size_t rows, size_t blocks, Visit&& visit) {
+  const size_t groups = (rows + R16<F>::kRows - 1) / R16<F>::kRows;
   for (size_t row = 0; row < rows; ++row) {
     for (size_t b = 0; b < blocks; ++b) {
-      const size_t record = (row / R16<F>::kRows * blocks + b) * R16<F>::kRecordBytes;
-      visit(record, static_cast<int>(row % R16<F>::kRows),
+      const int64_t record = r16_record<F>(groups, blocks, row / R16<F>::kRows, b);
+      visit(record * R16<F>::kRecordBytes, static_cast<int>(row % R16<F>::kRows),
             (row * blocks + b) * R16<F>::kBlockBytes);
     }
   }

@@ -9,8 +9,18 @@
 //
 // so that one 64-byte load gives the same four packed bytes of sixteen rows, and a lane is a row:
 // no horizontal sums, and one broadcast activation serves sixteen rows. A matrix [n, k] is stored
-// as ceil(n / 16) row groups; a group is its k / kValues records in order of k, without gaps.
-// Missing rows of the last group are zero blocks.
+// as ceil(n / 16) row groups of k / kValues records; missing rows of the last group are zero blocks.
+//
+// Records stand without gaps in the order in which a product of one row of activations reads them:
+// bands of 8 row groups; within a band, panels of 1024 columns; within a panel, group by group.
+//
+//   band 0:  | group 0: columns 0 ... 1023 | group 1: the same ... group 7 |
+//            | group 0: columns 1024 ... 2047 | ... group 7 |  ...
+//   band 1:  ...
+//
+// so that the activations of a panel (2.5 KiB a row) stay in L1 for eight groups. With a row group's
+// records in one run of k instead, those of k = 7168 come from L2 for every group, which disturbs
+// the prefetching of the weights: 80 % of the read bandwidth instead of 97 % (Q4_K, Zen 4).
 //
 // The words stand in the order in which they are used, so that a product reads memory from one end to
 // the other: scales first, and what belongs to the same values side by side. Formats whose file order
@@ -38,7 +48,7 @@ concept HeadAtEnd = requires { requires F::kHeadAtEnd; };
 
 template <class F>
 struct R16 {
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
   static constexpr int kRows = 16;
   static constexpr size_t kBlockBytes = sizeof(typename F::Block);
   static constexpr size_t kHead = kBlockBytes % 4;
@@ -48,6 +58,25 @@ struct R16 {
   static constexpr size_t kWordOffset = HeadAtEnd<F> ? 0 : kHead;
   static constexpr size_t kWordsAt = kRows * kHead;  // first word vector in the record
 };
+
+inline constexpr int64_t kBandGroups = 8;      // row groups of a band
+inline constexpr int64_t kPanelValues = 1024;  // columns of a panel
+
+/// Records of a row group in a panel that is not the matrix's last.
+template <class F>
+inline constexpr int64_t kPanelBlocks = kPanelValues / F::kValues;
+
+/// The number of the record with block `block` of row group `group`, in a matrix of `groups` row
+/// groups with `blocks` blocks a row. Up to the end of the panel the group's next ones follow.
+template <class F>
+static inline constexpr int64_t r16_record(int64_t groups, int64_t blocks, int64_t group,
+                                           int64_t block) {
+  const int64_t in_band = group % kBandGroups, band = group - in_band;
+  const int64_t in_panel = block % kPanelBlocks<F>, panel = block - in_panel;
+  const int64_t height = groups - band < kBandGroups ? groups - band : kBandGroups;
+  const int64_t width = blocks - panel < kPanelBlocks<F> ? blocks - panel : kPanelBlocks<F>;
+  return band * blocks + panel * height + in_band * width + in_panel;
+}
 
 /// The 64 bytes that hold word w of sixteen rows.
 template <class F, class Byte>

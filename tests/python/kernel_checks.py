@@ -128,6 +128,25 @@ def check_shapes(whole, blocks, name, x, mark, expected):
     assert np.array_equal(forward(whole, x[order], mark, 2), expected[order])
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "iq4_xs", "mxfp4", "f16"])
+def test_bands_and_panels(name):
+    """More row groups and columns than one band and one panel of R16 hold, both with a rest."""
+    k, rows = 2304, 300
+    rng = rng_of("bands", name)
+    blocks, x = weights(name, rows, k, rng), activations(20, k, rng)
+    w = dequantized(name, blocks)
+    rounds = {FLOAT: plain, EXACT: rounding.exact, DIGIT: rounding.digit}
+    for mark, rounded in rounds.items():
+        whole = forward(linear(blocks, name, k), x, mark)
+        assert worst_row(whole, (plain if name == "f16" else rounded)(x) @ w.T) < 1e-10
+        for threads in CONTEXTS:
+            op = linear(blocks, name, k, threads)
+            for tokens in (1, 2, 4, 7, 20):
+                assert np.array_equal(forward(op, x[:tokens], mark, threads), whole[:tokens])
+        part = linear(blocks[:260], name, k, 2)
+        assert np.array_equal(forward(part, x[:9], mark, 2), whole[:9, :260])
+
+
 def test_the_emulation_sees_a_wrong_zero_point():
     rng = rng_of("fault")
     blocks, x = weights("q4_1", 50, 288, rng), activations(40, 288, rng)[-20:]

@@ -134,12 +134,25 @@ R16_ORDER = {
 }
 
 
-@pytest.mark.parametrize("rows", [1, 16, 21])
+def r16_order(groups, blocks, panel):
+    """(row group, block) of every record, as r16.h draws them."""
+    return [
+        (group, block)
+        for band in range(0, groups, 8)
+        for start in range(0, blocks, panel)
+        for group in range(band, min(band + 8, groups))
+        for block in range(start, min(start + panel, blocks))
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, columns", [(1, 768), (16, 768), (21, 768), (150, 2304), (129, 1024)]
+)
 @pytest.mark.parametrize("name", FORMATS)
-def test_r16_weaves_sixteen_rows(name, rows):
+def test_r16_weaves_sixteen_rows(name, rows, columns):
     """The layout r16.h describes, rebuilt here with NumPy."""
-    size = FORMATS[name]["bytes_per_block"]
-    blocks, head = 3, size % 4
+    size, values = FORMATS[name]["bytes_per_block"], FORMATS[name]["values_per_block"]
+    blocks, head = columns // values, size % 4
     data = np.random.default_rng(rows).integers(0, 256, (rows, blocks, size), np.uint8)
     packed = _core.r16_pack(data, name, rows)
 
@@ -152,9 +165,10 @@ def test_r16_weaves_sixteen_rows(name, rows):
     words = records[..., : size - head] if at_end else records[..., head:]
     words = words.reshape(groups, blocks, 16, size // 4, 4).transpose(0, 1, 3, 2, 4)
     words = words[:, :, R16_ORDER.get(name, range(size // 4))]
-    expected = np.concatenate(
+    woven = np.concatenate(
         [heads.reshape(groups, blocks, -1), words.reshape(groups, blocks, -1)], axis=-1
     )
+    expected = np.stack([woven[at] for at in r16_order(groups, blocks, 1024 // values)])
     assert np.array_equal(packed, expected.reshape(-1))
     assert np.array_equal(_core.r16_unpack(packed, name, rows), data.reshape(-1))
 

@@ -29,7 +29,6 @@ struct ActBlock {
 static_assert(sizeof(ActBlock) == kActBlockBytes);
 
 KT_INLINE void store_q(ActBlock& block, const int32_t* q) {
-  block.unused = 0;
   for (int half = 0; half < 2; ++half) {
     int32_t sum = 0;
     for (int i = 0; i < 16; ++i) sum += q[half * 16 + i];

@@ -26,6 +26,14 @@ KT_INLINE void tile_to_float(const Tile<Q>& tile, float (*out)[16]) {
   }
 }
 
+// Where block `block` of row group `group` stands; to the end of its panel the group's next follow.
+template <class Q, class Task>
+KT_INLINE const uint8_t* record_at(const Task& task, int64_t group, int64_t block) {
+  const int64_t groups = (task.rows + 15) / 16, blocks = task.k / Q::kValues;
+  return task.records +
+         quant::r16_record<Q>(groups, blocks, group, block) * (int64_t)quant::R16<Q>::kRecordBytes;
+}
+
 // Values handled at a time in the float kernels.
 template <class Q>
 inline constexpr int kFloatChunk = Q::kValues > 32 ? Q::kValues : 32;

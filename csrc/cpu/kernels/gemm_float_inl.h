@@ -12,16 +12,13 @@ constexpr int kTokenBlock = 64;  // 4 KiB of partial sums beside 16 KiB of weigh
 template <class Q>
 static void floats_pass(const MatmulTask& task, int first, int count) {
   constexpr int kChunk = kFloatChunk<Q>;
-  const size_t group_bytes = (size_t)(task.k / Q::kValues) * quant::R16<Q>::kRecordBytes;
   alignas(64) float weights[kChunk][16];
   alignas(64) float sums[kTokenBlock][16];
   for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    const uint8_t* records = task.weights + (size_t)group * group_bytes;
     for (int t = 0; t < count; ++t) store_f(sums[t], zero_f());
     for (int64_t k = 0; k < task.k; k += kChunk) {
       const int width = task.k - k < kChunk ? (int)(task.k - k) : kChunk;
-      unpack_floats<Q>(records + (size_t)(k / Q::kValues) * quant::R16<Q>::kRecordBytes, width,
-                       weights);
+      unpack_floats<Q>(record_at<Q>(task, group, k / Q::kValues), width, weights);
       for (int t = 0; t < count; ++t) {
         const float* x = (const float*)task.x[first + t] + k;
         F even = zero_f(), odd = zero_f();

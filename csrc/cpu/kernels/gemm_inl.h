@@ -137,7 +137,6 @@ static void gemm_ints(const MatmulTask& task, int first, int count) {
   using Products = SlabProducts<Q, kExactRow>;
   constexpr size_t kRecord = quant::R16<Q>::kRecordBytes;
   constexpr size_t kSlabBytes = kSlabColumns / Q::kValues * kRecord;
-  const size_t group_bytes = (size_t)(task.k / Q::kValues) * kRecord;
   SlabRows<Q::kGroup / 4, Q::kHasMin> slab[kSlabRowGroups];
   Products products;
   alignas(64) float sums[kTokensPerPass][kSumsStride];
@@ -146,18 +145,17 @@ static void gemm_ints(const MatmulTask& task, int first, int count) {
   for (int64_t group = task.group_begin; group < task.group_end; group += kSlabRowGroups) {
     const int64_t left = task.group_end - group;
     const int row_groups = left < kSlabRowGroups ? (int)left : kSlabRowGroups;
-    const uint8_t* records = task.weights + (size_t)group * group_bytes;
     memset(sums, 0, (size_t)count * sizeof sums[0]);
     for (int64_t column = 0; column < task.k; column += kSlabColumns) {
       const int columns = task.k - column < kSlabColumns ? (int)(task.k - column) : kSlabColumns;
-      const uint8_t* at = records + (size_t)(column / Q::kValues) * kRecord;
       for (int r = 0; r < row_groups; ++r)
-        unpack_slab<Q>(at + (size_t)r * group_bytes, columns, slab[r]);
+        unpack_slab<Q>(record_at<Q>(task, group + r, column / Q::kValues), columns, slab[r]);
       // Behind the last columns of these rows come the first of the next.
-      const uint8_t* next = column + columns < task.k
-                                ? at + kSlabBytes
-                                : records + kSlabRowGroups * group_bytes;
-      Prefetcher prefetcher(next, next + group_bytes, kSlabBytes, Products::steps(count));
+      const bool is_last = column + columns >= task.k;
+      const int64_t next = is_last ? group + kSlabRowGroups : group;
+      const int64_t block = is_last ? 0 : (column + columns) / Q::kValues;
+      Prefetcher prefetcher(record_at<Q>(task, next, block), record_at<Q>(task, next + 1, block),
+                            kSlabBytes, Products::steps(count));
       Products::run(products, slab, row_groups, columns / Q::kGroup, column, pass, prefetcher);
     }
     for (int r = 0; r < row_groups; ++r)

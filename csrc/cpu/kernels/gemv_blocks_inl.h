@@ -193,11 +193,12 @@ KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const ActBlock* 
   KT_TOKENS total[t] = add_dot(total[t], dot[t], x[t], scale);
 }
 
-// half_ue4m3 of quant/nvfp4.h for the low seven bits of each lane.
+// half_ue4m3 of quant/nvfp4.h for the low byte of each lane.
 KT_INLINE F ue4m3_scales(I byte) {
   const __m512i e = _mm512_and_si512(byte.v, _mm512_set1_epi32(0x7F));
   const __mmask16 is_tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(8));
-  const __mmask16 is_nan = _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(0x7F));
+  const __mmask16 is_nan = _mm512_cmpeq_epi32_mask(
+      _mm512_and_si512(byte.v, _mm512_set1_epi32(0xFF)), _mm512_set1_epi32(0x7F));
   // With exponent 1 instead of 0 the mantissa has a one in front, 2^-7, that goes off again.
   const __m512i bias = _mm512_mask_blend_epi32(is_tiny, _mm512_set1_epi32(119 << 23),
                                                _mm512_set1_epi32(120 << 23));

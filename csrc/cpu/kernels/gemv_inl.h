@@ -1,8 +1,8 @@
 // Matrix products on R16 for few tokens, each with two int8 halves: every line of the weights is read
 // once, in order of address, and reading is what takes the time.
 //
-//   group of 16 rows
-//     record 0 ... record k / kValues - 1           one stream, metadata inside
+//   band of 8 groups of 16 rows, panel of 1024 columns, group: a run of records, metadata inside,
+//     and after it the next group's (quant/r16.h): all of a thread's rows are one stream
 //       chunk: a rolled loop over words; each step gives 1 to 4 vectors of 64 bytes
 //         token 0..T-1: hi += bytes . x.hi, lo += bytes . x.lo       (a byte dot product each)
 //       at the end of a chunk, per group of values and token: total += float((hi << 8) + lo) * scales
@@ -28,23 +28,21 @@ concept HasRecord = requires(const uint8_t* record, const ActBlock* const* x, F*
   gemv_record<1>(Q{}, record, x, total);
 };
 
-// Rows of one group for tokens first .. first + T - 1.
+// total += a run of records times the activations that x points to, for T tokens.
 template <class Q, int T>
-static void gemv_group(const MatmulTask& task, int64_t group, int first) {
-  const int64_t blocks = task.k / Q::kValues;
-  const uint8_t* record = task.weights + (size_t)(group * blocks) * quant::R16<Q>::kRecordBytes;
-  const ActBlock* x[T];
-  F total[T];
+static void gemv_run(const uint8_t* record, int64_t blocks, const ActBlock* const* x, F* total) {
+  const ActBlock* y[T];
+  F sums[T];
   KT_TOKENS {
-    x[t] = (const ActBlock*)task.x[first + t];
-    total[t] = zero_f();
+    y[t] = x[t];
+    sums[t] = total[t];
   }
   for (int64_t b = 0; b < blocks; ++b) {
-    gemv_record<T>(Q{}, record, x, total);
-    KT_TOKENS x[t] += Q::kValues / 32;
+    gemv_record<T>(Q{}, record, y, sums);
+    KT_TOKENS y[t] += Q::kValues / 32;
     record += quant::R16<Q>::kRecordBytes;
   }
-  KT_TOKENS store_rows(task, group, first + t, total[t]);
+  KT_TOKENS total[t] = sums[t];
 }
 
 // Four accumulators of halves per token: with more than two tokens they leave the registers.
@@ -59,16 +57,35 @@ constexpr int kMostTokens<quant::Q2_K> = 2;
 template <>
 constexpr int kMostTokens<quant::TQ2_0> = 2;
 
-// Four tokens at a time, and then two and one: the group's weights come from memory for the first of
-// them and from the cache for the others.
+// Records in the order in which they stand. A run's weights come from memory for the first four (two)
+// tokens and from L1 for the others.
 template <class Q>
 static void gemv_halves(const MatmulTask& task) {
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    int t = 0;
-    if constexpr (kMostTokens<Q> >= 4)
-      for (; t + 4 <= task.num_tokens; t += 4) gemv_group<Q, 4>(task, group, t);
-    for (; t + 2 <= task.num_tokens; t += 2) gemv_group<Q, 2>(task, group, t);
-    if (t < task.num_tokens) gemv_group<Q, 1>(task, group, t);
+  constexpr int64_t kBand = quant::kBandGroups, kPanel = quant::kPanelBlocks<Q>;
+  const int64_t blocks = task.k / Q::kValues;
+  const int tokens = task.num_tokens;
+  F total[kBand][kGemvTokens];
+  for (int64_t begin = task.group_begin, end; begin < task.group_end; begin = end) {
+    end = (begin / kBand + 1) * kBand;
+    if (end > task.group_end) end = task.group_end;
+    for (int64_t g = 0; g < end - begin; ++g)
+      for (int t = 0; t < tokens; ++t) total[g][t] = zero_f();
+    for (int64_t block = 0; block < blocks; block += kPanel) {
+      const int64_t width = blocks - block < kPanel ? blocks - block : kPanel;
+      const ActBlock* x[kGemvTokens];
+      for (int t = 0; t < tokens; ++t)
+        x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
+      for (int64_t g = 0; g < end - begin; ++g) {
+        const uint8_t* run = record_at<Q>(task, begin + g, block);
+        int t = 0;
+        if constexpr (kMostTokens<Q> >= 4)
+          for (; t + 4 <= tokens; t += 4) gemv_run<Q, 4>(run, width, x + t, total[g] + t);
+        for (; t + 2 <= tokens; t += 2) gemv_run<Q, 2>(run, width, x + t, total[g] + t);
+        if (t < tokens) gemv_run<Q, 1>(run, width, x + t, total[g] + t);
+      }
+    }
+    for (int64_t g = 0; g < end - begin; ++g)
+      for (int t = 0; t < tokens; ++t) store_rows(task, begin + g, t, total[g][t]);
   }
 }
 

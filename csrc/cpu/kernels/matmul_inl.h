@@ -26,7 +26,6 @@ static void matmul(const MatmulTask& task) {
 template <class Q>
 static void transposed(const TransposedTask& task) {
   constexpr int kChunk = kFloatChunk<Q>;
-  const size_t group_bytes = (size_t)(task.k / Q::kValues) * quant::R16<Q>::kRecordBytes;
   alignas(64) float weights[kChunk][16];
   for (int64_t group = task.row_begin / 16; group * 16 < task.row_end; ++group) {
     // Lanes outside the rows asked for meet a zero.
@@ -36,11 +35,9 @@ static void transposed(const TransposedTask& task) {
       lanes[i] = row >= task.row_begin && row < task.row_end ? task.x[row - task.row_begin] : 0.0f;
     }
     const F x = load_f(lanes);
-    const uint8_t* records = task.weights + (size_t)group * group_bytes;
     for (int64_t k = 0; k < task.k; k += kChunk) {
       const int width = task.k - k < kChunk ? (int)(task.k - k) : kChunk;
-      unpack_floats<Q>(records + (size_t)(k / Q::kValues) * quant::R16<Q>::kRecordBytes, width,
-                       weights);
+      unpack_floats<Q>(record_at<Q>(task, group, k / Q::kValues), width, weights);
       for (int i = 0; i < width; ++i) task.y[k + i] += reduce_add(mul(load_f(weights[i]), x));
     }
   }

@@ -38,19 +38,29 @@ Layout layout_of(int gguf_id, int64_t cols, const std::string& name) {
   return layout;
 }
 
-// Row groups [begin, end) of one matrix: file blocks -> records.
+// Piece `index` of `pieces` of row groups, cut between bands: a band's bytes are one run.
+Range bands_piece(int64_t groups, int64_t pieces, int64_t index) {
+  constexpr int64_t kBand = quant::kBandGroups;
+  const Range bands = piece((groups + kBand - 1) / kBand, pieces, index);
+  return {bands.begin * kBand, std::min(bands.end * kBand, groups)};
+}
+
+// Row groups [begin, end) of one matrix, whole bands: file blocks -> records.
 void repack_groups(int gguf_id, const Layout& layout, const uint8_t* blocks, int64_t rows,
                    Range groups, uint8_t* out) {
   quant::visit_format(gguf_id, [&]<class F>() {
     const size_t row_bytes = static_cast<size_t>(layout.blocks_per_row) * sizeof(typename F::Block);
-    for (int64_t group = groups.begin; group < groups.end; ++group, out += layout.group_bytes) {
+    const int64_t count = groups.end - groups.begin;
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int present = static_cast<int>(std::min<int64_t>(16, rows - group * 16));
       for (int row = 0; row < present; ++row) {
         const uint8_t* in = blocks + (group * 16 + row) * row_bytes;
         for (int64_t b = 0; b < layout.blocks_per_row; ++b) {
           typename F::Block block;
           std::memcpy(&block, in + b * sizeof block, sizeof block);
-          quant::r16_put<F>(block, row, out + b * quant::R16<F>::kRecordBytes);
+          const int64_t record =
+              quant::r16_record<F>(count, layout.blocks_per_row, group - groups.begin, b);
+          quant::r16_put<F>(block, row, out + record * quant::R16<F>::kRecordBytes);
         }
       }
     }
@@ -66,16 +76,16 @@ struct Piece {
 
 // The stack cut into pieces, those of each node in the order of the file.
 std::vector<std::vector<Piece>> cut(const Matrix::Stack& stack, const Layout& layout, int nodes) {
-  const auto groups_per_piece =
-      std::max<int64_t>(1, kPieceBytes / static_cast<int64_t>(layout.group_bytes));
+  const auto band_bytes = static_cast<int64_t>(layout.group_bytes) * quant::kBandGroups;
   std::vector<std::vector<Piece>> pieces(nodes);
   for (size_t m = 0; m < stack.size(); ++m) {
     for (size_t s = 0; s < stack[m]->slices().size(); ++s) {
       const RowSlice& slice = stack[m]->slices()[s];
       const int64_t first = slice.row_begin / 16, count = (slice.rows + 15) / 16;
-      const int64_t parts = std::max<int64_t>(1, count / groups_per_piece);
+      const int64_t bands = (count + quant::kBandGroups - 1) / quant::kBandGroups;
+      const int64_t parts = std::clamp<int64_t>(bands * band_bytes / kPieceBytes, 1, bands);
       for (int64_t i = 0; i < parts; ++i) {
-        const Range range = piece(count, parts, i);
+        const Range range = bands_piece(count, parts, i);
         // The slices are ours until the stack is handed out.
         uint8_t* out = const_cast<uint8_t*>(slice.data) + range.begin * layout.group_bytes;
         pieces[s % nodes].push_back(
@@ -126,7 +136,8 @@ Matrix::Stack Matrix::shaped(Context& context, const StackShape& shape,
   const size_t bytes = checked_mul(groups, layout.group_bytes, "matrix");
   // In place there is one copy wherever it lies; otherwise each node holds its part.
   const std::span<const int> nodes = context.pool.nodes();
-  const int64_t parts = records ? 1 : std::min<int64_t>(static_cast<int64_t>(nodes.size()), groups);
+  const int64_t bands = (groups + quant::kBandGroups - 1) / quant::kBandGroups;
+  const int64_t parts = records ? 1 : std::min<int64_t>(static_cast<int64_t>(nodes.size()), bands);
   Stack stack;
   for (int64_t m = 0; m < shape.count; ++m) {
     auto matrix = std::make_shared<Matrix>();
@@ -137,7 +148,7 @@ Matrix::Stack Matrix::shaped(Context& context, const StackShape& shape,
     matrix->bytes_ = bytes;
     matrix->name_ = shape.count == 1 ? shape.name : concat(shape.name, '[', m, ']');
     for (int64_t part = 0; part < parts; ++part) {
-      const Range range = piece(groups, parts, part);
+      const Range range = bands_piece(groups, parts, part);
       const int64_t end = std::min(range.end * 16, shape.rows);
       const uint8_t* data = records ? records + m * bytes : nullptr;
       if (records) {

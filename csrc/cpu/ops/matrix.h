@@ -11,8 +11,8 @@
 
 namespace kt::cpu {
 
-/// Rows [row_begin, row_begin + rows) of a matrix in R16, on one NUMA node. row_begin is a multiple
-/// of 16, and so is rows but in the last slice.
+/// Rows [row_begin, row_begin + rows) of a matrix in R16, on one NUMA node. Slices are cut
+/// between bands of R16, so row_begin is a multiple of 128, and so is rows but in the last slice.
 struct RowSlice {
   int node;
   int64_t row_begin;

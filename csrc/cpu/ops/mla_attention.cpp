@@ -161,8 +161,8 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
           const int64_t end = std::min(first + nope, slice.row_begin + slice.rows);
           if (begin >= end) continue;
           format_kernels(kernels, weight.gguf_id())
-              .transposed({slice.data, latent, begin - slice.row_begin, end - slice.row_begin,
-                           from + (begin - first), to});
+              .transposed({slice.data, latent, slice.rows, begin - slice.row_begin,
+                           end - slice.row_begin, from + (begin - first), to});
         }
       } else {
         const void* x[] = {from};

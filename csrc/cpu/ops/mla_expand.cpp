@@ -39,8 +39,8 @@ void unpack_rows(const KernelTable& kernels, const Matrix& weight, int64_t begin
       float* y = out + (row - begin) * weight.cols();
       std::fill_n(y, weight.cols(), 0.0f);
       format_kernels(kernels, weight.gguf_id())
-          .transposed({slice.data, weight.cols(), row - slice.row_begin, row - slice.row_begin + 1,
-                       &one, y});
+          .transposed({slice.data, weight.cols(), slice.rows, row - slice.row_begin,
+                       row - slice.row_begin + 1, &one, y});
     }
   }
 }

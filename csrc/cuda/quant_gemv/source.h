@@ -48,16 +48,16 @@ struct RecordReader {
   }
 };
 
-/// Records in R16: a row group's records lie one after another, so a chunk is one run of bytes.
+/// Records in R16: a chunk does not cross a panel, so it is one run of bytes.
 template <class F>
 struct R16Source : RecordReader<F> {
   using Base = RecordReader<F>;
-  KT_DEVICE static void load(Shared<uint32_t> chunk, Global<const uint8_t> weights, int, int k,
+  KT_DEVICE static void load(Shared<uint32_t> chunk, Global<const uint8_t> weights, int n, int k,
                              int group, int index) {
     const int blocks = k / F::kValues, first = index * Base::kBlocks;
     const int count = min(Base::kBlocks, blocks - first);
     const Global<const uint8_t> from =
-        weights + (static_cast<int64_t>(group) * blocks + first) * Base::kRecordBytes;
+        weights + quant::r16_record<F>(div_up(n, 16), blocks, group, first) * Base::kRecordBytes;
     for (int i = lane_id(); i < count * Base::kRecordBytes / 16; i += 32)
       async_copy16_once(chunk + i * 4, from + i * 16);
   }

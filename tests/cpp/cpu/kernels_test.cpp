@@ -183,7 +183,8 @@ TEST_P(Kernels, TransposedProductAddsTheRowsAskedFor) {
       const auto x = floats(end - begin);
       Guarded y(matrix.k);
       std::copy(start.begin(), start.end(), y.data());
-      format.transposed({matrix.records.get(), matrix.k, begin, end, x.data(), y.data()});
+      format.transposed(
+          {matrix.records.get(), matrix.k, matrix.rows, begin, end, x.data(), y.data()});
       ASSERT_TRUE(y.intact()) << F::kName;
       std::vector<double> expected(start.begin(), start.end());
       for (int64_t row = begin; row < end; ++row)

@@ -39,15 +39,17 @@ std::vector<uint8_t> records_of(const Matrix& matrix) {
 }
 
 // Records of one matrix by the format's own functions, a block at a time.
+constexpr int64_t kBandRows = 16 * quant::kBandGroups;
 std::vector<uint8_t> expected_records(const uint8_t* blocks, int64_t rows, int64_t cols) {
-  const int64_t per_row = cols / Q8_0::kValues;
-  std::vector<uint8_t> out((rows + 15) / 16 * per_row * quant::R16<Q8_0>::kRecordBytes);
+  const int64_t per_row = cols / Q8_0::kValues, groups = (rows + 15) / 16;
+  std::vector<uint8_t> out(groups * per_row * quant::R16<Q8_0>::kRecordBytes);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t b = 0; b < per_row; ++b) {
       Q8_0::Block block;
       std::memcpy(&block, blocks + (row * per_row + b) * sizeof block, sizeof block);
+      const int64_t record = quant::r16_record<Q8_0>(groups, per_row, row / 16, b);
       quant::r16_put<Q8_0>(block, static_cast<int>(row % 16),
-                           &out[(row / 16 * per_row + b) * quant::R16<Q8_0>::kRecordBytes]);
+                           &out[record * quant::R16<Q8_0>::kRecordBytes]);
     }
   }
   return out;
@@ -61,9 +63,9 @@ struct Case {
 class MatrixOn : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(
     Topologies, MatrixOn,
-    ::testing::Values(Case{{0}, 1, 32, 64}, Case{{0, 0}, 3, 100, 64}, Case{{0, 1}, 5, 100, 96},
-                      Case{{0, 0, 1, 1}, 2, 70, 64}, Case{{0, 1, 2, 3}, 4, 200, 32},
-                      Case{{7, 3, 7, 3}, 2, 33, 64}, Case{{0, 1, 2, 3}, 3, 17, 64},
+    ::testing::Values(Case{{0}, 1, 32, 64}, Case{{0, 0}, 3, 100, 64}, Case{{0, 1}, 5, 300, 96},
+                      Case{{0, 0, 1, 1}, 2, 270, 64}, Case{{0, 1, 2, 3}, 4, 700, 32},
+                      Case{{7, 3, 7, 3}, 2, 133, 64}, Case{{0, 1, 2, 3}, 3, 17, 64},
                       Case{{0, 1}, 2, 3000, 2048}));
 
 TEST_P(MatrixOn, HoldsEveryRowOnceInSlicesOfItsNodes) {
@@ -79,13 +81,14 @@ TEST_P(MatrixOn, HoldsEveryRowOnceInSlicesOfItsNodes) {
   const size_t matrix_bytes = blocks.size() / c.count;
   for (int64_t m = 0; m < c.count; ++m) {
     const Matrix& matrix = *stack[m];
-    EXPECT_EQ(matrix.slices().size(), std::min<size_t>(nodes.size(), (c.rows + 15) / 16));
+    const auto bands = static_cast<size_t>((c.rows + kBandRows - 1) / kBandRows);
+    EXPECT_EQ(matrix.slices().size(), std::min(nodes.size(), bands));
     int64_t next = 0;
     for (size_t s = 0; s < matrix.slices().size(); ++s) {
       const RowSlice& slice = matrix.slices()[s];
       EXPECT_EQ(slice.node, nodes[s]);
       EXPECT_EQ(slice.row_begin, next);
-      EXPECT_EQ(slice.row_begin % 16, 0);
+      EXPECT_EQ(slice.row_begin % kBandRows, 0);
       EXPECT_EQ(reinterpret_cast<uintptr_t>(slice.data) % WeightMemory::kAlignment, 0u);
       next += slice.rows;
     }

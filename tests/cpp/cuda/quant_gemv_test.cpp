@@ -52,9 +52,9 @@ Weights random_weights(int n, int k, unsigned seed) {
   w.records.assign(size_t(groups) * per_row * quant::R16<F>::kRecordBytes, 0);
   for (int row = 0; row < n; ++row)
     for (int b = 0; b < per_row; ++b)
-      quant::r16_put<F>(
-          blocks[size_t(row) * per_row + b], row % 16,
-          w.records.data() + (size_t(row / 16) * per_row + b) * quant::R16<F>::kRecordBytes);
+      quant::r16_put<F>(blocks[size_t(row) * per_row + b], row % 16,
+                        w.records.data() + quant::r16_record<F>(groups, per_row, row / 16, b) *
+                                               quant::R16<F>::kRecordBytes);
   return w;
 }
 
