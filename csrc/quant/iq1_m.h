@@ -32,6 +32,12 @@ struct IQ1_M {
 };
 static_assert(sizeof(IQ1_M::Block) == 56);
 
+/// R16: scales; for every two groups, the word of their upper bits and then those of their points.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ1_M, int w) {
+  if (w >= 12) return w - 12;
+  return w < 8 ? 3 + 3 * (w / 2) + w % 2 : 2 + 3 * (w - 8);
+}
+
 static inline void unpack_ints(const IQ1_M::Block& block, uint8_t* u, float* scale, float*) {
   for (int p = 0; p < 32; ++p) {
     const int high = block.qh[p / 2] >> (p % 2 * 4);

@@ -32,6 +32,11 @@ struct IQ1_S {
 };
 static_assert(sizeof(IQ1_S::Block) == 50);
 
+/// R16: for every two groups, the word of their upper bits and then those of their points.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ1_S, int w) {
+  return w < 8 ? 3 * (w / 2) + 1 + w % 2 : 3 * (w - 8);
+}
+
 static inline void unpack_ints(const IQ1_S::Block& block, uint8_t* u, float* scale, float*) {
   const float d = half_to_float(block.d);
   for (int g = 0; g < 8; ++g) {

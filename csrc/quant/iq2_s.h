@@ -34,6 +34,12 @@ struct IQ2_S {
 };
 static_assert(sizeof(IQ2_S::Block) == 82);
 
+/// R16: upper bits and scales; for every group, its points and their signs.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ2_S, int w) {
+  if (w >= 16) return w - 16;
+  return w < 8 ? 4 + 2 * w : 5 + 2 * (w - 8);
+}
+
 static inline void unpack_ints(const IQ2_S::Block& block, uint8_t* u, float* scale, float*) {
   for (int p = 0; p < 32; ++p) {
     const int high = (block.qh[p / 4] >> (p % 4 * 2)) & 3;

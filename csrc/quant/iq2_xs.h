@@ -31,6 +31,11 @@ struct IQ2_XS {
 };
 static_assert(sizeof(IQ2_XS::Block) == 74);
 
+/// R16: scales; points.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ2_XS, int w) {
+  return w < 16 ? w + 2 : w - 16;
+}
+
 static inline void unpack_ints(const IQ2_XS::Block& block, uint8_t* u, float* scale, float*) {
   for (int p = 0; p < 32; ++p) {
     const uint16_t point = kIq2xsGrid[block.qs[p] & 511];

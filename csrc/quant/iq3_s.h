@@ -34,6 +34,13 @@ struct IQ3_S {
 };
 static_assert(sizeof(IQ3_S::Block) == 110);
 
+/// R16: upper bits and scales; for every group, its signs and the words of its points.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ3_S, int w) {
+  if (w == 26) return 2;
+  if (w >= 18) return 3 + 3 * (w - 18);
+  return w < 16 ? 4 + 3 * (w / 2) + w % 2 : w - 16;
+}
+
 static inline void unpack_ints(const IQ3_S::Block& block, uint8_t* u, float* scale, float*) {
   for (int p = 0; p < 64; ++p) {
     const int high = (block.qh[p / 8] >> (p % 8)) & 1;

@@ -31,6 +31,11 @@ struct IQ3_XXS {
 };
 static_assert(sizeof(IQ3_XXS::Block) == 98);
 
+/// R16: for every group, its signs and scale and then the words of its points.
+[[gnu::always_inline]] static inline constexpr int r16_place(IQ3_XXS, int w) {
+  return w < 16 ? 3 * (w / 2) + 1 + w % 2 : 3 * (w - 16);
+}
+
 static inline void unpack_ints(const IQ3_XXS::Block& block, uint8_t* u, float* scale, float*) {
   const float d = half_to_float(block.d);
   for (int g = 0; g < 8; ++g) {

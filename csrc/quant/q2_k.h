@@ -30,7 +30,7 @@ struct Q2_K {
 static_assert(sizeof(Q2_K::Block) == 84);
 
 /// R16: d and dmin; scales; bits.
-static inline constexpr int r16_place(Q2_K, int w) { return w == 20 ? 0 : w + 1; }
+[[gnu::always_inline]] static inline constexpr int r16_place(Q2_K, int w) { return w == 20 ? 0 : w + 1; }
 
 static inline void unpack_ints(const Q2_K::Block& block, uint8_t* u, float* scale, float* min) {
   for (int h = 0; h < 2; ++h)

@@ -33,7 +33,7 @@ struct Q3_K {
 static_assert(sizeof(Q3_K::Block) == 110);
 
 /// R16: scales; then, for each j, the third bits and the low bits of the first half; the second.
-static inline constexpr int r16_place(Q3_K, int w) {
+[[gnu::always_inline]] static inline constexpr int r16_place(Q3_K, int w) {
   if (w >= 24) return w - 24;
   if (w >= 16) return w + 3;
   return w < 8 ? 3 + 2 * w : 4 + 2 * (w - 8);

@@ -34,7 +34,7 @@ struct Q5_K {
 static_assert(sizeof(Q5_K::Block) == 176);
 
 /// R16: the words of fifth bits stand before those of the first 64 values they belong to.
-static inline constexpr int r16_place(Q5_K, int w) {
+[[gnu::always_inline]] static inline constexpr int r16_place(Q5_K, int w) {
   if (w < 4 || w >= 20) return w;
   return w < 12 ? 4 + 2 * (w - 4) : 5 + 2 * (w - 12);
 }

@@ -33,7 +33,7 @@ struct Q6_K {
 static_assert(sizeof(Q6_K::Block) == 210);
 
 /// R16: scales; then, for each h and j, the two words of low bits and the word of high bits.
-static inline constexpr int r16_place(Q6_K, int w) {
+[[gnu::always_inline]] static inline constexpr int r16_place(Q6_K, int w) {
   if (w >= 48) return w - 48;
   if (w >= 32) return 4 + 24 * ((w - 32) / 8) + 3 * (w % 8) + 2;
   return 4 + 24 * (w / 16) + 3 * (w % 8) + w / 8 % 2;

@@ -124,6 +124,12 @@ def test_plain_floats():
 
 # Words of a block in the order in which products read them, where it is not the file's.
 R16_ORDER = {
+    "iq1_s": [w for h in range(4) for w in (8 + h, 2 * h, 2 * h + 1)],
+    "iq1_m": [12, 13, *(w for h in range(4) for w in (8 + h, 2 * h, 2 * h + 1))],
+    "iq2_xs": [16, 17, *range(16)],
+    "iq2_s": [*range(16, 20), *(w for g in range(8) for w in (g, 8 + g))],
+    "iq3_xxs": [w for g in range(8) for w in (16 + g, 2 * g, 2 * g + 1)],
+    "iq3_s": [16, 17, 26, *(w for g in range(8) for w in (18 + g, 2 * g, 2 * g + 1))],
     "q2_k": [20, *range(20)],
     "q3_k": [24, 25, 26, *(w for j in range(8) for w in (j, 8 + j)), *range(16, 24)],
     "q5_k": [*range(4), *(w for j in range(8) for w in (4 + j, 12 + j)), *range(20, 44)],

@@ -7,7 +7,7 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-#if defined(KT_ISA_AVX512)
+#if defined(KT_HAS_GEMV)
 
 // Formats of 32 values as 16 bytes of nibbles: low halves first, then high halves. step(w, u, v)
 // turns a word into the bytes of its low and its high nibbles, for the words j = 0..3.
@@ -56,6 +56,16 @@ KT_INLINE void gemv_record(quant::Q4_1, const uint8_t* record, const ActBlock* c
   }
 }
 
+// nibbles + 16 where bits 4 j .. 4 j + 3 of a lane are set, one a byte.
+KT_INLINE I with_fifth_bits(I nibbles, I bits, int j) {
+  // Each byte gets the bits' byte of its lane and looks at one of them.
+  alignas(16) static constexpr uint8_t kLanes[16] = {0, 0, 0, 0, 4,  4,  4,  4,
+                                                     8, 8, 8, 8, 12, 12, 12, 12};
+  const I control = add_bytes(load_lanes(kLanes), bytes_of(j / 2));
+  return add_where(nibbles, shuffle(bits, control), set_i((int32_t)(0x08040201u << (j % 2 * 4))),
+                   bytes_of(16));
+}
+
 template <int T>
 KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const ActBlock* const* x, F* total) {
   using Q = quant::Q5_0;
@@ -63,8 +73,8 @@ KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const ActBlock* c
   const F d = head_halves(record);
   const I bits = word<Q>(record, 0);
   nibble_group<T>(quant::r16_word<Q>(record, 1), -Q::kOffset, x, dot, [&](int j, I w, I& u, I& v) {
-    u = bor(low_nibbles(w), fifth_bits(bits, j));
-    v = bor(high_nibbles(w), fifth_bits(bits, j + 4));
+    u = with_fifth_bits(low_nibbles(w), bits, j);
+    v = with_fifth_bits(high_nibbles(w), bits, j + 4);
   });
   KT_TOKENS total[t] = add_dot(total[t], dot[t], x[t], d);
 }
@@ -76,8 +86,8 @@ KT_INLINE void gemv_record(quant::Q5_1, const uint8_t* record, const ActBlock* c
   const I head = word<Q>(record, 0), bits = word<Q>(record, 1);
   const F d = half_lanes(head), m = half_lanes(shr(head, 16));
   nibble_group<T>(quant::r16_word<Q>(record, 2), 0, x, dot, [&](int j, I w, I& u, I& v) {
-    u = bor(low_nibbles(w), fifth_bits(bits, j));
-    v = bor(high_nibbles(w), fifth_bits(bits, j + 4));
+    u = with_fifth_bits(low_nibbles(w), bits, j);
+    v = with_fifth_bits(high_nibbles(w), bits, j + 4);
   });
   KT_TOKENS {
     total[t] = add_dot(total[t], dot[t], x[t], d);
@@ -171,13 +181,56 @@ KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* 
   }
 }
 
-// half_e8m0 of quant/mxfp4.h for sixteen bytes.
+// Ternary digits, one a byte times 64, of bytes whose complement is given: floor(3 b / 256), which is
+// floor((b + floor(b / 2)) / 2) / 64. An average of complements rounds down.
+KT_INLINE I ternary_digit(I complement) {
+  const I all = bytes_of(0xFF), rest = average_bytes(complement, average_bytes(complement, all));
+  return band(bxor(rest, all), bytes_of(0xC0));
+}
+
+// The complement of 3 b of every byte b.
+KT_INLINE I ternary_next(I complement) {
+  return add_bytes(add_bytes(complement, complement), add_bytes(complement, bytes_of(2)));
+}
+
+// acc[group] += words of digits: digit n of word w belongs to the values from at + stride n + 4 w.
+template <int at, int stride, int digits, int T>
+KT_INLINE void ternary_words(const uint8_t* words, int count, const ActBlock* const* x,
+                             Acc (*acc)[T]) {
+#pragma GCC unroll 1
+  for (int w = 0; w < count; ++w) {
+    I b = bxor(take_line<T>(words + 64 * w), bytes_of(0xFF));
+#pragma GCC unroll 5
+    for (int n = 0; n < digits; ++n) {
+      const int group = (at + stride * n) / 32, within = (at + stride * n) % 32 + 4 * w;
+      const I u = ternary_digit(b);
+      KT_TOKENS mac(acc[group][t], u, x[t] + group, within);
+      b = ternary_next(b);
+    }
+  }
+}
+
+template <int T>
+KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* const* x,
+                           F* total) {
+  using Q = quant::TQ1_0;
+  Acc acc[8][T];
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) KT_TOKENS acc[g][t] = acc_from(-64 * sum32(x[t] + g));
+  ternary_words<0, 32, 5, T>(quant::r16_word<Q>(record, 0), 8, x, acc);
+  ternary_words<160, 16, 5, T>(quant::r16_word<Q>(record, 8), 4, x, acc);
+  ternary_words<240, 4, 4, T>(quant::r16_word<Q>(record, 12), 1, x, acc);
+  const F scale = mul(head_halves(record), set_f(1.0f / 64));
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[g][t]), x[t] + g, scale);
+}
+
+// half_e8m0 of quant/mxfp4.h for sixteen bytes e: the bits (e - 1) << 23, and 1 << 21 + e for the two
+// smallest, where they are more.
 KT_INLINE F exponent_scales(const uint8_t* bytes) {
-  const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)bytes));
-  const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
-  const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
-  const __mmask16 is_tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
-  return {_mm512_castsi512_ps(_mm512_mask_blend_epi32(is_tiny, normal, tiny))};
+  const I e = load_bytes(bytes), one = set_i(1);
+  return float_of_bits(max(shl(add(e, set_i(-1)), 23), shl(add(e, one), 21)));
 }
 
 template <int T>
@@ -193,18 +246,13 @@ KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const ActBlock* 
   KT_TOKENS total[t] = add_dot(total[t], dot[t], x[t], scale);
 }
 
-// half_ue4m3 of quant/nvfp4.h for the low byte of each lane.
+// half_ue4m3 of quant/nvfp4.h for the low byte e of each lane: exponent and mantissa where a float
+// has them, with the difference of the biases. With exponent 0 the float's hidden one does not belong
+// there; with exponent 1 instead it is 2^-7, which goes off again. The right one of the two is less.
 KT_INLINE F ue4m3_scales(I byte) {
-  const __m512i e = _mm512_and_si512(byte.v, _mm512_set1_epi32(0x7F));
-  const __mmask16 is_tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(8));
-  const __mmask16 is_nan = _mm512_cmpeq_epi32_mask(
-      _mm512_and_si512(byte.v, _mm512_set1_epi32(0xFF)), _mm512_set1_epi32(0x7F));
-  // With exponent 1 instead of 0 the mantissa has a one in front, 2^-7, that goes off again.
-  const __m512i bias = _mm512_mask_blend_epi32(is_tiny, _mm512_set1_epi32(119 << 23),
-                                               _mm512_set1_epi32(120 << 23));
-  const __m512 value = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(e, 20), bias));
-  const __m512 exact = _mm512_mask_sub_ps(value, is_tiny, value, _mm512_set1_ps(0.0078125f));
-  return {_mm512_maskz_mov_ps((__mmask16)~is_nan, exact)};
+  const I e = shl(band(without(band(byte, set_i(0xFF)), 0x7F), set_i(0x7F)), 20);
+  return min(float_of_bits(add(e, set_i(119 << 23))),
+             sub(float_of_bits(add(e, set_i(120 << 23))), set_f(0x1p-7f)));
 }
 
 template <int T>

@@ -13,6 +13,7 @@
 
 #include "cpu/kernels/gemm_inl.h"
 #include "cpu/kernels/gemv_blocks_inl.h"
+#include "cpu/kernels/gemv_codebook_inl.h"
 #include "cpu/kernels/gemv_k_inl.h"
 
 namespace kt::cpu::KT_ISA {
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int kGemvTokens = 8;  // beyond, a tile in L1 pays
 
-#if defined(KT_ISA_AVX512)
+#if defined(KT_HAS_GEMV)
 
 // Whether a format has a kernel of its own here.
 template <class Q>
@@ -45,9 +46,15 @@ static void gemv_run(const uint8_t* record, int64_t blocks, const ActBlock* cons
   KT_TOKENS total[t] = sums[t];
 }
 
-// Four accumulators of halves per token: with more than two tokens they leave the registers.
+// Rows of activations that share the registers. Sixteen of 32 bytes, and formats with four accumulators
+// of halves per row, have room for two.
+#if defined(KT_ISA_AVX512)
 template <class Q>
 constexpr int kMostTokens = 4;
+#else
+template <class Q>
+constexpr int kMostTokens = 2;
+#endif
 template <>
 constexpr int kMostTokens<quant::Q6_K> = 2;
 template <>
@@ -56,6 +63,18 @@ template <>
 constexpr int kMostTokens<quant::Q2_K> = 2;
 template <>
 constexpr int kMostTokens<quant::TQ2_0> = 2;
+template <>
+constexpr int kMostTokens<quant::TQ1_0> = 2;
+
+// Whether a format's kernel wants the activations in the order of codebook_inl.h.
+template <class Q, class... Qs>
+constexpr bool is_one_of(quant::TypeList<Qs...>) {
+  return ((Q::kGgufId == Qs::kGgufId) || ...);
+}
+template <class Q>
+constexpr bool kReorders =
+    is_one_of<Q>(quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
+                                 quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>{});
 
 // Records in the order in which they stand. A run's weights come from memory for the first four (two)
 // tokens and from L1 for the others.
@@ -65,6 +84,7 @@ static void gemv_halves(const MatmulTask& task) {
   const int64_t blocks = task.k / Q::kValues;
   const int tokens = task.num_tokens;
   F total[kBand][kGemvTokens];
+  ActBlock ordered[kReorders<Q> ? kGemvTokens : 1][kReorders<Q> ? quant::kPanelValues / 32 : 1];
   for (int64_t begin = task.group_begin, end; begin < task.group_end; begin = end) {
     end = (begin / kBand + 1) * kBand;
     if (end > task.group_end) end = task.group_end;
@@ -75,6 +95,12 @@ static void gemv_halves(const MatmulTask& task) {
       const ActBlock* x[kGemvTokens];
       for (int t = 0; t < tokens; ++t)
         x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
+      if constexpr (kReorders<Q>) {
+        for (int t = 0; t < tokens; ++t) {
+          order_activations(x[t], width * Q::kValues / 32, ordered[t]);
+          x[t] = ordered[t];
+        }
+      }
       for (int64_t g = 0; g < end - begin; ++g) {
         const uint8_t* run = record_at<Q>(task, begin + g, block);
         int t = 0;

@@ -7,7 +7,7 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-#if defined(KT_ISA_AVX512)
+#if defined(KT_HAS_GEMV)
 
 // Q4_K and Q5_K: eight scales and minima; those of odd groups times `odd`.
 struct KHead {

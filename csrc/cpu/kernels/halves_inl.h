@@ -15,6 +15,15 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
+#if defined(KT_ISA_AVX512) || defined(KT_ISA_AVX2)
+
+// Instruction sets that have kernels of their own for few tokens.
+#define KT_HAS_GEMV 1
+
+KT_INLINE I bytes_of(int byte) { return set_i((int32_t)(0x01010101u * (uint32_t)byte)); }
+
+#endif
+
 #if defined(KT_ISA_AVX512)
 
 // Dot products of one group of values with one token's two halves.
@@ -45,6 +54,107 @@ KT_INLINE I select(I mask, I a, I b) {
   return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xCA)};
 }
 KT_INLINE I rotate(I a, I left) { return {_mm512_rolv_epi32(a.v, left.v)}; }
+KT_INLINE I add_bytes(I a, I b) { return {_mm512_add_epi8(a.v, b.v)}; }
+KT_INLINE I average_bytes(I a, I b) { return {_mm512_avg_epu8(a.v, b.v)}; }
+
+// a + b in the bytes where all bits of `bits` are set in w.
+KT_INLINE I add_where(I a, I w, I bits, I b) {
+  return {_mm512_mask_add_epi8(a.v, _mm512_test_epi8_mask(w.v, bits.v), a.v, b.v)};
+}
+// b - a in the bytes where all bits of `bits` are set in w, and a elsewhere.
+KT_INLINE I take_from_where(I a, I w, I bits, I b) {
+  return {_mm512_mask_sub_epi8(a.v, _mm512_test_epi8_mask(w.v, bits.v), b.v, a.v)};
+}
+// Of four lanes at a time, the bytes that `control` names.
+KT_INLINE I shuffle(I w, I control) { return {_mm512_shuffle_epi8(w.v, control.v)}; }
+// Sixteen bytes, aligned, for every four lanes.
+KT_INLINE I load_lanes(const uint8_t* p) {
+  return {_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)p))};
+}
+// Sixteen bytes as numbers.
+KT_INLINE I load_bytes(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))};
+}
+KT_INLINE I max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
+KT_INLINE F float_of_bits(I bits) { return {_mm512_castsi512_ps(bits.v)}; }
+// a, and zero where it is `value`.
+KT_INLINE I without(I a, int32_t value) {
+  return {_mm512_maskz_mov_epi32(_mm512_cmpneq_epi32_mask(a.v, _mm512_set1_epi32(value)), a.v)};
+}
+
+#elif defined(KT_ISA_AVX2)
+
+// The activations are 16-bit numbers here: bytes are widened, and pairs multiplied and added exactly.
+struct Acc {
+  I sum;
+};
+
+KT_INLINE Acc acc_from(int32_t start) { return {set_i(start)}; }
+
+KT_INLINE __m256i pair_products(__m256i even, __m256i odd, __m256i x, __m256i y) {
+  return _mm256_add_epi32(_mm256_madd_epi16(even, x), _mm256_madd_epi16(odd, y));
+}
+
+KT_INLINE void mac(Acc& acc, I bytes, const ActBlock* x, int at) {
+  const __m256i low = _mm256_set1_epi16(0xFF);
+  int32_t pairs[2];  // values 0 and 2, then 1 and 3
+  memcpy(pairs, x->q + at, 8);
+  const __m256i even = _mm256_set1_epi32(pairs[0]), odd = _mm256_set1_epi32(pairs[1]);
+  acc.sum.a = _mm256_add_epi32(
+      acc.sum.a, pair_products(_mm256_and_si256(bytes.a, low), _mm256_srli_epi16(bytes.a, 8), even, odd));
+  acc.sum.b = _mm256_add_epi32(
+      acc.sum.b, pair_products(_mm256_and_si256(bytes.b, low), _mm256_srli_epi16(bytes.b, 8), even, odd));
+}
+
+KT_INLINE I acc_sum(const Acc& acc) { return acc.sum; }
+
+KT_INLINE I select(I mask, I a, I b) {
+  return {_mm256_or_si256(_mm256_and_si256(mask.a, a.a), _mm256_andnot_si256(mask.a, b.a)),
+          _mm256_or_si256(_mm256_and_si256(mask.b, a.b), _mm256_andnot_si256(mask.b, b.b))};
+}
+KT_INLINE I rotate(I a, I left) {
+  const __m256i most = _mm256_set1_epi32(31);
+  const __m256i up = _mm256_and_si256(left.a, most);
+  const __m256i down = _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), left.a), most);
+  return {_mm256_or_si256(_mm256_sllv_epi32(a.a, up), _mm256_srlv_epi32(a.a, down)),
+          _mm256_or_si256(_mm256_sllv_epi32(a.b, up), _mm256_srlv_epi32(a.b, down))};
+}
+KT_INLINE I add_bytes(I a, I b) { return {_mm256_add_epi8(a.a, b.a), _mm256_add_epi8(a.b, b.b)}; }
+KT_INLINE I average_bytes(I a, I b) {
+  return {_mm256_avg_epu8(a.a, b.a), _mm256_avg_epu8(a.b, b.b)};
+}
+KT_INLINE I all_set(I w, I bits) {
+  return {_mm256_cmpeq_epi8(_mm256_and_si256(w.a, bits.a), bits.a),
+          _mm256_cmpeq_epi8(_mm256_and_si256(w.b, bits.b), bits.b)};
+}
+KT_INLINE I add_where(I a, I w, I bits, I b) { return add_bytes(a, band(all_set(w, bits), b)); }
+KT_INLINE I take_from_where(I a, I w, I bits, I b) {
+  const I set = all_set(w, bits);
+  return {_mm256_blendv_epi8(a.a, _mm256_sub_epi8(b.a, a.a), set.a),
+          _mm256_blendv_epi8(a.b, _mm256_sub_epi8(b.b, a.b), set.b)};
+}
+KT_INLINE I shuffle(I w, I control) {
+  return {_mm256_shuffle_epi8(w.a, control.a), _mm256_shuffle_epi8(w.b, control.b)};
+}
+KT_INLINE I load_lanes(const uint8_t* p) {
+  const __m256i wide = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)p));
+  return {wide, wide};
+}
+KT_INLINE I load_bytes(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
+}
+KT_INLINE I max(I a, I b) { return {_mm256_max_epi32(a.a, b.a), _mm256_max_epi32(a.b, b.b)}; }
+KT_INLINE F float_of_bits(I bits) { return {_mm256_castsi256_ps(bits.a), _mm256_castsi256_ps(bits.b)}; }
+KT_INLINE I without(I a, int32_t value) {
+  const __m256i wide = _mm256_set1_epi32(value);
+  return {_mm256_andnot_si256(_mm256_cmpeq_epi32(a.a, wide), a.a),
+          _mm256_andnot_si256(_mm256_cmpeq_epi32(a.b, wide), a.b)};
+}
+
+#endif
+
+#if defined(KT_HAS_GEMV)
 
 #define KT_TOKENS _Pragma("GCC unroll 8") for (int t = 0; t < T; ++t)
 
@@ -55,8 +165,6 @@ KT_INLINE I take_line(const uint8_t* p) {
   if constexpr (T > 1) __builtin_prefetch(p + 4096, 0, 3);
   return load_i(p);
 }
-
-KT_INLINE I bytes_of(int byte) { return set_i((int32_t)(0x01010101u * (uint32_t)byte)); }
 
 // total += dot * x.scale * scale
 KT_INLINE F add_dot(F total, I dot, const ActBlock* x, F scale) {
