@@ -22,11 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--formats", default="", help="names, comma-separated; default all")
     parser.add_argument("--threads", type=numbers, default=[1, 0], help="0 for all cores")
     parser.add_argument("--tokens", type=numbers, default=[1], help="rows of activations")
+    parser.add_argument("--no-peer", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--gib", type=float, default=1.0, help="memory to rotate through")
     arguments = parser.parse_args(argv)
     formats = [name for name in arguments.formats.split(",") if name]
     print(report.header(), flush=True)
-    found = kernels_decode.measure(formats, arguments.threads, arguments.tokens, arguments.gib)
+    found = kernels_decode.measure(
+        formats, arguments.threads, arguments.tokens, arguments.gib, not arguments.no_peer
+    )
     print(kernels_decode.show(found))
     path = report.write_json(f"kernels_{arguments.part}_{found['isa']}", found)
     print(f"written to {path.relative_to(report.ROOT)}")

@@ -26,3 +26,22 @@ def llama_cpp_greedy(model: Path, prompts: list[list[int]], count: int) -> list[
     if done.returncode != 0:
         raise RuntimeError(f"llama.cpp failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def ggml_products(task: dict) -> dict[str, float] | None:
+    """GB/s of llama.cpp's products by format (peer_ggml.py); None where it is not installed."""
+    if not PYTHON.exists():
+        return None
+    done = subprocess.run(
+        [str(PYTHON), str(Path(__file__).with_name("peer_ggml.py"))],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    if done.returncode == 3:
+        return None
+    if done.returncode != 0:
+        raise RuntimeError(f"ggml failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
