@@ -7,8 +7,9 @@
 // unit per 256. Steps of powers of two and coarse zeros cost shifts and adds beside the dot
 // products instead of multiplications. A row of k values is ceil(k / 256) blocks.
 //
-// The integers are the same on every ISA; their storage differs. AVX-512 multiplies unsigned bytes
-// d = digit + 128 and takes 16 n sum(w) off, n = 8 - zero / 16 in 0..15; the others multiply q.
+// The integers are the same on every ISA; their storage differs. Vector instruction sets multiply
+// unsigned bytes d = digit + 128 and take 16 n sum(w) off, n = 8 - zero / 16 in 0..15; plain C++
+// multiplies q.
 //
 // Order of a row's float sums, whatever multiplies it: per 256 columns, groups g of kGroup values in
 // order of k,
@@ -36,7 +37,7 @@ struct DigitBlock {
   float outlier;
   int32_t outlier_at;  // its column, 0..255
   int32_t unused;
-#if defined(KT_ISA_AVX512)
+#if defined(KT_ISA_AVX512) || defined(KT_ISA_AVX2)
   uint16_t zero_at[8];  // per 32 values: 64 n, where a table of 64-byte rows has n's
   uint8_t digit[256];   // plus 128
 #else
@@ -126,6 +127,24 @@ KT_INLINE void store_digits(const float* x, float inverse, int32_t zero, int32_t
     const __m128i both = _mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights));
     sums[half] = _mm_cvtsi128_si32(both) + 16 * low;
   }
+#elif defined(KT_ISA_AVX2)
+  out.zero_at[block] = (uint16_t)(64 * (8 - zero / 16));
+  const __m256i least = _mm256_set1_epi32(low), range = _mm256_set1_epi32(255);
+  for (int half = 0; half < 2; ++half) {
+    const I q = to_int(mul(load_f(x + 16 * half), set_f(inverse)));
+    const __m256i a = _mm256_sub_epi32(_mm256_max_epi32(q.a, least), least);
+    const __m256i b = _mm256_sub_epi32(_mm256_max_epi32(q.b, least), least);
+    const __m256i words =  // lanes of 128 bits: a b a b
+        _mm256_packs_epi32(_mm256_min_epi32(a, range), _mm256_min_epi32(b, range));
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(ordered),
+                                           _mm256_extracti128_si256(ordered, 1));
+    _mm_storeu_si128((__m128i*)(out.digit + 32 * block + 16 * half), bytes);
+    const __m128i eights = _mm_sad_epu8(bytes, _mm_setzero_si128());
+    const __m128i both = _mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights));
+    sums[half] = _mm_cvtsi128_si32(both) + 16 * low;
+  }
+  (void)high;
 #else
   int32_t q[32];
   store_i(q, to_int(mul(load_f(x), set_f(inverse))));

@@ -1,7 +1,7 @@
 // Weights as floats, [k][row], for the reference arithmetic and for products that stay in float.
 #pragma once
 
-#include "cpu/kernels/unpack_inl.h"
+#include "cpu/kernels/unpack_codebook_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {

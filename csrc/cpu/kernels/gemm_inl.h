@@ -8,8 +8,10 @@
 #include "cpu/kernels/store_rows_inl.h"
 #if defined(KT_ISA_AVX512)
 #include "cpu/kernels/micro_avx512_inl.h"
+#elif defined(KT_ISA_AVX2)
+#include "cpu/kernels/micro_avx2_inl.h"
 #else
-#include "cpu/kernels/micro_generic_inl.h"
+#include "cpu/kernels/micro_scalar_inl.h"
 #endif
 
 namespace kt::cpu::KT_ISA {
@@ -51,12 +53,23 @@ KT_INLINE int64_t act_offset(int64_t column) {
                    : column / kDigitValues * (int64_t)sizeof(DigitBlock);
 }
 
-#if defined(KT_ISA_AVX512)
+#if defined(KT_ISA_AVX512) || defined(KT_ISA_AVX2)
+
+// Calls run<count>(), 1 <= count <= kMost.
+template <int kMost, class Run>
+KT_INLINE void with_count(int count, Run run) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_count<kMost - 1>(count, run);
+  }
+  run.template operator()<kMost>();
+}
 
 template <class Q, bool kExactRow>
 struct SlabProducts {
   static constexpr int V = Q::kGroup / 4;
-  static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens;
+  static constexpr bool kMin = Q::kHasMin;
+  static constexpr int kChunk = chunk_words<Q>();
+  static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens<kChunk>;
   static constexpr int kActLines =
       (int)(kExactRow ? 8 * sizeof(ActBlock) : sizeof(DigitBlock) + 63) / 64;
   // Zero points are looked up once for all row groups: each lies in a cache line of its own. What
@@ -74,7 +87,7 @@ struct SlabProducts {
 
   static constexpr int steps(int count) { return (count + kMaxTokens - 1) / kMaxTokens; }
 
-  KT_INLINE void run(SlabProducts& self, SlabRows<V, Q::kHasMin>* w, int row_groups, int groups,
+  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int row_groups, int groups,
                      int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
     if constexpr (!kExactRow) {
@@ -82,7 +95,7 @@ struct SlabProducts {
       const int64_t i = column / kSlabColumns;
       const ZeroRange& range = i < kRanges ? self.ranges[i] : kAll;
       for (int r = 0; r < row_groups; ++r)
-        prepare_digits<V, Q::kHasMin>(w[r], r, groups, Q::kOffset, range, self.zeros);
+        prepare_digits<V, kMin>(w[r], r, groups, Q::kOffset, range, self.zeros);
     }
     const int blocks = steps(pass.count), each = pass.count / blocks, longer = pass.count % blocks;
     for (int i = 0, t = 0; i < blocks; ++i) {
@@ -95,11 +108,17 @@ struct SlabProducts {
         for (int line = 0; line < kActLines; ++line) __builtin_prefetch(x + 64 * line, 0, 3);
       }
       Prefetcher::step(next);
-      using M = Micro<V, Q::kHasMin>;
-      if constexpr (kExactRow)
-        M::kExact[row_groups - 1][tokens - 1](w, Q::kOffset, groups, rows, at, sums);
-      else
-        M::kDigit[row_groups - 1][tokens - 1](w, self.zeros, groups, rows, at, sums);
+      with_count<kMaxTokens>(tokens, [&]<int T>() {
+        if constexpr (kExactRow) {
+          const auto kernel = row_groups == 2 ? &exact_kernel<T, 2, V, kMin>
+                                              : &exact_kernel<T, 1, V, kMin>;
+          kernel(w, Q::kOffset, groups, rows, at, sums);
+        } else {
+          const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
+                                              : &digit_kernel<T, 1, V, kMin, kChunk>;
+          kernel(w, self.zeros, groups, rows, at, sums);
+        }
+      });
     }
   }
 };

@@ -12,12 +12,18 @@
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
-#include "cpu/kernels/slab_inl.h"
+#include "cpu/kernels/zero_points_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
 
-constexpr int kSumsStride = 16 * kSlabRowGroups;  // floats between tokens' running totals
+template <class Q>
+constexpr int chunk_words() {  // 16-bit sums have no part here
+  return 0;
+}
+template <int kChunk>
+constexpr int kDigitTokens = 5;
+constexpr int kExactTokens = 4;
 
 KT_INLINE __m512i broadcast_word(const void* p) {
   int32_t word;
@@ -25,14 +31,9 @@ KT_INLINE __m512i broadcast_word(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
-// Room for every zero point's start of every accumulator. Row n of a table is -16 n sum(w).
-struct ZeroTable {
-  alignas(64) int32_t rows[kSlabColumns / 16][kSlabRowGroups][16][16];
-};
-
 // Weights are signed here (u - kOffset). rows: one token each, whose blocks are `at` bytes in.
 // sums: [T][kSumsStride], row group r from 16 r on.
-template <int T, int R, int V, bool kMin>
+template <int T, int R, int V, bool kMin, int>
 static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
                          const void* const* rows, int64_t at, float* sums) {
   const DigitBlock* x[T];
@@ -156,70 +157,6 @@ static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) _mm512_store_ps(sums + t * kSumsStride + r * 16, total[r][t]);
-  }
-}
-
-constexpr int kDigitTokens = 5, kExactTokens = 4;
-
-// Kernels by row groups and tokens, from one of each.
-template <int V, bool kMin>
-struct Micro {
-  using Rows = const SlabRows<V, kMin>*;
-  using Digit = void (*)(Rows, const ZeroTable&, int, const void* const*, int64_t, float*);
-  using Exact = void (*)(Rows, int, int, const void* const*, int64_t, float*);
-  static constexpr Digit kDigit[2][kDigitTokens] = {
-      {digit_kernel<1, 1, V, kMin>, digit_kernel<2, 1, V, kMin>, digit_kernel<3, 1, V, kMin>,
-       digit_kernel<4, 1, V, kMin>, digit_kernel<5, 1, V, kMin>},
-      {digit_kernel<1, 2, V, kMin>, digit_kernel<2, 2, V, kMin>, digit_kernel<3, 2, V, kMin>,
-       digit_kernel<4, 2, V, kMin>, digit_kernel<5, 2, V, kMin>}};
-  static constexpr Exact kExact[2][kExactTokens] = {
-      {exact_kernel<1, 1, V, kMin>, exact_kernel<2, 1, V, kMin>, exact_kernel<3, 1, V, kMin>,
-       exact_kernel<4, 1, V, kMin>},
-      {exact_kernel<1, 2, V, kMin>, exact_kernel<2, 2, V, kMin>, exact_kernel<3, 2, V, kMin>,
-       exact_kernel<4, 2, V, kMin>}};
-};
-
-// Smallest and largest zero_at of some tokens, per 32 columns of a slab.
-struct ZeroRange {
-  uint16_t low[8], high[8];
-};
-
-KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, ZeroRange& range) {
-  __m128i least = _mm_set1_epi16(-1), most = _mm_setzero_si128();
-  for (int t = 0; t < count; ++t) {
-    const DigitBlock* x = (const DigitBlock*)((const uint8_t*)rows[t] + at);
-    const __m128i zero = _mm_loadu_si128((const __m128i*)x->zero_at);
-    least = _mm_min_epu16(least, zero);
-    most = _mm_max_epu16(most, zero);
-  }
-  _mm_storeu_si128((__m128i*)range.low, least);
-  _mm_storeu_si128((__m128i*)range.high, most);
-}
-
-// Makes a slab's words signed and fills the rows of the table that the tokens use.
-template <int V, bool kMin>
-KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, int offset,
-                              const ZeroRange& range, ZeroTable& table) {
-  const __m512i one = _mm512_set1_epi8(1), off = _mm512_set1_epi8((char)offset);
-  for (int g = 0; g < groups; ++g) {
-    __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) {
-      __m512i word = _mm512_load_si512(w.u[g * V + j]);
-      if (offset != 0) {
-        word = _mm512_sub_epi8(word, off);
-        _mm512_store_si512(w.u[g * V + j], word);
-      }
-      sum = _mm512_dpbusd_epi32(sum, one, word);
-    }
-    const int b = V == 8 ? g : g / 2, first = range.low[b] / 64, last = range.high[b] / 64;
-    const __m512i step = _mm512_slli_epi32(sum, 4);
-    __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(),
-                                     _mm512_mullo_epi32(step, _mm512_set1_epi32(first)));
-    for (int n = first; n <= last; ++n) {
-      _mm512_store_si512(table.rows[g][row_group][n], start);
-      start = _mm512_sub_epi32(start, step);
-    }
   }
 }
 

@@ -3,13 +3,14 @@
 #pragma once
 
 #include "cpu/kernels/digits_inl.h"
-#include "cpu/kernels/unpack_inl.h"
+#include "cpu/kernels/unpack_codebook_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
 
 constexpr int kSlabColumns = kDigitValues;
 constexpr int kSlabRowGroups = 2;
+constexpr int kSumsStride = 16 * kSlabRowGroups;  // floats between tokens' running totals
 
 /// One row group of a slab: V word vectors per group of 4 V values.
 template <int V, bool kMin>

@@ -1,6 +1,5 @@
-// The inner products of the prompt GEMM without VNNI: one row group of a slab times every token, a
-// group's words in registers while the tokens pass. The same sums in the same order as
-// micro_avx512_inl.h.
+// The inner products of the prompt GEMM in plain C++: one row group of a slab times every token. The
+// same sums in the same order as micro_avx512_inl.h.
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
@@ -9,49 +8,8 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-constexpr int kSumsStride = 16 * kSlabRowGroups;  // floats between tokens' running totals
-
 // One weight vector: four consecutive values of 16 rows, `bytes[row * 4 + j]`; and the dot product of
 // V of them with 4 V int16 values, as the activations' blocks order them.
-#if defined(KT_ISA_AVX2)
-
-// Bytes 0 and 2, and bytes 1 and 3, of each row as 16-bit pairs: vpmaddwd then sums exactly.
-struct Words {
-  __m256i even[2], odd[2];
-};
-
-KT_INLINE Words load_words(const uint8_t* p, int offset) {
-  const __m256i mask = _mm256_set1_epi32(0x00FF00FF), off = _mm256_set1_epi16((short)offset);
-  Words words;
-  for (int h = 0; h < 2; ++h) {
-    const __m256i v = _mm256_loadu_si256((const __m256i*)(p + 32 * h));
-    words.even[h] = _mm256_sub_epi16(_mm256_and_si256(v, mask), off);
-    words.odd[h] = _mm256_sub_epi16(_mm256_srli_epi16(v, 8), off);
-  }
-  return words;
-}
-
-KT_INLINE __m256i broadcast_pair(const int16_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return _mm256_set1_epi32(word);
-}
-
-template <int V>
-KT_INLINE I dot_q(const Words* words, const int16_t* q) {
-  I sum = set_i(0);
-  for (int j = 0; j < V; ++j) {
-    const __m256i even = broadcast_pair(q + j * 4);
-    const __m256i odd = broadcast_pair(q + j * 4 + 2);
-    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(words[j].even[0], even));
-    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(words[j].even[1], even));
-    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(words[j].odd[0], odd));
-    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(words[j].odd[1], odd));
-  }
-  return sum;
-}
-
-#else
 
 struct Words {
   const uint8_t* bytes;
@@ -74,7 +32,6 @@ KT_INLINE I dot_q(const Words* words, const int16_t* q) {
   return sum;
 }
 
-#endif
 
 // A group's words with the format's offset taken off.
 template <int V>

@@ -1,0 +1,75 @@
+// What a digit's zero point takes off a product, for instruction sets that multiply unsigned digits:
+// 16 n sum(w), from a table per slab with a row for each n that some token has.
+#pragma once
+
+#include "cpu/kernels/slab_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+/// Room for every zero point's start of every accumulator. Row n of a table is -16 n sum(w).
+struct ZeroTable {
+  alignas(64) int32_t rows[kSlabColumns / 16][kSlabRowGroups][16][16];
+};
+
+/// Smallest and largest zero_at of some tokens, per 32 columns of a slab.
+struct ZeroRange {
+  uint16_t low[8], high[8];
+};
+
+KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, ZeroRange& range) {
+  __m128i least = _mm_set1_epi16(-1), most = _mm_setzero_si128();
+  for (int t = 0; t < count; ++t) {
+    const DigitBlock* x = (const DigitBlock*)((const uint8_t*)rows[t] + at);
+    const __m128i zero = _mm_loadu_si128((const __m128i*)x->zero_at);
+    least = _mm_min_epu16(least, zero);
+    most = _mm_max_epu16(most, zero);
+  }
+  _mm_storeu_si128((__m128i*)range.low, least);
+  _mm_storeu_si128((__m128i*)range.high, most);
+}
+
+#if defined(KT_ISA_AVX512)
+KT_INLINE I sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }
+// Per lane the sum of its four signed bytes.
+KT_INLINE I sum_bytes(I a) {
+  return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), a.v)};
+}
+#else
+KT_INLINE I sub_bytes(I x, I y) {
+  return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};
+}
+KT_INLINE __m256i sum_bytes(__m256i x) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(1));
+}
+KT_INLINE I sum_bytes(I x) { return {sum_bytes(x.a), sum_bytes(x.b)}; }
+#endif
+
+/// Makes a slab's words signed and fills the rows of the table that the tokens use.
+template <int V, bool kMin>
+KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, int offset,
+                              const ZeroRange& range, ZeroTable& table) {
+  const I off = set_i(offset * 0x01010101);
+  for (int g = 0; g < groups; ++g) {
+    I sum = set_i(0);
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      I word = load_i(w.u[g * V + j]);
+      if (offset != 0) {
+        word = sub_bytes(word, off);
+        store_i(w.u[g * V + j], word);
+      }
+      sum = add(sum, sum_bytes(word));
+    }
+    const int b = V == 8 ? g : g / 2, first = range.low[b] / 64, last = range.high[b] / 64;
+    const I step = mul(sum, set_i(-16));
+    I start = mul(step, set_i(first));
+    for (int n = first; n <= last; ++n) {
+      store_i(table.rows[g][row_group][n], start);
+      start = add(start, step);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA
