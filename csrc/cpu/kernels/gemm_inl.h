@@ -19,27 +19,6 @@ namespace {
 
 constexpr int kTokensPerPass = 512;  // 64 KiB of totals
 
-// Bytes of the next slab, fetched a few lines at a time between micro-kernels.
-class Prefetcher {
- public:
-  Prefetcher(const uint8_t* first, const uint8_t* second, int64_t bytes, int steps)
-      : at_{first, second}, left_((bytes + 63) / 64) {
-    per_step_ = (left_ + steps - 1) / steps;
-  }
-  KT_INLINE void step(Prefetcher& p) {
-    for (int64_t i = 0; i < p.per_step_ && p.left_ > 0; ++i, --p.left_) {
-      for (const uint8_t*& at : p.at_) {
-        __builtin_prefetch(at, 0, 2);
-        at += 64;
-      }
-    }
-  }
-
- private:
-  const uint8_t* at_[2];
-  int64_t left_, per_step_;
-};
-
 struct GemmPass {
   int count;                // tokens
   const void* const* rows;  // their activations
@@ -70,8 +49,6 @@ struct SlabProducts {
   static constexpr bool kMin = Q::kHasMin;
   static constexpr int kChunk = chunk_words<Q>();
   static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens<kChunk>;
-  static constexpr int kActLines =
-      (int)(kExactRow ? 8 * sizeof(ActBlock) : sizeof(DigitBlock) + 63) / 64;
   // Zero points are looked up once for all row groups: each lies in a cache line of its own. What
   // lies beyond (more than 32768 columns) is taken to use all there are.
   static constexpr int kRanges = 128;
@@ -97,28 +74,32 @@ struct SlabProducts {
       for (int r = 0; r < row_groups; ++r)
         prepare_digits<V, kMin>(w[r], r, groups, Q::kOffset, range, self.zeros);
     }
-    const int blocks = steps(pass.count), each = pass.count / blocks, longer = pass.count % blocks;
-    for (int i = 0, t = 0; i < blocks; ++i) {
-      const int tokens = each + (i < longer);
-      const void* const* rows = pass.rows + t;
-      float* sums = pass.sums + t * kSumsStride;
-      t += tokens;
-      for (int ahead = 0; ahead < tokens && t + ahead < pass.count; ++ahead) {
-        const uint8_t* x = (const uint8_t*)pass.rows[t + ahead] + at;
-        for (int line = 0; line < kActLines; ++line) __builtin_prefetch(x + 64 * line, 0, 3);
-      }
-      Prefetcher::step(next);
-      with_count<kMaxTokens>(tokens, [&]<int T>() {
-        if constexpr (kExactRow) {
-          const auto kernel = row_groups == 2 ? &exact_kernel<T, 2, V, kMin>
-                                              : &exact_kernel<T, 1, V, kMin>;
-          kernel(w, Q::kOffset, groups, rows, at, sums);
-        } else {
-          const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
-                                              : &digit_kernel<T, 1, V, kMin, kChunk>;
-          kernel(w, self.zeros, groups, rows, at, sums);
-        }
+    // As many blocks of kMaxTokens as there are, then what is left.
+    const int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
+    const int done = blocks * kMaxTokens;
+    if (blocks != 0)
+      run_blocks<kMaxTokens>(self, w, row_groups, groups, pass.rows, blocks, at, pass.sums, next);
+    if (rest != 0) {
+      with_count<kMaxTokens - 1>(rest, [&]<int T>() {
+        run_blocks<T>(self, w, row_groups, groups, pass.rows + done, 1, at,
+                      pass.sums + done * kSumsStride, next);
       });
+    }
+  }
+
+ private:
+  template <int T>
+  KT_INLINE void run_blocks(SlabProducts& self, SlabRows<V, kMin>* w, int row_groups, int groups,
+                            const void* const* rows, int blocks, int64_t at, float* sums,
+                            Prefetcher& next) {
+    if constexpr (kExactRow) {
+      const auto kernel =
+          row_groups == 2 ? &exact_kernel<T, 2, V, kMin> : &exact_kernel<T, 1, V, kMin>;
+      kernel(w, Q::kOffset, groups, rows, blocks, at, sums, next);
+    } else {
+      const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
+                                          : &digit_kernel<T, 1, V, kMin, kChunk>;
+      kernel(w, self.zeros, groups, rows, blocks, at, sums, next);
     }
   }
 };

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
+#include "cpu/kernels/prefetcher_inl.h"
 #include "cpu/kernels/zero_points_inl.h"
 
 namespace kt::cpu::KT_ISA {
@@ -171,18 +172,37 @@ KT_INLINE void exact_rows(const SlabRows<V, kMin>& w, int offset, int groups,
   }
 }
 
+// Lines of the tokens that come next, all at once: here products take longer.
+template <int T, class Block>
+KT_INLINE void fetch(const void* const* rows, int64_t at, int blocks) {
+  for (int t = 0; t < T; ++t)
+    for (int64_t i = 0; i < blocks * (int64_t)sizeof(Block); i += 64)
+      __builtin_prefetch((const uint8_t*)rows[t] + at + i, 0, 3);
+}
+
+// `blocks` times T tokens.
 template <int T, int R, int V, bool kMin, int kChunk>
 static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
-                         const void* const* rows, int64_t at, float* sums) {
-  for (int r = 0; r < R; ++r)
-    digit_rows<T, V, kMin, kChunk>(w[r], table.rows[0][r][0], groups, rows, at, sums + 16 * r);
+                         const void* const* rows, int blocks, int64_t at, float* sums,
+                         Prefetcher& next) {
+  for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
+    Prefetcher::step(next);
+    if (i + 1 < blocks) fetch<T, DigitBlock>(rows + T, at, 1);
+    for (int r = 0; r < R; ++r)
+      digit_rows<T, V, kMin, kChunk>(w[r], table.rows[0][r][0], groups, rows, at, sums + 16 * r);
+  }
 }
 
 template <int T, int R, int V, bool kMin>
 static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
-                         const void* const* rows, int64_t at, float* sums) {
-  for (int r = 0; r < R; ++r)
-    exact_rows<T, V, kMin>(w[r], offset, groups, rows, at, sums + 16 * r);
+                         const void* const* rows, int blocks, int64_t at, float* sums,
+                         Prefetcher& next) {
+  for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
+    Prefetcher::step(next);
+    if (i + 1 < blocks) fetch<T, ActBlock>(rows + T, at, 8);
+    for (int r = 0; r < R; ++r)
+      exact_rows<T, V, kMin>(w[r], offset, groups, rows, at, sums + 16 * r);
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
+#include "cpu/kernels/prefetcher_inl.h"
 #include "cpu/kernels/zero_points_inl.h"
 
 namespace kt::cpu::KT_ISA {
@@ -22,7 +23,7 @@ constexpr int chunk_words() {  // 16-bit sums have no part here
   return 0;
 }
 template <int kChunk>
-constexpr int kDigitTokens = 5;
+constexpr int kDigitTokens = 4;
 constexpr int kExactTokens = 4;
 
 KT_INLINE __m512i broadcast_word(const void* p) {
@@ -31,11 +32,12 @@ KT_INLINE __m512i broadcast_word(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
-// Weights are signed here (u - kOffset). rows: one token each, whose blocks are `at` bytes in.
-// sums: [T][kSumsStride], row group r from 16 r on.
-template <int T, int R, int V, bool kMin, int>
-static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
-                         const void* const* rows, int64_t at, float* sums) {
+// T tokens. Weights are signed here (u - kOffset). rows: one token each, whose blocks are `at` bytes
+// in; ahead: tokens to fetch. sums: [T][kSumsStride], row group r from 16 r on.
+template <int T, int R, int V, bool kMin>
+KT_INLINE void digit_block(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
+                           const void* const* rows, const void* const* ahead, int64_t at,
+                           float* sums) {
   const DigitBlock* x[T];
   __m512 part[R][T];
 #pragma GCC unroll 8
@@ -48,6 +50,11 @@ static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int
   for (int g = 0; g < groups; ++g, zeros += sizeof table.rows[0]) {
     const int b = V == 8 ? g : g / 2;
     __m512i acc[R][T];
+    if (V == 8 || g % 2 == 0) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t)
+        __builtin_prefetch((const uint8_t*)ahead[t] + at + 64 * b, 0, 3);
+    }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const uint8_t* start = zeros + x[t]->zero_at[b];
@@ -98,10 +105,22 @@ static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int
   }
 }
 
+// `blocks` times T tokens.
+template <int T, int R, int V, bool kMin, int>
+static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
+                         const void* const* rows, int blocks, int64_t at, float* sums,
+                         Prefetcher& next) {
+  for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
+    Prefetcher::step(next);
+    digit_block<T, R, V, kMin>(w, table, groups, rows, i + 1 < blocks ? rows + T : rows, at, sums);
+  }
+}
+
 // Weights are unsigned here; `offset` is the format's kOffset.
 template <int T, int R, int V, bool kMin>
-static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
-                         const void* const* rows, int64_t at, float* sums) {
+KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int offset, int groups,
+                           const void* const* rows, const void* const* ahead, int64_t at,
+                           float* sums) {
   const ActBlock* x[T];
   __m512 total[R][T];
 #pragma GCC unroll 8
@@ -114,6 +133,11 @@ static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
     const int b = V == 8 ? g : g / 2, first = V == 8 ? 0 : g % 2 * 16;
     __m512i high[R][T], low[R][T];
     int32_t sum[T];
+    if (V == 8 || g % 2 == 0) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t)
+        __builtin_prefetch((const ActBlock*)((const uint8_t*)ahead[t] + at) + b, 0, 3);
+    }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       sum[t] = V == 8 ? x[t][b].sum[0] + x[t][b].sum[1] : x[t][b].sum[first / 16];
@@ -157,6 +181,17 @@ static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) _mm512_store_ps(sums + t * kSumsStride + r * 16, total[r][t]);
+  }
+}
+
+// `blocks` times T tokens.
+template <int T, int R, int V, bool kMin>
+static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
+                         const void* const* rows, int blocks, int64_t at, float* sums,
+                         Prefetcher& next) {
+  for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
+    Prefetcher::step(next);
+    exact_block<T, R, V, kMin>(w, offset, groups, rows, i + 1 < blocks ? rows + T : rows, at, sums);
   }
 }
 

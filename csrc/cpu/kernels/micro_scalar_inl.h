@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
+#include "cpu/kernels/prefetcher_inl.h"
 #include "cpu/kernels/slab_inl.h"
 
 namespace kt::cpu::KT_ISA {
