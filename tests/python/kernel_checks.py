@@ -379,3 +379,25 @@ def test_moe_block(mark, shared):
         expected = expected + factor * net(x, ROUND[mark], ROUND[mark])
     assert nmse(results[0], expected) < FFN_LIMITS[mark]
     assert all(np.array_equal(results[0], y) for y in results[1:])
+
+
+@pytest.mark.parametrize("mark", [EXACT, DIGIT])
+def test_a_shared_expert_with_an_adapter_is_run_by_itself_with_the_same_sums(mark):
+    """An adapter of zeros changes nothing but the way: not one job with the routed experts."""
+    experts, hidden = 5, 64
+    rng, context = rng_of("adapted"), CONTEXTS[2]
+    x = activations(80, hidden, rng)[9:]
+    router = _core.Router(
+        linear(weights("f32", experts, hidden, rng), "f32", hidden, 2), num_experts_per_tok=2
+    )
+    net, results = Net("q8_0", hidden, 96, rng_of("shared"), 2), []
+    for rank in (0, 1):
+        parts = [_core.Linear(m) for m in net.matrices.values()]
+        if rank:
+            zeros = np.zeros((rank, hidden), np.float32), np.zeros((96, rank), np.float32)
+            parts[0].set_adapter(*zeros, 1.0)
+        table = Table(experts, hidden, 32, 2)
+        block = _core.MoeBlock(router, table.core, _core.Mlp(*parts), None)
+        results.append(block.forward(context, x, np.full(len(x), mark, np.uint8)))
+    assert np.abs(results[0]).max() > 0
+    assert np.array_equal(*results)

@@ -92,7 +92,7 @@ KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, in
           const I product = {_mm256_maddubs_epi16(d, w.a), _mm256_maddubs_epi16(d, w.b)};
           sum[t] = c == 0 ? product
                           : kept(I{_mm256_add_epi16(sum[t].a, product.a),
-                              _mm256_add_epi16(sum[t].b, product.b)});
+                                   _mm256_add_epi16(sum[t].b, product.b)});
         }
       }
 #pragma GCC unroll 4

@@ -1,11 +1,13 @@
 // The inner products of the prompt GEMM on AVX-512 VNNI: R row groups of a slab (a register of int32
 // lanes each) times T tokens.
 //
-// Digits, R = 2, T = 5: 10 accumulators, 10 float partial sums, 2 weight words, 5 broadcast
-// activations: 27 of 32 registers. Per 32 columns 80 dot products, and per accumulator one multiply
-// (fma with the scale; a second one with the minimum): 8/9 (8/10) of the multiplier's slots are dot
-// products. The load of the accumulator's start - what the zero point takes off, from a table -
-// replaces its clearing; shift and conversion run on other ports.
+// Digits, R = 2, T = 4: 8 accumulators, 8 float partial sums, 2 weight words, 4 broadcast
+// activations: 22 of 32 registers; five tokens leave less room to what comes next and are slower.
+// Per 256 columns and accumulator 64 dot products and, in the same multiplier, one fma per group
+// with its scale, one with its minimum, and three for the outlier and the unit: 64 / 75 of its slots
+// are dot products for groups of 32, 64 / 83 with minima or for groups of 16. The load of the
+// accumulator's start - what the zero point takes off, from a table - replaces its clearing; shift
+// and conversion run on other ports.
 // Halves, R = 2, T = 4: 16 accumulators (high and low), 8 totals, 2 words.
 //
 // Overflow: see digits_inl.h and activations_inl.h; nothing here reaches 2^31.

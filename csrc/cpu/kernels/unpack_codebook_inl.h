@@ -1,5 +1,5 @@
-// unpack_tile for the formats whose values are points of a codebook, ternary digits or 4-bit floats.
-// As in unpack_inl.h a lane is a row; sixteen rows look their points up with one gather.
+// unpack_tile for the formats whose values are points of a codebook, ternary digits or 4-bit
+// floats. As in unpack_inl.h a lane is a row; sixteen rows look their points up with one gather.
 #pragma once
 
 #include "cpu/kernels/unpack_inl.h"
@@ -150,8 +150,8 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_XXS>& tile) {
       for (int h = 0; h < 2; ++h) {
         const int point = 8 * g + p + h;
         const I index = unsigned_byte(word<Q>(record, point / 4), point % 4);
-        store_point4(gather16(quant::kIq3xxsGrid, index), bits_of(signs, 4 * h, 15),
-                     kIq3xxsTable.u, tile.u[point]);
+        store_point4(gather16(quant::kIq3xxsGrid, index), bits_of(signs, 4 * h, 15), kIq3xxsTable.u,
+                     tile.u[point]);
       }
     }
     store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), 0.5f));
@@ -197,8 +197,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_S>& tile) {
     const I qh = bits_of(word<Q>(record, 8 + g / 2), g % 2 * 16, 0xFFFF);
     for (int p = 0; p < 4; ++p) {
       const I low = unsigned_byte(word<Q>(record, g), p);
-      store_ternary8(bor(low, shl(bits_of(qh, 3 * p, 7), 8)), shr(qh, 15),
-                     tile.u + 8 * g + 2 * p);
+      store_ternary8(bor(low, shl(bits_of(qh, 3 * p, 7), 8)), shr(qh, 15), tile.u + 8 * g + 2 * p);
     }
     store_f(tile.scale[g], odd_scale(d, bits_of(qh, 12, 7)));
   }

@@ -1,5 +1,5 @@
-// What a digit's zero point takes off a product, for instruction sets that multiply unsigned digits:
-// 16 n sum(w), from a table per slab with a row for each n that some token has.
+// What a digit's zero point takes off a product, for instruction sets that multiply unsigned
+// digits: 16 n sum(w), from a table per slab with a row for each n that some token has.
 #pragma once
 
 #include "cpu/kernels/slab_inl.h"
@@ -36,9 +36,7 @@ KT_INLINE I sum_bytes(I a) {
   return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), a.v)};
 }
 #else
-KT_INLINE I sub_bytes(I x, I y) {
-  return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};
-}
+KT_INLINE I sub_bytes(I x, I y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
 KT_INLINE __m256i sum_bytes(__m256i x) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(1));
 }

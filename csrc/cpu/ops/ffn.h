@@ -19,6 +19,16 @@ class FeedForward {
   virtual int64_t hidden_size() const = 0;
 };
 
+/// Where an expert's weights are at the moment. Code asks the table; none computes an address.
+enum class Where : uint8_t { kRam, kGpuSlot, kDisk };
+
+struct ExpertEntry {
+  Where where = Where::kRam;
+  bool ready = true;
+  std::shared_ptr<const Matrix> gate, up;  // [intermediate, hidden]
+  std::shared_ptr<const Matrix> down;      // [hidden, intermediate]
+};
+
 /// down(silu(gate x) * (up x)).
 class Mlp : public FeedForward {
  public:
@@ -28,6 +38,10 @@ class Mlp : public FeedForward {
   void forward(Context& context, const float* x, int m, const Rounding* rounding,
                float* out) const override;
   int64_t hidden_size() const override { return gate_->cols(); }
+  /// Whether it is nothing but its three matrices: no bias, no adapter.
+  bool is_plain() const;
+  /// Its matrices as Experts take them. What is_plain() excludes is not in it.
+  ExpertEntry as_expert() const;
 
  private:
   std::shared_ptr<const Linear> gate_, up_, down_;
@@ -65,26 +79,25 @@ class Router {
   RouterOptions options_;
 };
 
-/// Where an expert's weights are at the moment. Code asks the table; none computes an address.
-enum class Where : uint8_t { kRam, kGpuSlot, kDisk };
-
-struct ExpertEntry {
-  Where where = Where::kRam;
-  bool ready = true;
-  std::shared_ptr<const Matrix> gate, up;  // [intermediate, hidden]
-  std::shared_ptr<const Matrix> down;      // [hidden, intermediate]
+/// An expert that every token meets beside those chosen for it.
+struct SharedExpert {
+  const ExpertEntry* entry = nullptr;  // null: there is none
+  const float* weights = nullptr;      // [m]: what its answer is multiplied with
 };
 
 /// Routed experts of one layer, in two jobs of the pool: gate, up and activation; then down and the
-/// weighted sum. Tokens are sorted by expert, so each expert's weights are read once per step.
+/// weighted sum. Tokens are sorted by expert, so each expert's weights are read once per step; a
+/// shared expert is one more, with all tokens.
 class Experts {
  public:
   /// Throws InvalidArgument where shapes differ between experts.
   explicit Experts(std::vector<ExpertEntry> table);
-  /// x: [m, hidden]; ids, weights: [m, k]; out: [m, hidden], overwritten. An id of -1 is left to
-  /// whoever else computes it; ids outside the table throw InvalidArgument.
+  /// out = sum_k weights expert(x), then + shared. x: [m, hidden]; ids, weights: [m, k]; out:
+  /// [m, hidden], overwritten. An id of -1 is left to whoever else computes it; ids outside the
+  /// table throw InvalidArgument.
   void forward(Context& context, const float* x, int m, int k, const int32_t* ids,
-               const float* weights, const Rounding* rounding, float* out) const;
+               const float* weights, const Rounding* rounding, float* out,
+               SharedExpert shared = {}) const;
   int num_experts() const { return static_cast<int>(table_.size()); }
   int64_t hidden_size() const { return table_[0].gate->cols(); }
   int64_t intermediate_size() const { return table_[0].gate->rows(); }
