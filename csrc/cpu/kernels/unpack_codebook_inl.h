@@ -7,36 +7,6 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-// table[index] of each lane. The table has an even number of entries: they are read in pairs.
-#if defined(KT_ISA_AVX512)
-KT_INLINE I gather16(const uint16_t* table, I index) {
-  const __m512i pair = _mm512_i32gather_epi32(_mm512_srli_epi32(index.v, 1), table, 4);
-  const __m512i odd = _mm512_and_si512(_mm512_slli_epi32(index.v, 4), _mm512_set1_epi32(16));
-  return {_mm512_and_si512(_mm512_srlv_epi32(pair, odd), _mm512_set1_epi32(0xFFFF))};
-}
-KT_INLINE F as_float(I a) { return {_mm512_castsi512_ps(a.v)}; }
-#elif defined(KT_ISA_AVX2)
-KT_INLINE __m256i gather16(const uint16_t* table, __m256i index) {
-  const __m256i pair = _mm256_i32gather_epi32((const int*)table, _mm256_srli_epi32(index, 1), 4);
-  const __m256i odd = _mm256_and_si256(_mm256_slli_epi32(index, 4), _mm256_set1_epi32(16));
-  return _mm256_and_si256(_mm256_srlv_epi32(pair, odd), _mm256_set1_epi32(0xFFFF));
-}
-KT_INLINE I gather16(const uint16_t* table, I x) {
-  return {gather16(table, x.a), gather16(table, x.b)};
-}
-KT_INLINE F as_float(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
-#else
-KT_INLINE I gather16(const uint16_t* table, I index) {
-  KT_LANES index.v[i] = table[index.v[i]];
-  return index;
-}
-KT_INLINE F as_float(I a) {
-  F r;
-  memcpy(r.v, a.v, sizeof r.v);
-  return r;
-}
-#endif
-
 KT_INLINE I bits_of(I w, int first, int mask) { return band(shr(w, first), set_i(mask)); }
 
 // Four fields of a lane as four bytes: of one bit, of two (from the low byte), of three.
