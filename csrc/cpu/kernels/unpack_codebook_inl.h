@@ -23,7 +23,7 @@ KT_INLINE I spread3(I x) {
 }
 
 // quant::even_signs of each lane, which has seven bits.
-KT_INLINE I even_signs(I seven) {
+KT_INLINE I eight_signs(I seven) {
   I parity = bxor(seven, shr(seven, 4));
   parity = bxor(parity, shr(parity, 2));
   parity = bxor(parity, shr(parity, 1));
@@ -74,7 +74,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XXS>& tile) {
     const I points = word<Q>(record, 2 * g), rest = word<Q>(record, 2 * g + 1);
     for (int p = 0; p < 4; ++p) {
       const I codes = gather16(quant::kIq2xxsGrid, unsigned_byte(points, p));
-      const I signs = even_signs(bits_of(rest, 7 * p, 127));
+      const I signs = eight_signs(bits_of(rest, 7 * p, 127));
       store_point8(codes, signs, kIq2Table.u, tile.u + 8 * g + 2 * p);
     }
     store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), 0.25f));
@@ -87,7 +87,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XS>& tile) {
   for (int p = 0; p < 32; ++p) {
     const I q = bits_of(word<Q>(record, p / 2), p % 2 * 16, 0xFFFF);
     const I codes = gather16(quant::kIq2xsGrid, band(q, set_i(511)));
-    store_point8(codes, even_signs(shr(q, 9)), kIq2Table.u, tile.u + 2 * p);
+    store_point8(codes, eight_signs(shr(q, 9)), kIq2Table.u, tile.u + 2 * p);
   }
   for (int g = 0; g < 16; ++g) {
     const I s = bits_of(word<Q>(record, 16 + g / 8), g % 8 * 4, 15);
@@ -116,7 +116,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_XXS>& tile) {
   for (int g = 0; g < 8; ++g) {
     const I rest = word<Q>(record, 16 + g);
     for (int p = 0; p < 8; p += 2) {
-      const I signs = even_signs(bits_of(rest, p / 2 * 7, 127));
+      const I signs = eight_signs(bits_of(rest, p / 2 * 7, 127));
       for (int h = 0; h < 2; ++h) {
         const int point = 8 * g + p + h;
         const I index = unsigned_byte(word<Q>(record, point / 4), point % 4);
