@@ -223,10 +223,11 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::TQ2_0>& tile) {
 }
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::MXFP4>& tile) {
-  // 2^(e - 128) is half of the float with exponent field e, or, for e = 0, of 2^-127.
+  // 2^(e - 128): a float with exponent field e - 1, subnormal for the two least.
   const F e = load_u8(record);
-  const F twice = select_le(e, zero_f(), set_f(0x1p-127f), as_float(shl(to_int(e), 23)));
-  store_f(tile.scale[0], mul(twice, set_f(0.5f)));
+  const F least = mul(add(e, set_f(1.0f)), set_f(0x1p-128f));
+  const F others = as_float(shl(add(to_int(e), set_i(-1)), 23));
+  store_f(tile.scale[0], select_le(e, set_f(1.0f), least, others));
   nibbles32(record, 0, 0, tile, [](I q, int) { return lookup16(q, quant::kFp4Levels); });
 }
 
