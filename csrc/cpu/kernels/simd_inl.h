@@ -92,7 +92,6 @@ KT_INLINE F as_float(I a) { return {_mm512_castsi512_ps(a.v)}; }  // the same bi
 KT_INLINE F half_lanes(I a) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(a.v))}; }
 KT_INLINE I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }  // round to nearest even
 
-KT_INLINE F as_float(I a) { return {_mm512_castsi512_ps(a.v)}; }  // the same bits
 // table[index] of each lane. The table has an even number of entries: they are read in pairs.
 KT_INLINE I gather16(const uint16_t* table, I index) {
   const __m512i pair = _mm512_i32gather_epi32(_mm512_srli_epi32(index.v, 1), table, 4);
@@ -206,7 +205,6 @@ KT_INLINE __m256 half_lanes(__m256i x) {
 KT_INLINE F half_lanes(I x) { return {half_lanes(x.a), half_lanes(x.b)}; }
 KT_INLINE I to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 
-KT_INLINE F as_float(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 KT_INLINE __m256i gather16(const uint16_t* table, __m256i index) {
   const __m256i pair = _mm256_i32gather_epi32((const int*)table, _mm256_srli_epi32(index, 1), 4);
   const __m256i odd = _mm256_and_si256(_mm256_slli_epi32(index, 4), _mm256_set1_epi32(16));
@@ -289,7 +287,6 @@ KT_INLINE F round_f(F a) {
   return a;
 }
 KT_INLINE I to_int(F a) { I r; a = round_f(a); KT_LANES r.v[i] = (int32_t)a.v[i]; return r; }
-KT_INLINE F as_float(I a) { F r; memcpy(r.v, a.v, 64); return r; }
 KT_INLINE I gather16(const uint16_t* table, I index) {
   KT_LANES index.v[i] = table[index.v[i]];
   return index;
