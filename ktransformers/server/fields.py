@@ -86,3 +86,12 @@ def stop_texts(stops: str | list[str] | None) -> tuple[str, ...]:
 def seed_of(seed: int | None) -> int | None:
     """Any whole number as one the sampler takes."""
     return None if seed is None else seed % (1 << 62)
+
+
+def plain_call(number: int, given_id: str | None, name: str, arguments: Any) -> dict[str, Any]:
+    """A call of a tool as templates read it; `number`: its place in the message."""
+    return {
+        "id": given_id or f"call_{number}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }

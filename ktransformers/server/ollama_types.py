@@ -17,6 +17,7 @@ from ktransformers.server.fields import (
     TOP_P,
     Body,
     finite,
+    plain_call,
     seed_of,
     stop_texts,
 )
@@ -89,15 +90,9 @@ class OllamaMessage(Body):
             made["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
             made["tool_calls"] = [
-                {
-                    "id": call.id or f"call_{number}",
-                    "type": "function",
-                    "function": {
-                        "name": call.function.name, "arguments": call.function.arguments
-                    },
-                }
+                plain_call(number, call.id, call.function.name, call.function.arguments)
                 for number, call in enumerate(self.tool_calls)
-            ]  # fmt: skip
+            ]
         return made
 
 

@@ -21,6 +21,7 @@ from ktransformers.server.fields import (
     TOP_P,
     Body,
     finite,
+    plain_call,
 )
 
 
@@ -68,14 +69,9 @@ class Message(Body):
             made["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
             made["tool_calls"] = [
-                {
-                    "id": call.id or f"call_{number}",
-                    "type": "function",
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": parsed_arguments(call.function.arguments),
-                    },
-                }
+                plain_call(
+                    number, call.id, call.function.name, parsed_arguments(call.function.arguments)
+                )
                 for number, call in enumerate(self.tool_calls)
             ]
         return made
