@@ -17,6 +17,10 @@ from ktransformers.errors import UserError
 MAX_GRAMMAR_BYTES = 256 << 10
 KINDS = ("json_schema", "json_object", "regex", "gbnf", "lark")
 
+# JSON lets any white space stand between its parts, and a small model may then write nothing else
+# until its answer's tokens are used up. A space, or a line and its indentation, is all it gets.
+JSON_OPTIONS = {"whitespace_pattern": r"\n {0,16}| "}
+
 
 class Grammars:
     """Makes matchers for one tokenizer. vocab_size: of the model's logits; stop_ids end an answer.
@@ -69,7 +73,7 @@ class Grammars:
             raise UserError(f"{kind}: {size} characters, at most {MAX_GRAMMAR_BYTES} are allowed")
         try:
             if kind in ("json_schema", "json_object"):
-                return LLMatcher.grammar_from_json_schema(source)
+                return LLMatcher.grammar_from_json_schema(source, defaults=JSON_OPTIONS)
             if kind == "regex":
                 return LLMatcher.grammar_from_regex(source)
             if kind == "gbnf":
