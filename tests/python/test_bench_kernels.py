@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import kernels_decode
+from bench import kernels_all, kernels_decode, kernels_numerics, kernels_prompt
 from ktransformers import _core
 
 EXACT = 1
@@ -43,3 +43,51 @@ def test_the_table_has_a_row_per_format_and_count():
     for row in found["rows"]:
         assert row["share"] == pytest.approx(row["gbps"] / row["read_gbps"])
         assert str(row["format"]) in kernels_decode.show(found)
+
+
+def test_prompt_shares_are_of_the_peak_measured_beside_them():
+    found = kernels_prompt.measure(["q4_k", "q2_k"], [1], [16], gib=0.02)
+    assert [row["format"] for row in found["rows"]] == ["q4_k", "q2_k"]
+    for row in found["rows"]:
+        assert row["must"] is None  # only 128 tokens have one
+        assert row["gops"] == pytest.approx(2 * 2048 * 7168 * 16 / row["seconds"] * 1e-9)
+        assert row["share"] is None or row["share"] == pytest.approx(row["gops"] / row["peak_gops"])
+        assert row["format"] in kernels_prompt.show(found)
+
+
+def test_errors_are_those_of_the_rounding():
+    rows = {
+        row["format"]: row for row in kernels_numerics.measure(["q4_k", "iq2_s", "f16"])["rows"]
+    }
+    for name in ("q4_k", "iq2_s"):
+        assert (
+            rows[name]["float"] < 1e-6 < rows[name]["halves"] < 1e-3 < rows[name]["digits"] < 0.03
+        )
+    assert rows["f16"]["halves"] is None
+
+
+def test_all_sets_stand_side_by_side_and_a_failed_part_is_named(monkeypatch, capsys):
+    def row(share, threads=1):
+        return {"format": "q4_k", "threads": threads, "share": share, "gbps": 20.0, "peer": 5.0}
+
+    errors = {"rows": [{"format": "q4_k", "float": 0.0, "halves": 3e-5, "digits": 5e-3}]}
+    found = {
+        "timed": ["b", "a"],
+        "twins": ["c"],
+        "decode": {isa: {"rows": [row(0.9), row(0.8, 2)]} for isa in "ba"},
+        "prompt": {isa: {"rows": [row(0.7)]} for isa in "ba"},
+        "numerics": {isa: errors for isa in "bac"},
+    }
+    text = kernels_all.show(found)
+    for words in (
+        "decode, 1 thread:",
+        "decode, 2 threads:",
+        "4.0 x",
+        "70%",
+        "c halves",
+        "5.00e-03",
+    ):
+        assert words in text, words
+    monkeypatch.setattr(kernels_all, "sets", lambda: (["no_such_set"], []))
+    assert kernels_all.run(["q4_k"], 0.02, False) == 1
+    assert "no_such_set" in capsys.readouterr().err
