@@ -11,7 +11,7 @@ list(FILTER KT_CUDA_PORTABLE EXCLUDE REGEX "_device\\.cu$")
 
 # The C surface: of the CUDA library, and of a shared one of emulated kernels, with which the tests run
 # the benchmarks' own code.
-set(KT_CUDA_API ${CMAKE_SOURCE_DIR}/csrc/cuda/api.cpp)
+set(KT_CUDA_API ${CMAKE_SOURCE_DIR}/csrc/cuda/api.cpp ${CMAKE_SOURCE_DIR}/csrc/cuda/api_model.cpp)
 list(FILTER KT_CUDA_HOST EXCLUDE REGEX "/cuda/api.*\\.cpp$")
 
 if(KT_BUILD_TESTS)

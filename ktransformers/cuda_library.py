@@ -8,7 +8,7 @@ import ctypes
 import os
 from pathlib import Path
 
-VERSION = 1  # of the C functions' signatures
+VERSION = 2  # of the C functions' signatures
 NAME = "libkt_cuda.so"
 
 
@@ -47,6 +47,10 @@ class CudaLibrary:
         function = getattr(self._library, f"kt_cuda_{name}")
         if function(*map(_converted, arguments)) != 0:
             raise CudaLibraryError(self._library.kt_cuda_error().decode())
+
+    def address(self, name: str) -> int:
+        """Of kt_cuda_<name>, for those who call it from C."""
+        return ctypes.cast(getattr(self._library, f"kt_cuda_{name}"), ctypes.c_void_p).value
 
     def value(self, name: str) -> int:
         """A kt_cuda_<name>() that takes nothing and returns a number."""

@@ -20,7 +20,7 @@
 #include "base/os.h"
 #include "cpu/ops/limits.h"
 #include "cuda/common/cuda_error.h"
-#include "cuda/model/latent_runner.h"
+#include "cuda/model/card_runner.h"
 #include "v3_width.h"
 
 namespace kt::bench {
@@ -95,22 +95,21 @@ Times times_of(std::vector<double> seconds) {
 constexpr int kWarmUp = 10;
 
 /// Seconds of `steps` steps behind a context.
-std::vector<double> run_steps(const V3& v3, cuda::LatentModel& model, cuda::LatentRunner& runner,
+std::vector<double> run_steps(const V3& v3, cuda::CardModel& model, cuda::CardRunner& runner,
                               int context, int steps) {
-  const cuda::LatentShape& s = v3.shape;
+  const cuda::CardShape& s = v3.shape;
   std::mt19937 random(3);
   std::normal_distribution<float> normal(0, 1);
-  std::vector<float> embeddings(size_t(s.batch) * s.hidden);
-  std::vector<std::vector<int32_t>> pages(s.batch);
-  for (int row = 0; row < s.batch; ++row)
+  std::vector<float> embeddings(size_t(s.rows) * s.hidden);
+  std::vector<std::vector<int32_t>> pages(s.rows);
+  for (int row = 0; row < s.rows; ++row)
     for (int i = 0; i < s.max_pages; ++i) pages[row].push_back(row * s.max_pages + i);
   std::vector<double> seconds;
   for (int step = -kWarmUp; step < steps; ++step) {
     for (float& v : embeddings) v = normal(random);
-    const std::vector<int32_t> positions(s.batch, context + (step + kWarmUp) % 64);
+    const std::vector<int32_t> positions(s.rows, context + (step + kWarmUp) % 64);
     const double begin = os::seconds();
-    model.begin_step(embeddings.data(), positions.data(), pages);
-    runner.step();
+    runner.step(model.begin_step(embeddings.data(), positions.data(), pages));
     if (step >= 0) seconds.push_back(os::seconds() - begin);
   }
   return seconds;
@@ -127,7 +126,7 @@ struct Row {
 /// A model with its experts on the CPU, ready to step.
 class Steps {
  public:
-  Steps(const V3& v3, cuda::LatentModel& model, cuda::Memory& memory, cpu::Context& context,
+  Steps(const V3& v3, cuda::CardModel& model, cuda::Memory& memory, cpu::Context& context,
         const V3Options& options)
       : v3_(v3), model_(model), options_(options), job_{&model, &v3, &context} {
     const auto run = [](void* job, int layer) { static_cast<ExpertJob*>(job)->run(layer); };
@@ -137,7 +136,7 @@ class Steps {
     cuda::HandoffOptions handoff;
     handoff.cpu = os::usable_cores().front().id;
     runner_ =
-        std::make_unique<cuda::LatentRunner>(model, memory, jobs, cuda::probe_handoff(), handoff);
+        std::make_unique<cuda::CardRunner>(model, memory, jobs, cuda::probe_handoff(), handoff);
   }
   std::vector<double> run(int steps) {
     run_steps(v3_, model_, *runner_, options_.context, 3);
@@ -156,17 +155,17 @@ class Steps {
 
  private:
   const V3& v3_;
-  cuda::LatentModel& model_;
+  cuda::CardModel& model_;
   V3Options options_;
   ExpertJob job_;
   double expert_bytes_ = 0;
-  std::unique_ptr<cuda::LatentRunner> runner_;
+  std::unique_ptr<cuda::CardRunner> runner_;
 };
 
 Row decode_step(const Options& o, const Card& card, cpu::Context& context, double read_gbps) {
   cuda::CudaMemory memory;
   const V3 v3 = V3Maker(memory, context).make(o.v3, card.sms, card.arch);
-  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  cuda::CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
   Steps steps(v3, model, memory, context, o.v3);
   const std::vector<double> seconds = steps.run(o.steps);
   const double bound = steps.expert_bytes() / read_gbps / 1e9 +
@@ -186,9 +185,9 @@ Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
   V3Options one = o.v3;
   one.dense_layers = 0, one.moe_layers = 1, one.experts = 8, one.vocab = 64;
   const V3 v3 = V3Maker(memory, context).make(one, card.sms, card.arch);
-  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  cuda::CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
   const std::vector<cuda::HandoffJob> jobs{{[](void*, int) {}, nullptr, 0, "an empty job"}};
-  cuda::LatentRunner runner(model, memory, jobs, cuda::probe_handoff(), {});
+  cuda::CardRunner runner(model, memory, jobs, cuda::probe_handoff(), {});
   const std::vector<double> seconds = run_steps(v3, model, runner, one.context, o.steps);
   const double bound = double(model.step_bytes(one.context)) / card.copy_gbps / 1e9 + 40e-6;
   return {
@@ -210,7 +209,7 @@ Row whole_model(const Options& o, const Card& card, cpu::Context& context, doubl
   const V3 v3 = V3Maker(memory, context).make(whole, card.sms, card.arch);
   whole.given.assign(v3.experts.begin(),
                      v3.experts.begin() + std::min(whole.banks, whole.moe_layers));
-  cuda::LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  cuda::CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
   Steps steps(v3, model, memory, context, whole);
   const std::vector<double> seconds = steps.run(o.steps);
   return {concat(o.layers, " layers of V3 width, context ", length, ", ",

@@ -13,7 +13,7 @@
 
 #include "base/half.h"
 #include "cpu/ops/ffn.h"
-#include "cuda/model/latent_model.h"
+#include "cuda/model/card_model.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/quantize.h"
@@ -30,8 +30,8 @@ struct V3Options {
 };
 
 struct V3 {
-  cuda::LatentShape shape;
-  std::vector<cuda::LatentLayer> layers;
+  cuda::CardShape shape;
+  std::vector<cuda::CardLayer> layers;
   const float *final_norm, *inv_freq;
   cuda::CudaMatrix head;
   std::vector<std::shared_ptr<const cpu::Experts>> experts;  // of each MoE layer
@@ -44,31 +44,32 @@ class V3Maker {
 
   V3 make(const V3Options& o, int sms, int arch) {
     V3 model{};
-    cuda::LatentShape& s = model.shape;
+    cuda::CardShape& s = model.shape;
     s.hidden = o.narrow ? 256 : 7168, s.heads = o.narrow ? 4 : 128;
     s.q_lora = o.narrow ? 256 : 1536, s.kv_lora = o.narrow ? 256 : 512;
     s.nope = o.narrow ? 64 : 128, s.rope = o.narrow ? 32 : 64, s.v = o.narrow ? 64 : 128;
     s.expert_inner = o.narrow ? 256 : 2048;
     const int dense_inner = o.narrow ? 512 : 18432;
-    s.batch = o.batch, s.experts = o.experts, s.top_k = std::min(8, o.experts), s.vocab = o.vocab;
+    s.rows = s.sequences = o.batch, s.experts = o.experts, s.top_k = std::min(8, o.experts), s.vocab = o.vocab;
     s.max_pages = o.context / 64 + 2, s.pages = s.max_pages * o.batch;
     s.scale = 1 / std::sqrt(float(s.nope + s.rope));
     s.sigmoid = s.norm_topk_prob = true, s.routed_scaling_factor = 2.5f;
     s.sms = sms, s.arch = arch;
     for (int i = 0; i < o.dense_layers + o.moe_layers; ++i) {
-      cuda::LatentLayer w{};
+      cuda::CardLayer w{};
       w.attention_norm = ones(s.hidden), w.ffn_norm = ones(s.hidden);
       w.q_norm = ones(s.q_lora), w.kv_norm = ones(s.kv_lora);
-      w.qkv_a = matrix(s.q_lora + s.kv_lora + s.rope, s.hidden, kQ4);
+      w.qkv = {matrix(s.q_lora + s.kv_lora + s.rope, s.hidden, kQ4)};
       w.q_b = matrix(s.heads * (s.nope + s.rope), s.q_lora, kQ4);
       w.o = matrix(s.hidden, s.heads * s.v, kQ4);
       w.k_b = halves(size_t(s.heads) * s.kv_lora * s.nope, s.nope);
       w.v_b = halves(size_t(s.heads) * s.v * s.kv_lora, s.kv_lora);
-      w.moe = i >= o.dense_layers;
-      const int inner = w.moe ? s.expert_inner : dense_inner;
-      w.gate_up = matrix(2 * inner, s.hidden, kQ4);
+      const bool moe = i >= o.dense_layers;
+      w.ffn = moe ? cuda::Ffn::kRouted : cuda::Ffn::kDense;
+      const int inner = moe ? s.expert_inner : dense_inner;
+      w.gate_up = {matrix(2 * inner, s.hidden, kQ4)};
       w.down = matrix(s.hidden, inner, kQ6);
-      if (w.moe) {
+      if (moe) {
         w.router = memory_.put(floats(size_t(o.experts) * s.hidden, s.hidden));
         const size_t turn = i - o.dense_layers, sets = o.banks > 0 ? o.banks : turn + 1;
         model.experts.push_back(!o.given.empty() ? o.given[turn % o.given.size()]
@@ -160,17 +161,17 @@ class V3Maker {
 
 /// The CPU's part of a step: a MoE layer's experts, counting the bytes it read.
 struct ExpertJob {
-  const cuda::LatentModel* model;
+  const cuda::CardModel* model;
   const V3* v3;
   cpu::Context* context;
   size_t bytes = 0;
 
   void run(int moe_layer) {
-    const cuda::HostExperts& host = model->host_experts();
-    const cuda::LatentShape& s = v3->shape;
-    const int picks = s.batch * s.top_k;
-    const std::vector<cpu::Rounding> rounding(s.batch, cpu::Rounding::kExact);
-    v3->experts[moe_layer]->forward(*context, host.x, s.batch, s.top_k, host.ids, host.weights,
+    const kt_cuda_job& host = model->host_job();
+    const cuda::CardShape& s = v3->shape;
+    const int picks = host.rows * s.top_k;
+    const std::vector<cpu::Rounding> rounding(host.rows, cpu::Rounding::kExact);
+    v3->experts[moe_layer]->forward(*context, host.x, host.rows, s.top_k, host.ids, host.weights,
                                     rounding.data(), host.out);
     int distinct = 0;
     for (int i = 0; i < picks; ++i)

@@ -6,6 +6,7 @@
 #include "bind/buffers.h"
 #include "bind/register.h"
 #include "cpu/isa.h"
+#include "program/card_node.h"
 #include "program/decoder.h"
 #include "program/sampling.h"
 #include "quant/formats.h"
@@ -35,6 +36,7 @@ void check_range(const Sequence& sequence, int layer, int64_t begin, int64_t end
            sequence.pool().num_layers());
   KT_CHECK(begin >= 0 && begin <= end && end <= sequence.length(), "cache: positions ", begin,
            " to ", end, " of a sequence of ", sequence.length());
+  KT_CHECK(sequence.pool().spec(layer).k_width > 0, "cache: layer ", layer, " keeps its own on a card");
 }
 
 void write_cache(const Sequence& sequence, int layer, int64_t begin, const FloatArray& keys,
@@ -128,6 +130,40 @@ void register_cache(py::module_& m) {
            "Positions [0, end) of a layer -> (keys [end, k_width], values [end, v_width]).");
 }
 
+template <class Function>
+Function function_at(const py::dict& card, const char* name) {
+  return reinterpret_cast<Function>(card[name].cast<uintptr_t>());
+}
+
+std::shared_ptr<program::Node> card_node(const std::string& name, const py::dict& card,
+                                         const py::dict& options,
+                                         const std::vector<py::object>& jobs,
+                                         int64_t hidden_size) {
+  program::CardModel model;
+  model.model = reinterpret_cast<void*>(card["model"].cast<uintptr_t>());
+  model.step = function_at<decltype(model.step)>(card, "step");
+  model.copy_page = function_at<decltype(model.copy_page)>(card, "copy_page");
+  model.error = function_at<decltype(model.error)>(card, "error");
+  model.keep = std::shared_ptr<void>(new py::object(card["keep"]), [](void* p) {
+    py::gil_scoped_acquire acquire;
+    delete static_cast<py::object*>(p);
+  });
+  const auto number = [&](const char* key) { return options[key].cast<int>(); };
+  std::vector<program::CardJob> made;
+  for (const py::object& job : jobs) {
+    if (py::isinstance<cpu::Experts>(job))
+      made.emplace_back(job.cast<std::shared_ptr<cpu::Experts>>());
+    else
+      made.emplace_back(job.cast<std::shared_ptr<cpu::FeedForward>>());
+  }
+  return std::make_shared<program::CardNode>(
+      name, std::move(model),
+      program::CardOptions{options["device"].cast<std::string>(), number("rows"),
+                           number("sequences"), options["vocab"].cast<int64_t>(),
+                           number("experts_per_token")},
+      std::move(made), hidden_size);
+}
+
 void register_nodes(py::module_& m) {
   py::class_<program::Node, std::shared_ptr<program::Node>>(m, "Node")
       .def_property_readonly("name", &program::Node::name)
@@ -143,6 +179,11 @@ void register_nodes(py::module_& m) {
     return std::shared_ptr<program::Node>(
         std::make_shared<program::FeedForwardNode>(name, norm, ffn));
   });
+  m.def("card_node", &card_node, py::arg("name"), py::arg("card"), py::arg("options"),
+        py::arg("jobs"), py::arg("hidden_size"),
+        "Layers on a card. card: {model, step, copy_page, error: addresses, keep: who holds them}; "
+        "options: {device, rows, sequences, vocab, experts_per_token}; jobs: Experts or feed-forward "
+        "operators, one per layer with work for the CPU.");
   m.def(
       "callback_node",
       [](const std::string& name, py::function function, int64_t hidden_size) {
@@ -265,7 +306,7 @@ void register_program(py::module_& module) {
                  lm_head, kv, arithmetic);
            }),
            py::arg("context"), py::arg("embedding"), py::arg("nodes"), py::arg("norm"),
-           py::arg("lm_head"), py::arg("kv"), py::arg("arithmetic"))
+           py::arg("lm_head").none(true), py::arg("kv"), py::arg("arithmetic"))
       .def("step", &step, py::arg("token"), py::arg("position"), py::arg("sequence"),
            py::arg("is_prompt"), py::arg("sequences"), py::arg("logits_rows"),
            py::arg("want_hidden") = false,

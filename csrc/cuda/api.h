@@ -7,12 +7,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cuda/api_step.h"
+
 #if defined(__GNUC__)
 #define KT_API extern "C" __attribute__((visibility("default")))
 #endif
 
 /// Raised when a signature below changes.
 KT_API int kt_cuda_version();
+/// How many cards this library can use.
+KT_API int kt_cuda_devices(int* count);
 /// Of this thread's last failed call.
 KT_API const char* kt_cuda_error();
 
@@ -67,6 +71,44 @@ KT_API int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight,
 /// "order FROM TO", "post JOB", "await JOB". flags: per layer 1 MoE + 2 shared expert + 4 experts
 /// on the CPU + 8 experts with a slot. text: at least 64 bytes per operation.
 KT_API int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, size_t size);
+
+/// A card's memory, for the weights of one loaded model and for what its steps need.
+typedef struct kt_cuda_card kt_cuda_card;
+/// limit: bytes it may take; 0: what is free.
+KT_API int kt_cuda_card_open(int device, int64_t limit, kt_cuda_card** card);
+/// Gives all of it back; the models on it are closed before.
+KT_API int kt_cuda_card_close(kt_cuda_card* card);
+/// Bytes taken so far, and the most there may be.
+KT_API int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit);
+/// Host bytes to the card.
+KT_API int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes, void** memory);
+/// A matrix in a GGUF type's blocks, [n, k] in row order, to the card, as products want it.
+KT_API int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
+                                   int k, int gguf_id, void** memory);
+/// Floats to the card as f16.
+KT_API int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int64_t count,
+                                   void** memory);
+
+/// A run of layers on a card (api_model.cpp). Its parts are told by name, so that callers share no
+/// struct with it. Order: open, number/matrix/memory/expert, build, step..., close.
+typedef struct kt_cuda_model kt_cuda_model;
+KT_API int kt_cuda_model_open(kt_cuda_card* card, int layers, kt_cuda_model** model);
+KT_API int kt_cuda_model_close(kt_cuda_model* model);
+
+/// Tells the model of what it is made. layer: from 0, or -1 for the whole model.
+KT_API int kt_cuda_model_number(kt_cuda_model* model, int layer, const char* name, double value);
+KT_API int kt_cuda_model_memory(kt_cuda_model* model, int layer, const char* name, void* memory);
+KT_API int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* name, void* memory,
+                                int n, int k, int gguf_id);
+/// An expert's matrices, put before; those not named are the CPU's.
+KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate, void* up,
+                                void* down);
+/// Checks it and takes the memory of its steps and its cache. Fails, naming it, for a name that
+/// nothing asked for.
+KT_API int kt_cuda_model_build(kt_cuda_model* model);
+
+KT_API int kt_cuda_model_step(kt_cuda_model* model, const kt_cuda_step* step);
+KT_API int kt_cuda_model_copy_page(kt_cuda_model* model, int from, int to);
 
 /// Empty jobs through the mailbox, `layers` of them per graph launch, `steps` launches.
 /// microseconds: [steps, layers] from the begin of one job on the CPU to that of the next. way: 0

@@ -1,6 +1,8 @@
 // What of the C surface asks the card (api_device.cu), for the emulated kernels: a card of four
 // multiprocessors whose memory is checked, and a stream that is a thread.
 #include <cstdio>
+#include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <vector>
@@ -10,6 +12,8 @@
 #include "cuda/api_guard.h"
 #include "cuda/common/emulator.h"
 #include "cuda/graph/handoff.h"
+#include "cuda/graph/step.h"
+#include "cuda/model/card.h"
 
 using namespace kt::cuda;
 
@@ -20,13 +24,90 @@ std::map<void*, std::unique_ptr<emulated::RawBuffer>>& memories() {
   return all;
 }
 
+/// Buffers the emulator watches.
+class EmulatedMemory : public Memory {
+ public:
+  void* device(size_t bytes) override { return take(bytes, false); }
+  void* mapped(size_t bytes) override { return take(bytes, true); }
+  void upload(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+    mark(to, bytes);
+  }
+  void copy(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+    mark(to, bytes);
+  }
+
+ private:
+  void* take(size_t bytes, bool written) {
+    auto buffer = std::make_unique<emulated::RawBuffer>(bytes);
+    uint8_t* const at = buffer->data();
+    if (written) std::memset(at, 0, bytes), buffer->mark_written(0, bytes);
+    buffers_[at] = std::move(buffer);
+    return at;
+  }
+  void mark(void* to, size_t bytes) {
+    const auto at = static_cast<uint8_t*>(to);
+    const auto found = std::prev(buffers_.upper_bound(at));
+    found->second->mark_written(at - found->first, bytes);
+  }
+
+  std::map<uint8_t*, std::unique_ptr<emulated::RawBuffer>> buffers_;  // by first byte
+};
+
+/// Operations as they come; jobs go through the mailbox to the coordinator's thread.
+class EmulatedRunner : public StepRunner, private StepRecorder {
+ public:
+  EmulatedRunner(CardModel& model, std::vector<HandoffJob> jobs)
+      : model_(model), coordinator_(mailbox_, std::move(jobs), {.hot_seconds = 1e-3}) {}
+  void step(const StepSize& size) override {
+    size_ = size;
+    coordinator_.begin_step();
+    record_step(model_.step_layers(), false, *this);
+    coordinator_.end_step([] { return true; });
+  }
+
+ private:
+  void run(StepStream, StepOp op, int layer) override {
+    model_.launch(nullptr, op, layer, size_);
+  }
+  void order(StepStream, StepStream) override {}
+  void post(uint64_t job) override {
+    mailbox_.go.store(job, std::memory_order_release);
+    coordinator_.begin_step();  // emulated kernels are slow: it has gone to sleep since
+  }
+  void await(uint64_t job) override {
+    while (mailbox_.done.load(std::memory_order_acquire) != job) kt::os::yield();
+    mailbox_.done.store(0, std::memory_order_release);
+  }
+
+  CardModel& model_;
+  StepSize size_;
+  Mailbox mailbox_;
+  Coordinator coordinator_;
+};
+
 }  // namespace
 
+namespace kt::cuda {
+
+int card_count() { return 1; }
+CardFacts card_facts(int) { return {"emulated", 4, 90, size_t{1} << 30, size_t{1} << 30}; }
+void use_card(int) {}
+std::unique_ptr<Memory> open_memory(int) { return std::make_unique<EmulatedMemory>(); }
+std::unique_ptr<StepRunner> make_runner(CardModel& model, Memory&, std::vector<HandoffJob> jobs) {
+  return std::make_unique<EmulatedRunner>(model, std::move(jobs));
+}
+
+}  // namespace kt::cuda
+
 int kt_cuda_device(int, char* name, int* sms, int* arch, size_t* memory, size_t* free_memory) {
-  std::snprintf(name, 256, "emulated");
-  *sms = 4, *arch = 90;
-  *memory = *free_memory = size_t{1} << 30;
-  return 0;
+  return guarded([&] {
+    const CardFacts facts = card_facts(0);
+    std::snprintf(name, 256, "%s", facts.name.c_str());
+    *sms = facts.sms, *arch = facts.arch;
+    *memory = facts.memory, *free_memory = facts.free;
+  });
 }
 
 int kt_cuda_allocate(size_t bytes, void** memory) {

@@ -159,8 +159,15 @@ Decoder::Decoder(std::shared_ptr<cpu::Context> context, std::shared_ptr<const Em
       lm_head_(std::move(lm_head)),
       kv_(std::move(kv)),
       arithmetic_(arithmetic) {
-  KT_CHECK(lm_head_->cols() == hidden_size(), lm_head_->weight().name(), ": ", lm_head_->cols(),
-           " columns, hidden size ", hidden_size());
+  const bool has_head = !nodes_.empty() && nodes_.back()->vocab_size() > 0;
+  KT_CHECK(has_head != (lm_head_ != nullptr), "a program with ", has_head ? "two heads" : "no head");
+  KT_CHECK(!lm_head_ || lm_head_->cols() == hidden_size(), lm_head_->weight().name(), ": ",
+           lm_head_->cols(), " columns, hidden size ", hidden_size());
+  // The pool outlives this where sequences do.
+  for (const std::weak_ptr<const Node> node : nodes_)
+    kv_->on_copy([node](int32_t from, int32_t to) {
+      if (const auto held = node.lock()) held->copy_page(from, to);
+    });
   KT_CHECK(static_cast<int64_t>(norm_->weight.size()) == hidden_size(), "final norm of ",
            norm_->weight.size(), " values, hidden size ", hidden_size());
 }
@@ -248,16 +255,17 @@ void Decoder::run(const Step& step, StepOut& out) {
 
   float* hidden = arena.take<float>(m * n);
   for (int row = 0; row < m; ++row) embedding_->lookup(step.token[row], hidden + row * n);
-  StepState state{*context_, step, rounding, kv_.get(), pages, m, hidden};
+  StepState state{*context_, step, rounding, kv_.get(), pages, m, hidden, &out.logits};
   for (const auto& node : nodes_) node->run(state);
 
   const int wanted = static_cast<int>(step.logits_rows.size());
-  out.logits.resize(static_cast<size_t>(wanted) * vocab_size());
   out.hidden.clear();
   if (step.want_hidden) {
     out.hidden.resize(static_cast<size_t>(m) * n);
     normalise(*context_, *norm_, hidden, m, n, out.hidden.data());
   }
+  if (!lm_head_) return;
+  out.logits.resize(static_cast<size_t>(wanted) * vocab_size());
   if (wanted == 0) return;
   const cpu::PhaseScope phase(context_->phases, cpu::Phase::kHead);
   float* last = arena.take<float>(wanted * n);

@@ -67,7 +67,8 @@ struct StepState {
   KvPool* kv;
   const cpu::KvPages* const* pages;  // [layer][m]
   int m;
-  float* hidden;  // [m, hidden_size], the residual stream
+  float* hidden;                // [m, hidden_size], the residual stream
+  std::vector<float>* logits;   // [logits_rows, vocab], for the node that has the head
 };
 
 /// One instruction of the program.
@@ -78,6 +79,10 @@ class Node {
   virtual void run(StepState& state) const = 0;
   virtual const char* kind() const = 0;
   virtual const char* device() const { return "cpu"; }
+  /// Of a node that gives the step's logits itself; 0: the decoder does.
+  virtual int64_t vocab_size() const { return 0; }
+  /// Gives a page's content to another, where the node keeps a cache of its own.
+  virtual void copy_page(int32_t /*from*/, int32_t /*to*/) const {}
   const std::string& name() const { return name_; }
 
  private:
@@ -128,6 +133,7 @@ class CallbackNode : public Node {
 
 class Decoder {
  public:
+  /// lm_head: null where the last node has the head. Throws InvalidArgument where sizes differ.
   Decoder(std::shared_ptr<cpu::Context> context, std::shared_ptr<const Embedding> embedding,
           std::vector<std::shared_ptr<const Node>> nodes, std::shared_ptr<const cpu::RmsNorm> norm,
           std::shared_ptr<const cpu::Linear> lm_head, std::shared_ptr<KvPool> kv,
@@ -143,7 +149,7 @@ class Decoder {
   /// Null where timing is off.
   cpu::PhaseTimes* times() const { return times_.get(); }
 
-  int64_t vocab_size() const { return lm_head_->rows(); }
+  int64_t vocab_size() const { return lm_head_ ? lm_head_->rows() : nodes_.back()->vocab_size(); }
   int64_t hidden_size() const { return embedding_->cols(); }
   Arithmetic arithmetic() const { return arithmetic_; }
   KvPool& kv() const { return *kv_; }

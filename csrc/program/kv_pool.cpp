@@ -9,6 +9,15 @@ namespace kt::program {
 
 using cpu::kKvBlock;
 
+namespace {
+
+/// Room for some pages; none where a layer keeps its cache elsewhere.
+os::Memory segment(int64_t page_bytes, int pages) {
+  return page_bytes > 0 ? os::Memory(static_cast<size_t>(page_bytes) * pages) : os::Memory();
+}
+
+}  // namespace
+
 Sequence::~Sequence() { truncate(0); }
 
 void Sequence::extend(int64_t end) {
@@ -130,8 +139,7 @@ int32_t KvPool::take() {
     for (Layer& layer :
          layers_) {  // a layer may have its segment from a try that ran out of memory
       if (layer.segments.size() * kSegmentPages == references_.size())
-        layer.segments.emplace_back(static_cast<size_t>(layer.k_bytes + layer.v_bytes) *
-                                    kSegmentPages);
+        layer.segments.push_back(segment(layer.k_bytes + layer.v_bytes, kSegmentPages));
     }
     references_.resize(references_.size() + kSegmentPages, 0);
     for (int i = kSegmentPages - 1; i >= 0; --i) free_.push_back(first + i);
@@ -152,8 +160,10 @@ void KvPool::release(int32_t page) {
 void KvPool::copy(int32_t from, int32_t to) {
   for (int layer = 0; layer < num_layers(); ++layer) {
     const Layer& l = layers_[layer];
-    std::memcpy(keys(layer, to), keys(layer, from), static_cast<size_t>(l.k_bytes + l.v_bytes));
+    if (l.k_bytes > 0)
+      std::memcpy(keys(layer, to), keys(layer, from), static_cast<size_t>(l.k_bytes + l.v_bytes));
   }
+  for (const auto& tell : told_) tell(from, to);
 }
 
 }  // namespace kt::program

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -83,6 +84,12 @@ class KvPool : public std::enable_shared_from_this<KvPool> {
   /// References held to a page, by sequences and others.
   int32_t references(int32_t page) const;
 
+  /// Is told of every copy of a page's content (with the lock held): for those who keep a part of it
+  /// elsewhere. Layers of width 0 keep nothing here.
+  void on_copy(std::function<void(int32_t from, int32_t to)> told) {
+    told_.push_back(std::move(told));
+  }
+
   /// Addresses of a page in a layer.
   uint8_t* keys(int layer, int32_t page) const;
   uint8_t* values(int layer, int32_t page) const;
@@ -109,6 +116,7 @@ class KvPool : public std::enable_shared_from_this<KvPool> {
   int64_t in_use_ = 0;
   std::vector<int32_t> references_;  // per page
   std::vector<int32_t> free_;
+  std::vector<std::function<void(int32_t, int32_t)>> told_;
 };
 
 }  // namespace kt::program

@@ -68,5 +68,6 @@ def check_experts(options: dict[str, Any], gguf: Any) -> None:
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of load_model that these flags give."""
-    return {name: options[name] for name in ("device_map", "experts_per_token")
-            if options.get(name)}  # fmt: skip
+    given = {name: options[name] for name in ("device_map", "experts_per_token")
+             if options.get(name)}  # fmt: skip
+    return given | ({"gpu": "off"} if options.get("gpu") == "off" else {})

@@ -28,6 +28,7 @@ def run(
     from ktransformers.optimize.devices import parse_device_map
     from ktransformers.optimize.fit import neighbours
     from ktransformers.optimize.fit_here import fitted
+    from ktransformers.optimize.gpus import cuda_devices
     from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.quant import auto_quant
     from ktransformers.optimize.report import print_plan, to_json
@@ -43,7 +44,7 @@ def run(
     if rules is None and context is not None:
         expected, rules = fitted(gguf, family, this_box(threads), context, prompt)
     rules = rules or load_rules(shipped_rules(family))
-    gpus = len(expected.box.gpus) if expected else 0
+    gpus = len(expected.box.gpus) if expected else cuda_devices()
     planning = PlanContext(devices, cuda_devices=gpus, auto_quant=auto_quant(gguf))
 
     from ktransformers.optimize.tree import describe

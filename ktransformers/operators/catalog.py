@@ -50,14 +50,26 @@ for _name, _place in CPU_OPERATORS.items():
     )
 
 # The same operators on a GPU: planned everywhere, so that a file for a machine with GPUs can be
-# read and checked on one without. "" stands for what this build does not hold.
-CUDA_OPERATORS: dict[str, str] = {}
+# read and checked on one without. Norms and rotary embeddings are small: layers on a card copy
+# theirs from the CPU's operators. Embeddings are rows of the file, one is read per token.
+CUDA_OPERATORS = {
+    "linear": "on_card:CardLinear",
+    "embedding": "embedding:Embedding",
+    "norm.rms": "norm:RmsNorm",
+    "rope": "rope:Rope",
+    "attention.gqa": "on_card:CardGqaAttention",
+    "attention.mla": "on_card:CardMlaAttention",
+    "mlp.swiglu": "on_card:CardMlp",
+    "moe.router": "on_card:CardRouter",
+    "moe.experts": "on_card:CardExperts",
+    "moe.block": "on_card:CardBlock",
+}
 
 for _name in CPU_OPERATORS:
     register(
         _name,
         backend="cuda",
-        factory=CUDA_OPERATORS.get(_name, ""),
+        factory=f"{_HERE}.{CUDA_OPERATORS[_name]}",
         options=OPTIONS.get(_name, NoOptions),
         needs=NEEDS.get(_name, ()),
     )

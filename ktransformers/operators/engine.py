@@ -7,6 +7,7 @@ import numpy as np
 from ktransformers import _core
 from ktransformers.checkpoint.weight_image import WeightStore
 from ktransformers.errors import UserError
+from ktransformers.operators.card import Card
 
 ARITHMETIC = {
     "auto": _core.Arithmetic.AUTO,
@@ -54,6 +55,14 @@ class Engine:
         self.kv: _core.KvPool | None = None
         self.rows: Rows | None = None
         self.store = WeightStore()
+        self.vram_limit = 0  # bytes of each card that may be taken; 0: what is free
+        self._cards: dict[str, Card] = {}
+
+    def card(self, device: str) -> Card:
+        """The card "cuda:N", opened when it is first asked for. Raises: UserError."""
+        if device not in self._cards:
+            self._cards[device] = Card(device, self.vram_limit)
+        return self._cards[device]
 
     @property
     def k_type(self) -> str:

@@ -1,4 +1,4 @@
-"""norm.rms/cpu: x / sqrt(mean(x^2) + eps) * weight."""
+"""norm.rms: x / sqrt(mean(x^2) + eps) * weight. On a card too: layers there take `values`."""
 
 import torch
 
@@ -15,8 +15,8 @@ class RmsNorm(Operator):
         self.variance_epsilon = module.variance_epsilon
 
     def load(self, weights) -> None:
-        weight = weights.floats(f"{self.name}.weight", (self.width,))
-        self.core = _core.RmsNorm(weight, self.variance_epsilon)
+        self.values = weights.floats(f"{self.name}.weight", (self.width,))
+        self.core = _core.RmsNorm(self.values, self.variance_epsilon)
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         return from_rows(self.core.forward(self.engine.context, to_rows(x)), x)

@@ -33,11 +33,11 @@ class Rope(Operator):
     def load(self, weights) -> None:
         self.rotary = real_rotary(self.rotary, self.config, weights.gguf)
         # Only DeepSeek's query and key rows come in rotary pairs.
-        interleaved = hasattr(self.config, "qk_rope_head_dim") and getattr(
+        self.is_interleaved = hasattr(self.config, "qk_rope_head_dim") and getattr(
             self.config, "rope_interleave", True
         )
         self.core = _core.Rope(
-            self.rotary.inv_freq.float().numpy(), self.rotary.attention_scaling, interleaved
+            self.rotary.inv_freq.float().numpy(), self.rotary.attention_scaling, self.is_interleaved
         )
 
     @property

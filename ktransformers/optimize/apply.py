@@ -18,6 +18,7 @@ from ktransformers.operators.attention import Attention
 from ktransformers.operators.base import Operator
 from ktransformers.operators.base_operator import BaseInjectedModule, make_injected
 from ktransformers.operators.default import load_torch_module
+from ktransformers.operators.on_card import OnCard
 from ktransformers.operators.rope import Rope
 
 # Operators that leave the module as transformers built it: "model" names the layer loop, which
@@ -33,6 +34,7 @@ class Placement:
     module: str
     operator: str
     backend: str = "cpu"
+    device: str = "cpu"
     options: Any = None
 
 
@@ -67,6 +69,8 @@ def apply(
                 f"{placement.module}: a {type(module).__name__} cannot be operator "
                 f"{placement.operator}/{placement.backend} ({error})"
             ) from error
+        if isinstance(operator, OnCard):
+            operator.placed_on = placement.device
         _replace(model, placement.module, operator)
     _load(model, weights, progress)
 

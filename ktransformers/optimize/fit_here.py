@@ -1,5 +1,6 @@
 """The rules of a model nobody wrote rules for: what the planner makes of this machine. No torch."""
 
+from dataclasses import replace
 from typing import Any
 
 from ktransformers.models.base import Family
@@ -25,7 +26,11 @@ def rules_of(made: Fit, family: Family) -> RuleSet:
     return load_rules(shipped_rules(family))
 
 
-def rules_for_loading(model: Any, family: Family, context: int) -> tuple[RuleSet, list[str]]:
-    """(rules, lines for the user), before a weight is read and without measuring anything."""
-    made, rules = fitted(model, family, here(), context)
+def rules_for_loading(
+    model: Any, family: Family, context: int, gpu: str = "auto"
+) -> tuple[RuleSet, list[str]]:
+    """(rules, lines for the user), before a weight is read and without measuring anything. gpu:
+    "off" leaves cards alone."""
+    box = here() if gpu == "auto" else replace(here(), gpus=())
+    made, rules = fitted(model, family, box, context)
     return rules, [made.verdict] if made.verdict else []

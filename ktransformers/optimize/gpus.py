@@ -5,9 +5,11 @@ figures, by name; a card that is not listed is taken as the weakest here, which 
 and predicts less.
 """
 
-from ktransformers.operators.registry import operators
+import ctypes
+
+from ktransformers.cuda_library import CudaLibrary
 from ktransformers.optimize.box import GB, Gpu
-from ktransformers.optimize.nvidia import Card, cards, vram_limit
+from ktransformers.optimize.nvidia import Card, cards, module_state, vram_limit
 
 # name -> (GB/s of its memory, dense bf16 TFLOPS)
 PUBLISHED = {
@@ -26,12 +28,17 @@ PCIE = 25  # GB/s that copies reach on 16 lanes of generation 4
 
 
 def has_gpu_operators() -> bool:
-    """Whether this build computes anything on a GPU: without, the planner leaves them alone."""
-    registry = operators()
-    return any(
-        registry.has(name, "cuda") and registry.lookup(name, "cuda").factory
-        for name in registry.names()
-    )
+    """Whether anything is computed on a GPU here: without, the planner leaves them alone."""
+    return module_state()[0]
+
+
+def cuda_devices(gpu: str = "auto") -> int:
+    """How many cards rules may name: those the CUDA module finds. gpu: "auto" or "off"."""
+    if gpu == "off" or not has_gpu_operators():
+        return 0
+    count = ctypes.c_int()
+    CudaLibrary().call("devices", ctypes.byref(count))
+    return count.value
 
 
 def gpus_here(found: list[Card] | None = None) -> tuple[Gpu, ...]:

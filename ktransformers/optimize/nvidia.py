@@ -86,7 +86,7 @@ def module_state() -> tuple[bool, str]:
         return False, f"off, {error}; build it again with: make cuda"
     except OSError as error:
         return False, f"off, {error}"
-    return True, "on, its kernels only: this version computes every layer on the CPU"
+    return True, "on"
 
 
 def start_lines(gpu: str = "auto", found: list[Card] | None = None) -> list[str]:

@@ -43,6 +43,7 @@ class AutoModelForCausalLM:
         progress=None,
         weight_cache: str | Path | None = None,
         in_place: bool = False,
+        gpu: str = "auto",
         **unused,
     ):
         """See runtime.loading.load_model for the arguments. Raises: UserError."""
@@ -63,6 +64,7 @@ class AutoModelForCausalLM:
             device_map=device_map,
             weight_cache=weight_cache,
             in_place=in_place,
+            gpu=gpu,
         )
 
 

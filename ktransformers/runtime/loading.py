@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ log = logging.getLogger("ktransformers")
 @dataclass(frozen=True)
 class WeightPlace:
     """Where repacked weights are kept. weight_cache: a folder, for the next start; in_place: they
-    are read from there and take no memory of their own."""
+    are read from there and take no memory of their own. gpu: "off" leaves cards alone."""
 
     weight_cache: str | Path | None = None
     in_place: bool = False
+    gpu: str = "auto"
 
 
 @dataclass
@@ -127,6 +128,7 @@ def load_model(
     experts_per_token: int | None = None,
     weight_cache: str | Path | None = None,
     in_place: bool = False,
+    gpu: str = "auto",
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
@@ -143,7 +145,7 @@ def load_model(
     says something else, how different `ktransformers calibrate` measures.
     weight_cache: folder that keeps the repacked weights for the next start. in_place: weights stay
     on disk, repacked in that folder (None takes the user's cache), and are read from there: for
-    models larger than memory.
+    models larger than memory. gpu: "off" leaves cards alone: rules that name them mean the CPU.
     Raises: UserError.
     """
     from ktransformers.optimize.fit_here import rules_for_loading
@@ -157,15 +159,17 @@ def load_model(
     if optimize_config_path:
         rules, expected = load_rules(optimize_config_path), []
     else:
-        rules, expected = rules_for_loading(gguf, family, cache_lens)
+        rules, expected = rules_for_loading(gguf, family, cache_lens, gpu)
     for line in expected:
         log.warning("%s: %s", gguf.path, line)
 
     from ktransformers.operators.engine import Engine
 
+    if gpu not in ("auto", "off"):
+        raise UserError(f"gpu='{gpu}': choose auto or off")
     engine = Engine(threads, activations, kv_type, cache_lens)
     model = build_on_meta(family, config)
-    place = WeightPlace(weight_cache, in_place)
+    place = WeightPlace(weight_cache, in_place, gpu)
     bind(model, gguf, family, config, rules, engine, lowered, progress, device_map, place)
     set_generation_config(model, gguf, model_path)
     return model.eval()
@@ -189,17 +193,21 @@ def bind(
     """
     from ktransformers.checkpoint.weights import Weights
     from ktransformers.optimize.apply import apply
+    from ktransformers.optimize.gpus import cuda_devices
+    from ktransformers.optimize.nvidia import vram_limit
     from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.tree import describe
     from ktransformers.runtime.lowering import cache_widths, lower
     from ktransformers.runtime.torch_layers import ModuleProgram
 
-    context = PlanContext(device_map=device_map or {}, auto_quant=auto_quant(gguf))
+    context = PlanContext(device_map or {}, cuda_devices(place.gpu), auto_quant(gguf))
     made = plan(describe(model, family, gguf), rules, context)
-    check_backends(made)
+    check_lowered(made, lowered)
+    engine.vram_limit = vram_limit() or 0
     for row in made.rows:
         gguf.types.update(row.types)
-    prepare_memory(gguf, config, engine, place)
+    on_cards = sum(row.nbytes for row in made.placements if row.backend == "cuda")
+    prepare_memory(gguf, config, engine, place, on_cards)
     weights = Weights(gguf, model.config.to_dict() | config)
     try:
         apply(model, made.rows, weights, engine, progress)
@@ -239,25 +247,27 @@ def with_experts(config: dict, experts_per_token: int) -> dict:
     return config | {"num_experts_per_tok": experts_per_token}
 
 
-def check_backends(made) -> None:
-    """Refuses a plan with operators this build does not hold. Raises: UserError."""
-    from ktransformers.operators.registry import lookup
-
+def check_lowered(made, lowered: bool) -> None:
+    """Refuses a plan that puts modules on a card and does not lower. Raises: UserError."""
     for row in made.placements:
-        if row.backend != "cpu" and not lookup(row.operator, row.backend).factory:
-            raise UserError(
-                f"{row.rule or made.rules_path}: {row.module} on {row.device}: this build has no "
-                f"{row.operator} for {row.backend}; --device-map {row.device}=cpu takes the CPU"
-            )
+        if not row.device.startswith("cuda") or (lowered and made.lowered):
+            continue
+        why = f"{made.rules_path} gives model no operator model" if lowered else "lowered is False"
+        raise UserError(
+            f"{row.rule or made.rules_path}: {row.module} is on {row.device}, where only lowered "
+            f"programs run, and {why}; --device-map {row.device}=cpu takes the CPU"
+        )
 
 
-def prepare_memory(gguf, config: dict, engine, place: WeightPlace) -> None:
+def prepare_memory(gguf, config: dict, engine, place: WeightPlace, on_cards: int = 0) -> None:
     """Checks that the model fits, warns of what slows it, and chooses where matrices come from.
+    on_cards: bytes of weights that cards hold.
 
     Raises: UserError with the numbers where memory does not hold the model.
     """
     engine.kv_type = engine.kv_type or memory.default_kv_type(memory.cache_widths(config))
     made = memory.memory_plan(gguf, config, engine.cache_lens, engine.kv_type)
+    made = replace(made, weights=max(0, made.weights - on_cards))
     if not place.in_place:
         memory.check_fits(made, str(gguf.path))
     for line in memory.warnings():

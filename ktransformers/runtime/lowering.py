@@ -8,6 +8,9 @@ is given once, by name. Without handles for embedding, final norm and head nothi
 from dataclasses import dataclass, field
 
 from ktransformers import _core
+from ktransformers.errors import UserError
+from ktransformers.operators.on_card import OnCard
+from ktransformers.runtime.card_layers import CardLayers, device_of
 from ktransformers.runtime.torch_layers import TorchLayers
 
 SHOWN = 3  # layers whose reason is told
@@ -26,7 +29,9 @@ def cache_widths(model) -> list[tuple[int, int, int]]:
     config, widths = model.config, []
     for layer in model.model.layers:
         core = getattr(layer.self_attn, "core", None)
-        if core is not None:
+        if isinstance(layer.self_attn, OnCard):
+            widths.append((0, 0, 1))  # the card keeps its own
+        elif core is not None:
             widths.append(tuple(core.kv_widths))
         elif hasattr(config, "kv_lora_rank"):
             widths.append((config.kv_lora_rank + config.qk_rope_head_dim, 0, 1))
@@ -42,15 +47,27 @@ def cache_widths(model) -> list[tuple[int, int, int]]:
 def lower(model, engine) -> Lowered:
     """The decoder program of a model whose operators are loaded and whose cache exists."""
     base = model.model
+    runs = card_runs(model, engine)
     outer = {"model.embed_tokens": base.embed_tokens, "model.norm": base.norm,
              "lm_head": model.lm_head}  # fmt: skip
+    head_on = head_device(model, runs)
+    if head_on:
+        del outer["lm_head"]
     missing = [name for name, module in outer.items() if getattr(module, "core", None) is None]
     if missing:
-        return Lowered(None, [f"not lowered: {_why(name, outer[name])}" for name in missing])
+        reasons = [_why(name, outer[name]) for name in missing]
+        if runs:
+            raise UserError(f"layers on {runs[0].device} need a lowered program: {reasons[0]}")
+        return Lowered(None, [f"not lowered: {reason}" for reason in reasons])
     nodes: list = []
     outside: list[str] = []  # why layers are not lowered
     in_torch = TorchLayers(model, engine)
+    on_card = {run.first + i: run for run in runs for i in range(len(run.layers))}
     for index, layer in enumerate(base.layers):
+        if run := on_card.get(index):
+            if run.first == index:
+                nodes.append(run.node(with_head=bool(head_on) and run is runs[-1]))
+            continue
         name = f"model.layers.{index}"
         parts = {n: getattr(layer, n) for n in
                  ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")}  # fmt: skip
@@ -73,6 +90,37 @@ def lower(model, engine) -> Lowered:
     if len(outside) > SHOWN:
         notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
     return Lowered(decoder, notes)
+
+
+def card_runs(model, engine) -> list[CardLayers]:
+    """Runs of layers on one card, in order. Raises: UserError."""
+    runs: list[CardLayers] = []
+    for index, layer in enumerate(model.model.layers):
+        device = device_of(layer)
+        if device is None:
+            continue
+        last = runs[-1] if runs else None
+        if not last or last.device != device or last.first + len(last.layers) != index:
+            last = CardLayers(model, engine, device, index)
+            runs.append(last)
+        last.layers.append(layer)
+    return runs
+
+
+def head_device(model, runs: list[CardLayers]) -> str | None:
+    """The card that has lm_head, None for the CPU. Raises: UserError where the last layer is not
+    there."""
+    head = model.lm_head
+    if not isinstance(head, OnCard):
+        return None
+    count = len(model.model.layers)
+    if not runs or runs[-1].first + len(runs[-1].layers) != count or (
+        runs[-1].device != head.placed_on
+    ):
+        raise UserError(
+            f"lm_head is on {head.placed_on}, the last layer is not: put both on the same device"
+        )
+    return head.placed_on
 
 
 def _why(name: str, module) -> str:

@@ -1,6 +1,6 @@
 // On a card only: a captured step gives what its operations give one by one, whichever way the work
 // reaches the CPU, and is one launch that can be replayed.
-#include "cuda/model/latent_runner.h"
+#include "cuda/model/card_runner.h"
 
 #include <gtest/gtest.h>
 
@@ -16,8 +16,9 @@ namespace {
 
 class OneByOne : public StepRecorder {
  public:
-  OneByOne(LatentModel& model, bench::ExpertJob& job) : model_(model), job_(job) {}
-  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer); }
+  OneByOne(CardModel& model, bench::ExpertJob& job, const StepSize& size)
+      : model_(model), job_(job), size_(size) {}
+  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer, size_); }
   void order(StepStream, StepStream) override {}
   void post(uint64_t job) override {
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -26,15 +27,16 @@ class OneByOne : public StepRecorder {
   void await(uint64_t) override {}
 
  private:
-  LatentModel& model_;
+  CardModel& model_;
   bench::ExpertJob& job_;
+  StepSize size_;
 };
 
 struct Scene {
   CudaMemory memory;
   cpu::Context context{2};
   bench::V3 v3;
-  std::unique_ptr<LatentModel> model;
+  std::unique_ptr<CardModel> model;
   std::unique_ptr<bench::ExpertJob> job;
   std::vector<float> embeddings;
 
@@ -46,7 +48,7 @@ struct Scene {
     check(cudaGetDeviceProperties(&card, 0), "cudaGetDeviceProperties");
     v3 = bench::V3Maker(memory, context)
              .make(options, card.multiProcessorCount, card.major * 10 + card.minor);
-    model = std::make_unique<LatentModel>(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq,
+    model = std::make_unique<CardModel>(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq,
                                           memory);
     job = std::make_unique<bench::ExpertJob>(bench::ExpertJob{model.get(), &v3, &context});
     std::mt19937 random(4);
@@ -54,9 +56,9 @@ struct Scene {
     embeddings.resize(2 * v3.shape.hidden);
     for (float& v : embeddings) v = normal(random);
   }
-  void begin(int position) {
+  StepSize begin(int position) {
     const std::vector<int32_t> positions(2, position);
-    model->begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
+    return model->begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
   }
   std::vector<float> logits() const {
     return {model->logits(), model->logits() + 2 * v3.shape.vocab};
@@ -71,17 +73,16 @@ void check_way(HandoffWay way) {
   Scene scene;
   std::vector<std::vector<float>> expected;
   for (int position = 0; position < 3; ++position) {
-    scene.begin(position);
-    OneByOne recorder(*scene.model, *scene.job);
+    const StepSize size = scene.begin(position);
+    OneByOne recorder(*scene.model, *scene.job, size);
     record_step(scene.model->step_layers(), false, recorder);
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     expected.push_back(scene.logits());
   }
-  LatentRunner runner(*scene.model, scene.memory, scene.jobs(), way, {});
+  CardRunner runner(*scene.model, scene.memory, scene.jobs(), way, {});
   for (int round = 0; round < 20; ++round) {
     for (int position = 0; position < 3; ++position) {
-      scene.begin(position);
-      runner.step();
+      runner.step(scene.begin(position));
       const std::vector<float> got = scene.logits();
       for (size_t i = 0; i < got.size(); ++i) {
         ASSERT_TRUE(std::isfinite(got[i])) << "round " << round;
@@ -91,16 +92,16 @@ void check_way(HandoffWay way) {
   }
 }
 
-TEST(LatentRunner, ACapturedStepGivesWhatItsOperationsDo) {
+TEST(CardRunner, ACapturedStepGivesWhatItsOperationsDo) {
   if (probe_handoff() != HandoffWay::kMemoryOperations) {
     GTEST_SKIP() << "this card or driver has no stream memory operations";
   }
   check_way(HandoffWay::kMemoryOperations);
 }
 
-TEST(LatentRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }
+TEST(CardRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }
 
-TEST(LatentRunner, AJobsExceptionReachesTheCallerAndTheNextStepIsGood) {
+TEST(CardRunner, AJobsExceptionReachesTheCallerAndTheNextStepIsGood) {
   for (const HandoffWay way : {HandoffWay::kMemoryOperations, HandoffWay::kHostFunction}) {
     if (way == HandoffWay::kMemoryOperations && probe_handoff() != way) continue;
     Scene scene;
@@ -109,17 +110,17 @@ TEST(LatentRunner, AJobsExceptionReachesTheCallerAndTheNextStepIsGood) {
                       if (*static_cast<bool*>(burns)) throw Error("expert 5 is on fire");
                     },
                     &burns, 0, "fire"};
-    LatentRunner runner(*scene.model, scene.memory, {fire, fire, fire}, way, {});
-    scene.begin(0);
+    CardRunner runner(*scene.model, scene.memory, {fire, fire, fire}, way, {});
+    const StepSize size = scene.begin(0);
     std::string message;
     try {
-      runner.step();
+      runner.step(size);
     } catch (const Error& error) {
       message = error.what();
     }
     EXPECT_EQ(message, std::string("expert 5 is on fire"));
     burns = false;
-    runner.step();
+    runner.step(size);
   }
 }
 

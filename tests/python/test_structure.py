@@ -24,7 +24,8 @@ CPP_ROOMS = {
     "cpu/ops": ["cpu/pool", "cpu/kernels", "cpu", "quant", "base"],
     "cpu": ["cpu/kernels", "quant", "base"],
     "cuda": ["quant", "base"],
-    "program": ["cpu/ops", "cpu/pool", "cpu/kernels", "cpu", "quant", "base"],
+    # Of cuda only the C types of a step (cuda/api_step.h): the core does not link the library.
+    "program": ["cuda", "cpu/ops", "cpu/pool", "cpu/kernels", "cpu", "quant", "base"],
     "bind": "program cuda cpu/ops cpu/pool cpu/kernels cpu rules gguf quant base".split(),
 }
 

@@ -7,11 +7,13 @@
 namespace kt::cpu {
 
 KvPageBytes kv_page_bytes(const KvSpec& spec, KvType k_type, KvType v_type) {
+  if (spec.k_width == 0) return {0, 0};
   if (k_type == KvType::kI16) return {spec.heads * kv_tile_bytes(spec.k_dim(), spec.v_dim()), 0};
   return {kv_bytes(k_type, spec.k_width) * kKvBlock, kv_bytes(v_type, spec.v_width) * kKvBlock};
 }
 
 void check_kv_types(const KvSpec& spec, KvType k_type, KvType v_type) {
+  if (spec.k_width == 0) return;  // kept elsewhere
   KT_CHECK(spec.heads > 0 && spec.k_width % spec.heads == 0 && spec.v_width % spec.heads == 0,
            "cache: widths ", spec.k_width, " and ", spec.v_width, " over ", spec.heads, " heads");
   for (const auto& [type, width] : {std::pair{k_type, spec.k_width}, std::pair{v_type, spec.v_width}})

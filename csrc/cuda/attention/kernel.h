@@ -297,6 +297,7 @@ struct Flash {
       sync();
       tile(p, w, i % kStages, w.begin + i * kPositions, state);
     }
+    async_commit();  // of a split without positions: its queries are still under way
     async_wait<0>();
     finish(params, w, state);
   }

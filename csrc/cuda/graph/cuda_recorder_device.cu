@@ -38,7 +38,7 @@ CUdeviceptr device_address(std::atomic<uint64_t>& word) {
 }
 
 void CUDART_CB run_host_job(void* job) {
-  // An exception must not cross the driver: jobs that may throw keep theirs (LatentRunner's do).
+  // An exception must not cross the driver: jobs that may throw keep theirs (CardRunner's do).
   const HandoffJob& j = *static_cast<const HandoffJob*>(job);
   try {
     j.run(j.context, j.argument);

@@ -6,7 +6,7 @@ namespace kt::cuda {
 
 const char* name_of(StepOp op) {
   constexpr const char* kNames[] = {
-      "embed",         "attention",        "dense ffn",      "router",  "copy to host",
+      "embed",         "attention",        "dense ffn",      "ffn norm", "router", "copy to host",
       "shared expert", "resident experts", "copy from host", "combine", "head",
       "sample"};
   return kNames[static_cast<int>(op)];
@@ -47,7 +47,14 @@ int record_step(const std::vector<StepLayer>& layers, bool sample, StepRecorder&
     KT_CHECK(!layers[i].moe || layers[i].cpu_experts || layers[i].resident_experts, "layer ", i,
              " has experts nowhere");
     r.run(kMain, StepOp::kAttention, index);
-    if (layers[i].moe) {
+    if (layers[i].cpu_ffn) {
+      const auto job = static_cast<uint64_t>(++jobs);
+      r.run(kMain, StepOp::kFfnNorm, index);
+      r.run(kMain, StepOp::kCopyToHost, index);
+      r.post(job);
+      r.await(job);
+      r.run(kMain, StepOp::kCopyFromHost, index);
+    } else if (layers[i].moe) {
       if (layers[i].cpu_experts) ++jobs;
       record_moe(layers[i], index, static_cast<uint64_t>(jobs), r);
     } else {

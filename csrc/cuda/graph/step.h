@@ -18,13 +18,14 @@ enum class StepOp : uint8_t {
   kEmbed,
   kAttention,   // norm, projections, rotation, cache, attention, output projection
   kDenseFfn,    // norm, gate and up, activation, down
+  kFfnNorm,     // the norm alone: what follows is the CPU's
   kRouter,      // norm, logits, choice, routing to places
   kCopyToHost,  // activations and the CPU's assignments, to pinned memory
   kSharedExpert,
   kResidentExperts,  // gate and up, activation, down of experts with a slot
   kCopyFromHost,
   kCombine,  // weighted sum, shared expert, CPU part, residual
-  kHead,     // last norm, lm_head
+  kHead,     // last norm, lm_head; without them: the residual stream to the host
   kSample,
 };
 const char* name_of(StepOp op);
@@ -37,6 +38,7 @@ struct StepLayer {
   bool shared_expert = false;
   bool cpu_experts = false;       // some experts have no slot
   bool resident_experts = false;  // some have one
+  bool cpu_ffn = false;           // the whole feed-forward part is the CPU's; no moe then
 };
 
 class StepRecorder {
@@ -50,7 +52,8 @@ class StepRecorder {
   virtual void await(uint64_t job) = 0;
 };
 
-/// Records a step. Jobs are numbered 1, 2, ... over the layers with CPU experts; returns how many.
+/// Records a step. Jobs are numbered 1, 2, ... over the layers with work for the CPU;
+/// returns how many.
 int record_step(const std::vector<StepLayer>& layers, bool sample, StepRecorder& recorder);
 
 }  // namespace kt::cuda

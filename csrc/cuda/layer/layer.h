@@ -48,6 +48,7 @@ struct RotateParams {
   const float* x;       // [tokens, heads, stride]; a row's `dim` values are at its begin
   const float* second;  // the rotated part of a row lies here, [tokens, heads, second_stride];
   int64_t stride, second_stride;  // null: in x
+  const float* bias;              // [heads, dim], added to x first, or null; without `second`
   const float* norm_weight;       // [norm_dim], or null
   const float* inv_freq;          // [rope_dim / 2]
   const int32_t* position;        // [tokens]

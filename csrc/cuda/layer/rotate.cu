@@ -23,7 +23,7 @@ struct RotateKernel {
     if (p.norm_weight) {
       float squares = 0;
       for (int i = lane_id(); i < p.norm_dim; i += 32) {
-        const float v = x[i];
+        const float v = biased(p, x[i], head, i);
         squares += v * v;
       }
       factor = rsqrt_fast(warp_sum(squares) / static_cast<float>(p.norm_dim) + p.eps);
@@ -38,15 +38,17 @@ struct RotateKernel {
     }
     const int rope_end = p.rope_begin + p.rope_dim;
     for (int i = lane_id(); i < p.dim; i += 32)
-      if (i < p.rope_begin || i >= rope_end) store(p, out_row, i, value(p, x, i, factor));
+      if (i < p.rope_begin || i >= rope_end) store(p, out_row, i, weighted(p, biased(p, x[i], head, i), i, factor));
     // The rotated part may stand elsewhere; its norm, where it has one, is the row's.
     const Global<const float> part =
         p.second ? Global<const float>(p.second) + row * p.second_stride : x + p.rope_begin;
     for (int i = lane_id(); i < p.rope_dim / 2; i += 32) {
       const int first = p.interleaved ? 2 * i : i,
                 second = p.interleaved ? 2 * i + 1 : i + p.rope_dim / 2;
-      const float a = weighted(p, part[first], p.rope_begin + first, factor);
-      const float b = weighted(p, part[second], p.rope_begin + second, factor);
+      const float a = weighted(p, biased(p, part[first], head, p.rope_begin + first),
+                               p.rope_begin + first, factor);
+      const float b = weighted(p, biased(p, part[second], head, p.rope_begin + second),
+                               p.rope_begin + second, factor);
       const float angle = static_cast<float>(position) * Global<const float>(p.inv_freq)[i];
       const float c = cosine(angle) * p.attention_scaling, s = sine(angle) * p.attention_scaling;
       store(p, out_row, p.rope_begin + i, a * c - b * s);
@@ -57,8 +59,8 @@ struct RotateKernel {
   KT_DEVICE static float weighted(const Params& p, float v, int i, float factor) {
     return p.norm_weight && i < p.norm_dim ? v * factor * Global<const float>(p.norm_weight)[i] : v;
   }
-  KT_DEVICE static float value(const Params& p, Global<const float> x, int i, float factor) {
-    return weighted(p, x[i], i, factor);
+  KT_DEVICE static float biased(const Params& p, float v, int head, int i) {
+    return p.bias ? v + Global<const float>(p.bias)[static_cast<int64_t>(head) * p.dim + i] : v;
   }
   KT_DEVICE static void store(const Params& p, int64_t row, int i, float v) {
     const int64_t at = row * p.dim + i;
@@ -78,6 +80,7 @@ void launch_rotate(const RotateParams& p) {
   KT_CHECK(p.rope_begin >= 0 && p.rope_dim % 2 == 0 && p.rope_begin + p.rope_dim <= p.dim,
            "values ", p.rope_begin, " to ", p.rope_begin + p.rope_dim, " of ", p.dim,
            " cannot be rotated");
+  KT_CHECK(!p.bias || !p.second, "a bias for rows in two places");
   KT_CHECK(!p.fp8 || p.fp8_scale > 0, "FP8 scale ", p.fp8_scale);
   const int64_t rows = int64_t{p.tokens} * p.heads;
   const LaunchShape shape{.grid_x = unsigned(div_up<int64_t>(rows, 4)), .threads = 128};

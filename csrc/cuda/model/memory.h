@@ -19,6 +19,8 @@ class Memory {
   virtual void* mapped(size_t bytes) = 0;
   /// Host to card.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  /// Card to card.
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
 
   template <class T>
   T* take(size_t count) {
@@ -54,7 +56,9 @@ class LimitedMemory : public Memory {
   void upload(void* to, const void* from, size_t bytes) override {
     memory_.upload(to, from, bytes);
   }
+  void copy(void* to, const void* from, size_t bytes) override { memory_.copy(to, from, bytes); }
   size_t taken() const { return taken_; }
+  size_t limit() const { return limit_; }
 
  private:
   Memory& memory_;

@@ -60,12 +60,13 @@ constexpr int moe_max_tiles(int m, int experts, int top_k) {
 }
 void launch_route(const RouteParams& params);
 
-/// out = sum over the GPU's assignments of weight * y[place] + shared + cpu.
+/// out = sum over the GPU's assignments of weight * y[place] + shared (times a sigmoid) + cpu.
 struct CombineParams {
   const float* y;        // [max_tiles * 8, n] results of the down products
   const int32_t* place;  // [m, top_k]
   const float* weights;  // [m, top_k]
   const float* shared;   // [m, n] or null: the shared expert
+  const float* gate;     // [m] or null: its sigmoid's argument
   const float* cpu;      // [m, n] or null: what the CPU's experts gave, weighted
   float* out;            // [m, n]
   int m, n, top_k;

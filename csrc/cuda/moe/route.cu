@@ -77,7 +77,11 @@ struct CombineKernel {
       const float weight = Global<const float>(p.weights)[token * p.top_k + k];
       sum = fma(weight, Global<const float>(p.y)[static_cast<int64_t>(place) * p.n + column], sum);
     }
-    if (p.shared) sum += Global<const float>(p.shared)[at];
+    if (p.shared) {
+      const float factor =
+          p.gate ? 1.0f / (1.0f + exp_fast(-Global<const float>(p.gate)[token])) : 1.0f;
+      sum = fma(factor, Global<const float>(p.shared)[at], sum);
+    }
     if (p.cpu) sum += Global<const float>(p.cpu)[at];
     Global<float>(p.out)[at] = sum;
   }

@@ -11,6 +11,14 @@ bool launch_gemv_legacy(const GemvParams& p, const GemvTile& tile);
 bool launch_gemv_k(const GemvParams& p, const GemvTile& tile);
 bool launch_gemv_iq(const GemvParams& p, const GemvTile& tile);
 bool launch_gemv_iq_small(const GemvParams& p, const GemvTile& tile);
+bool launch_float_gemv(const GemvParams& p);
+
+void check_gemv_format(int gguf_id) {
+  const quant::FormatInfo* info = quant::find_format(gguf_id);
+  if (!info) throw quant::unsupported_format(gguf_id);
+  if (gguf_id == quant::TQ1_0::kGgufId || gguf_id == quant::TQ2_0::kGgufId)
+    throw Unsupported(concat("no CUDA kernel for weights of type ", info->name));
+}
 
 GemvTile choose_gemv_tile(const GemvParams& p, int sms) {
   KT_CHECK(p.n > 0 && p.k > 0 && p.max_items > 0 && p.max_tiles > 0, "empty product: n=", p.n,
@@ -36,6 +44,7 @@ GemvTile choose_gemv_tile(const GemvParams& p, int sms) {
 }
 
 void launch_quant_gemv(const GemvParams& p, const GemvTile& tile) {
+  if (launch_float_gemv(p)) return;
   if (launch_gemv_legacy(p, tile) || launch_gemv_k(p, tile) || launch_gemv_iq(p, tile) ||
       launch_gemv_iq_small(p, tile))
     return;

@@ -46,7 +46,8 @@ struct GemvItem {
   int32_t tiles;
 };
 
-enum class WeightLayout : uint8_t { kR16, kBlocks, kFp8 };
+/// kRows: rows of F32, F16 or BF16 (float_gemv.cu).
+enum class WeightLayout : uint8_t { kR16, kBlocks, kFp8, kRows };
 
 struct GemvParams {
   const GemvItem* items;     // [max_items]
@@ -56,7 +57,7 @@ struct GemvParams {
   int max_items;
   int max_tiles;  // most tiles of an item
   int n, k;
-  int gguf_id;  // kR16, kBlocks
+  int gguf_id;  // but for kFp8
   WeightLayout layout;
   Stream stream;
 };
@@ -67,6 +68,8 @@ struct GemvTile {
   int depth;        // 8 or 2
   int blocks;
 };
+/// Throws Unsupported for a GGUF type that has no kernel in R16 or, of floats, in rows.
+void check_gemv_format(int gguf_id);
 /// Throws InvalidArgument for shapes, Unsupported for formats without a kernel.
 GemvTile choose_gemv_tile(const GemvParams& params, int sms);
 void launch_quant_gemv(const GemvParams& params, const GemvTile& tile);

@@ -127,6 +127,15 @@ TEST(Layer, RotateAgreesWithTheCpu) {
     launch_rotate(p);
     p.out = cache.data(), p.pages = pg.data(), p.sequence = seq.data(), p.max_pages = 3;
     launch_rotate(p);
+    // A bias counts before everything else: rows without it and a bias that makes them what they were.
+    std::vector<float> bias = gaussian(heads * dim, 31), rest = x;
+    for (int row = 0; row < tokens * heads; ++row)
+      for (int i = 0; i < dim; ++i) rest[row * stride + i] -= bias[row % heads * dim + i];
+    Buffer<float> bb(bias), rb(rest);
+    Buffer<half_t> sum(tokens * heads * dim);
+    p.x = rb.data(), p.bias = bb.data(), p.out = sum.data(), p.pages = nullptr;
+    launch_rotate(p);
+    const auto with_bias = sum.values();
     const auto got = dense.values();
     for (int token = 0; token < tokens; ++token) {
       float cosines[16], sines[16];
@@ -143,6 +152,8 @@ TEST(Layer, RotateAgreesWithTheCpu) {
         for (int i = 0; i < dim; ++i) {
           const half_t v = got[(token * heads + head) * dim + i];
           ASSERT_NEAR(to_float(v), expected[i], std::fabs(expected[i]) * 0x1p-10 + 3e-5);
+          ASSERT_NEAR(to_float(with_bias[(token * heads + head) * dim + i]), expected[i],
+                      std::fabs(expected[i]) * 0x1p-9 + 3e-5);
           const size_t at = ((size_t(page) * 64 + position[token] % 64) * heads + head) * dim + i;
           ASSERT_TRUE(cache.written(at));
           ASSERT_EQ(cache.data()[at].bits, v.bits);
@@ -345,14 +356,15 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
   // And the sum of what comes back.
   const int n = 70;
   const std::vector<float> y = gaussian(sources.size() * n, 17), weights = gaussian(m * top_k, 18),
-                           shared = gaussian(m * n, 19), from_cpu = gaussian(m * n, 20);
-  Buffer<float> yb(y), wb(weights), sh(shared), cb(from_cpu), out(m * n);
+                           shared = gaussian(m * n, 19), from_cpu = gaussian(m * n, 20),
+                           scores = gaussian(m, 21);
+  Buffer<float> yb(y), wb(weights), sh(shared), gb(scores), cb(from_cpu), out(m * n);
   launch_combine(
-      {yb.data(), place.data(), wb.data(), sh.data(), cb.data(), out.data(), m, n, top_k, {}});
+      {yb.data(), place.data(), wb.data(), sh.data(), gb.data(), cb.data(), out.data(), m, n, top_k, {}});
   const auto got = out.values();
   for (int t = 0; t < m; ++t) {
     for (int c = 0; c < n; ++c) {
-      double expected = double(shared[t * n + c]) + from_cpu[t * n + c];
+      double expected = shared[t * n + c] / (1 + std::exp(-double(scores[t]))) + from_cpu[t * n + c];
       for (int k = 0; k < top_k; ++k)
         if (places[t * top_k + k] >= 0)
           expected += double(weights[t * top_k + k]) * y[size_t(places[t * top_k + k]) * n + c];

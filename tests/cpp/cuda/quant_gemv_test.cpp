@@ -216,6 +216,15 @@ TEST(QuantGemv, Fp8WithScalesPer128) {
   check_product({&w}, WeightLayout::kFp8, scales.data(), {5}, kLimit);
 }
 
+TEST(QuantGemv, FloatsInRows) {
+  const auto check = [](auto format) {
+    using F = decltype(format);
+    const Weights a = random_weights<F>(37, 352, 2), b = random_weights<F>(37, 352, 3);
+    check_product({&a, &b}, WeightLayout::kRows, nullptr, {3, 11}, kLimit);
+  };
+  check(quant::F32{}), check(quant::F16{}), check(quant::BF16{});
+}
+
 TEST(QuantGemv, RefusesWhatItCannotDo) {
   GemvParams p{};
   p.n = 16, p.k = 300, p.max_items = p.max_tiles = 1, p.gguf_id = quant::Q4_K::kGgufId;
@@ -224,6 +233,9 @@ TEST(QuantGemv, RefusesWhatItCannotDo) {
   EXPECT_THROW(choose_gemv_tile(p, 4), Error);
   p.gguf_id = quant::TQ1_0::kGgufId;
   EXPECT_THROW(launch_quant_gemv(p, {1, 2, 1}), Unsupported);
+  EXPECT_THROW(check_gemv_format(p.gguf_id), Unsupported);
+  EXPECT_THROW(check_gemv_format(999), Error);
+  EXPECT_NO_THROW(check_gemv_format(quant::BF16::kGgufId));
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // A whole decoder of the DeepSeek-V3 kind in the way it runs on a card, emulated, against the CPU's
 // decoder on the same weights: attention, dense layer, router, shared expert, experts on the CPU
 // and in slots, head; several tokens, two sequences.
-#include "cuda/model/latent_model.h"
+#include "cuda/model/card_model.h"
 
 #include <gtest/gtest.h>
 
@@ -49,6 +49,7 @@ class TestMemory : public Memory {
       if (buffer->data() == to) buffer->raw().mark_written(0, bytes);
 #endif
   }
+  void copy(void* to, const void* from, size_t bytes) override { upload(to, from, bytes); }
 
  private:
   std::vector<std::unique_ptr<Buffer<uint8_t>>> buffers_;
@@ -121,9 +122,9 @@ class Weights {
 /// Operations as they come, jobs as they are posted: what a graph does, in one order of it.
 class Eagerly : public StepRecorder {
  public:
-  Eagerly(LatentModel& model, std::function<void(uint64_t)> job)
-      : model_(model), job_(std::move(job)) {}
-  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer); }
+  Eagerly(CardModel& model, const StepSize& size, std::function<void(uint64_t)> job)
+      : model_(model), size_(size), job_(std::move(job)) {}
+  void run(StepStream, StepOp op, int layer) override { model_.launch(nullptr, op, layer, size_); }
   void order(StepStream, StepStream) override {}
   void post(uint64_t job) override {
 #if defined(KT_TEST_ON_GPU)
@@ -134,14 +135,15 @@ class Eagerly : public StepRecorder {
   void await(uint64_t) override {}
 
  private:
-  LatentModel& model_;
+  CardModel& model_;
+  StepSize size_;
   std::function<void(uint64_t)> job_;
 };
 
 struct Scene {
   TestMemory memory;
   Weights weights{memory};
-  std::unique_ptr<LatentModel> model;
+  std::unique_ptr<CardModel> model;
   std::vector<std::shared_ptr<const cpu::Experts>> experts;  // of the job with this number - 1
   std::shared_ptr<program::Decoder> decoder;
   std::shared_ptr<program::KvPool> kv;
@@ -149,8 +151,8 @@ struct Scene {
 
   /// resident: experts of the MoE layer with a slot. on_cpu: whether the CPU computes at all.
   Scene(const std::vector<int>& resident, bool on_cpu) {
-    LatentShape s;
-    s.batch = kBatch, s.hidden = kHidden, s.heads = kHeads, s.q_lora = kQLora, s.kv_lora = kKvLora;
+    CardShape s;
+    s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads, s.q_lora = kQLora, s.kv_lora = kKvLora;
     s.nope = kNope, s.rope = kRope, s.v = kValue, s.experts = kExperts, s.top_k = kTopK;
     s.expert_inner = kInner, s.vocab = kVocab, s.pages = kPages, s.max_pages = 3;
     s.scale = 1 / std::sqrt(float{kNope + kRope}), s.sms = 3, s.arch = 90;
@@ -160,7 +162,7 @@ struct Scene {
     rope->interleaved = true;
     for (int i = 0; i < kRope / 2; ++i) rope->inv_freq.push_back(std::pow(100.0f, -i / 16.0f));
 
-    std::vector<LatentLayer> layers(2);
+    std::vector<CardLayer> layers(2);
     std::vector<cpu::KvSpec> specs;
     std::vector<std::shared_ptr<const program::Node>> nodes;
     for (int i = 0; i < 2; ++i) {
@@ -179,11 +181,11 @@ struct Scene {
         specs, program::KvOptions{cpu::KvType::kF32, cpu::KvType::kF32, 512});
     decoder = std::make_shared<program::Decoder>(weights.context, embedding, nodes, norm,
                                                  head.linear, kv, program::Arithmetic::kF32);
-    model = std::make_unique<LatentModel>(s, layers, final_norm, weights.on_card({&head}),
+    model = std::make_unique<CardModel>(s, layers, final_norm, weights.on_card({&head}),
                                           memory.put(rope->inv_freq), memory);
   }
 
-  std::shared_ptr<const program::Node> attention(LatentLayer& w,
+  std::shared_ptr<const program::Node> attention(CardLayer& w,
                                                  const std::shared_ptr<const cpu::Rope>& rope,
                                                  int index, std::vector<cpu::KvSpec>& specs) {
     const int q4 = quant::Q4_K::kGgufId, head = kNope + kRope;
@@ -200,7 +202,7 @@ struct Scene {
     m.num_heads = kHeads, m.kv_lora_rank = kKvLora, m.qk_nope_head_dim = kNope;
     m.qk_rope_head_dim = kRope, m.v_head_dim = kValue;
     m.scale = 1 / std::sqrt(float{kNope + kRope});
-    w.qkv_a = weights.on_card({&q_a, &kv_a}), w.q_b = weights.on_card({&q_b});
+    w.qkv = {weights.on_card({&q_a, &kv_a})}, w.q_b = weights.on_card({&q_b});
     w.o = weights.on_card({&o});
     // kv_b: per head nope rows of keys, then v rows of values, each over the latent.
     std::vector<float> k_b, v_b;
@@ -216,23 +218,23 @@ struct Scene {
     return std::make_shared<program::AttentionNode>("attention", norm, twin, index);
   }
 
-  std::shared_ptr<cpu::Mlp> mlp(LatentLayer& w) {
+  std::shared_ptr<cpu::Mlp> mlp(CardLayer& w) {
     const auto gate = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
     const auto up = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
     const auto down = weights.matrix(kHidden, kInner, quant::Q6_K::kGgufId);
-    w.gate_up = weights.on_card({&gate, &up}), w.down = weights.on_card({&down});
+    w.gate_up = {weights.on_card({&gate, &up})}, w.down = weights.on_card({&down});
     return std::make_shared<cpu::Mlp>(gate.linear, up.linear, down.linear);
   }
 
-  std::shared_ptr<const program::Node> dense(LatentLayer& w) {
+  std::shared_ptr<const program::Node> dense(CardLayer& w) {
     const auto norm = weights.norm(kHidden, w.ffn_norm);
     return std::make_shared<program::FeedForwardNode>("mlp", norm, mlp(w));
   }
 
-  std::shared_ptr<const program::Node> moe(LatentLayer& w, const LatentShape& s,
+  std::shared_ptr<const program::Node> moe(CardLayer& w, const CardShape& s,
                                            const std::vector<int>& resident, bool on_cpu) {
     const auto norm = weights.norm(kHidden, w.ffn_norm);
-    w.moe = true, w.cpu_experts = on_cpu;
+    w.ffn = Ffn::kRouted, w.cpu_experts = on_cpu;
     const auto router = weights.matrix(kExperts, kHidden, quant::F32::kGgufId);
     w.router = memory.put(router.values);
     cpu::RouterOptions options{kTopK,
@@ -255,9 +257,9 @@ struct Scene {
       };
       entries.push_back({cpu::Where::kRam, true, matrix(gate), matrix(up), matrix(down)});
       if (std::find(resident.begin(), resident.end(), e) == resident.end()) continue;
-      w.expert = weights.on_card({&gate});
+      w.expert_gate = weights.on_card({&gate}), w.expert_up = weights.on_card({&up});
       w.expert_down = weights.on_card({&down});
-      slots[e] = {w.expert.weights, weights.on_card({&up}).weights, w.expert_down.weights};
+      slots[e] = {w.expert_gate.weights, w.expert_up.weights, w.expert_down.weights};
     }
     if (!resident.empty()) w.slots = memory.put(slots);
     auto all = std::make_shared<cpu::Experts>(entries);
@@ -269,7 +271,7 @@ struct Scene {
   }
 
   void cpu_job(uint64_t job) {
-    const HostExperts& host = model->host_experts();
+    const kt_cuda_job& host = model->host_job();
     const std::vector<cpu::Rounding> rounding(kBatch, cpu::Rounding::kFloat);
     experts[job - 1]->forward(*weights.context, host.x, kBatch, kTopK, host.ids, host.weights,
                               rounding.data(), host.out);
@@ -282,8 +284,9 @@ struct Scene {
                         table.begin() + (token + 1) * kHidden);
     // The second sequence's pages stand the other way round.
     const std::vector<int32_t> positions(kBatch, position);
-    model->begin_step(embeddings.data(), positions.data(), {{0, 2, 4}, {5, 3, 1}});
-    Eagerly recorder(*model, [&](uint64_t job) { cpu_job(job); });
+    const StepSize size =
+        model->begin_step(embeddings.data(), positions.data(), {{0, 2, 4}, {5, 3, 1}});
+    Eagerly recorder(*model, size, [&](uint64_t job) { cpu_job(job); });
     record_step(model->step_layers(), false, recorder);
 #if defined(KT_TEST_ON_GPU)
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -313,34 +316,34 @@ void check_steps(Scene& scene, int steps) {
   }
 }
 
-TEST(LatentModel, AgreesWithTheCpusDecoder) {
+TEST(CardModel, AgreesWithTheCpusDecoder) {
   Scene scene({1, 2, 5}, true);  // some experts in slots, the others the CPU's
   check_steps(scene, 2);
 }
 
-TEST(LatentModel, RunsWithoutSlotsAndWithoutTheCpu) {
+TEST(CardModel, RunsWithoutSlotsAndWithoutTheCpu) {
   Scene none({}, true);
   check_steps(none, 1);
   Scene all({0, 1, 2, 3, 4, 5, 6, 7}, false);
   check_steps(all, 1);
 }
 
-TEST(LatentModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
+TEST(CardModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
   TestMemory memory;
   cpu::Context context(2);
   bench::V3Options options;
   options.narrow = true, options.moe_layers = 1, options.experts = 12, options.batch = 2;
   options.context = 64, options.vocab = 64;
   const bench::V3 v3 = bench::V3Maker(memory, context).make(options, 3, 90);
-  LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+  CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
   bench::ExpertJob job{&model, &v3, &context};
-  Eagerly recorder(model, [&](uint64_t number) { job.run(int(number) - 1); });
   std::mt19937 random(9);
   std::normal_distribution<float> normal(0, 1);
   std::vector<float> embeddings(2 * v3.shape.hidden);
   for (float& v : embeddings) v = normal(random);
   const std::vector<int32_t> positions{0, 0};
-  model.begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
+  const StepSize size = model.begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
+  Eagerly recorder(model, size, [&](uint64_t number) { job.run(int(number) - 1); });
   record_step(model.step_layers(), false, recorder);
 #if defined(KT_TEST_ON_GPU)
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -354,7 +357,7 @@ TEST(LatentModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
   EXPECT_LE(job.bytes / one, 12u);
 }
 
-TEST(LatentModel, ARowDoesNotDependOnHowManyOthersThereAre) {
+TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
   bench::V3Options options;
   options.narrow = true, options.moe_layers = 1, options.experts = 12, options.context = 64;
   options.vocab = 64;
@@ -368,13 +371,13 @@ TEST(LatentModel, ARowDoesNotDependOnHowManyOthersThereAre) {
     cpu::Context context(2);
     options.batch = rows;
     const bench::V3 v3 = bench::V3Maker(memory, context).make(options, 3, 90);
-    LatentModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
+    CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
     bench::ExpertJob job{&model, &v3, &context};
-    Eagerly recorder(model, [&](uint64_t number) { job.run(int(number) - 1); });
     std::vector<std::vector<int32_t>> pages;
     for (int i = 0; i < rows; ++i) pages.push_back({i});
     const std::vector<int32_t> positions(rows, 0);
-    model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
+    const StepSize size = model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
+    Eagerly recorder(model, size, [&](uint64_t number) { job.run(int(number) - 1); });
     record_step(model.step_layers(), false, recorder);
 #if defined(KT_TEST_ON_GPU)
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -389,7 +392,7 @@ TEST(LatentModel, ARowDoesNotDependOnHowManyOthersThereAre) {
   }
 }
 
-TEST(LatentModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
+TEST(CardModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
   TestMemory memory;
   LimitedMemory limited(memory, 1000);
   limited.device(600);
@@ -404,7 +407,7 @@ TEST(LatentModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
   EXPECT_EQ(limited.taken(), 1000u);
 }
 
-TEST(LatentModel, RefusesWhatDoesNotFit) {
+TEST(CardModel, RefusesWhatDoesNotFit) {
   Scene scene({}, true);
   const std::vector<float> embeddings(kBatch * kHidden);
   const std::vector<int32_t> far{64, 200}, near{0, 0};

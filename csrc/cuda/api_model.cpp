@@ -1,0 +1,324 @@
+// The C surface of a model on a card: collects named parts, makes a CardModel of them, runs steps.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "cuda/api.h"
+#include "cuda/api_guard.h"
+#include "cuda/model/card.h"
+#include "quant/convert.h"
+#include "quant/formats.h"
+#include "quant/quantize.h"
+
+using namespace kt::cuda;
+
+namespace {
+
+constexpr int kWhole = -1;  // the layer of what belongs to the model
+
+/// Named parts, each to be asked for once at least.
+template <class T>
+class Parts {
+ public:
+  void set(int layer, const std::string& name, T value) { all_[{layer, name}] = value; }
+  bool has(int layer, const std::string& name) const { return all_.count({layer, name}) > 0; }
+  T get(int layer, const std::string& name, T otherwise) {
+    used_.insert({layer, name});
+    const auto found = all_.find({layer, name});
+    return found == all_.end() ? otherwise : found->second;
+  }
+  void check_all_used(const char* kind) const {
+    for (const auto& [key, value] : all_)
+      KT_CHECK(used_.count(key), "layer ", key.first, ": nothing is known of the ", kind, " ",
+               key.second);
+  }
+
+ private:
+  std::map<std::pair<int, std::string>, T> all_;
+  std::set<std::pair<int, std::string>> used_;
+};
+
+}  // namespace
+
+struct kt_cuda_card {
+  kt_cuda_card(int device, size_t limit)
+      : device(device), own_memory(open_memory(device)), memory(*own_memory, limit) {}
+
+  int device;
+  std::unique_ptr<Memory> own_memory;
+  LimitedMemory memory;
+};
+
+struct kt_cuda_model {
+  kt_cuda_model(kt_cuda_card& card, int layers) : card(card), layers(layers), slots(layers) {}
+
+  int number(int layer, const char* name, int otherwise = 0) {
+    return static_cast<int>(numbers.get(layer, name, otherwise));
+  }
+  const float* floats(int layer, const char* name) {
+    return static_cast<const float*>(memories.get(layer, name, nullptr));
+  }
+  const half_t* halves(int layer, const char* name) {
+    return static_cast<const half_t*>(memories.get(layer, name, nullptr));
+  }
+  CardShape shape();
+  CardLayer layer(int index);
+  void add_experts(int index, CardLayer& layer);
+  void build();
+  int run_job(int job) const {
+    return running->job(running->context, job, &model->host_job());
+  }
+
+  kt_cuda_card& card;
+  int layers;
+  Parts<double> numbers;
+  Parts<void*> memories;
+  Parts<CudaMatrix> matrices;
+  std::vector<std::map<int, ExpertSlot>> slots;  // by expert, of each layer
+  std::unique_ptr<CardModel> model;
+  std::unique_ptr<StepRunner> runner;
+  const kt_cuda_step* running = nullptr;
+};
+
+CardShape kt_cuda_model::shape() {
+  const auto whole = [this](const char* name, int otherwise = 0) {
+    return number(kWhole, name, otherwise);
+  };
+  const CardFacts facts = card_facts(card.device);
+  CardShape s;
+  s.rows = whole("rows"), s.sequences = whole("sequences");
+  s.hidden = whole("hidden"), s.heads = whole("heads"), s.rope = whole("rope");
+  s.q_lora = whole("q_lora"), s.kv_lora = whole("kv_lora"), s.nope = whole("nope");
+  s.v = whole("v"), s.kv_heads = whole("kv_heads", 1), s.head_dim = whole("head_dim");
+  s.experts = whole("experts"), s.top_k = whole("top_k");
+  s.expert_inner = whole("expert_inner"), s.vocab = whole("vocab");
+  s.pages = whole("pages"), s.max_pages = whole("max_pages");
+  s.eps = static_cast<float>(numbers.get(kWhole, "eps", 1e-6));
+  s.inner_eps = static_cast<float>(numbers.get(kWhole, "inner_eps", s.eps));
+  s.scale = static_cast<float>(numbers.get(kWhole, "scale", 0));
+  s.rope_scaling = static_cast<float>(numbers.get(kWhole, "rope_scaling", 1));
+  s.rope_interleaved = whole("rope_interleaved") != 0;
+  s.n_group = whole("n_group", 1), s.topk_group = whole("topk_group", 1);
+  s.sigmoid = whole("sigmoid") != 0, s.group_sum_of_two = whole("group_sum_of_two") != 0;
+  s.norm_topk_prob = whole("norm_topk_prob") != 0;
+  s.routed_scaling_factor =
+      static_cast<float>(numbers.get(kWhole, "routed_scaling_factor", 1));
+  s.sms = facts.sms, s.arch = facts.arch;
+  return s;
+}
+
+CardLayer kt_cuda_model::layer(int i) {
+  const auto matrix = [&](const char* name) { return matrices.get(i, name, {}); };
+  const auto matrices_of = [&](std::initializer_list<const char*> names) {
+    std::vector<CudaMatrix> found;
+    for (const char* name : names)
+      if (const CudaMatrix one = matrix(name)) found.push_back(one);
+    return found;
+  };
+  CardLayer w{};
+  w.attention_norm = floats(i, "attention_norm"), w.ffn_norm = floats(i, "ffn_norm");
+  KT_CHECK(w.attention_norm && w.ffn_norm, "layer ", i, " lacks a norm");
+  w.qkv = matrices_of({"q_a", "q", "k", "v", "kv_a"});
+  w.q_norm = floats(i, "q_norm"), w.kv_norm = floats(i, "kv_norm");
+  w.bias[0] = floats(i, "q_bias"), w.bias[1] = floats(i, "k_bias");
+  w.bias[2] = floats(i, "v_bias");
+  w.q_b = matrix("q_b"), w.o = matrix("o");
+  w.k_b = halves(i, "k_b"), w.v_b = halves(i, "v_b");
+  w.gate_up = matrices_of({"gate", "up"}), w.down = matrix("down");
+  w.router = floats(i, "router"), w.router_bias = floats(i, "router_bias");
+  w.shared_gate = floats(i, "shared_gate");
+  w.ffn = number(i, "cpu_ffn") ? Ffn::kCpu : w.router ? Ffn::kRouted : Ffn::kDense;
+  w.cpu_experts = number(i, "cpu_experts") != 0;
+  if (!slots[i].empty()) add_experts(i, w);
+  return w;
+}
+
+void kt_cuda_model::add_experts(int i, CardLayer& w) {
+  std::vector<ExpertSlot> table(number(kWhole, "experts"), ExpertSlot{});
+  for (const auto& [expert, slot] : slots[i]) {
+    KT_CHECK(expert >= 0 && expert < int(table.size()), "expert ", expert, " of ", table.size());
+    table[expert] = slot;
+  }
+  w.slots = card.memory.put(table);
+  // What all of them are alike in.
+  w.expert_gate = matrices.get(i, "expert_gate", {});
+  w.expert_up = matrices.get(i, "expert_up", {});
+  w.expert_down = matrices.get(i, "expert_down", {});
+}
+
+void kt_cuda_model::build() {
+  KT_CHECK(!model, "this model is built already");
+  const CardShape s = shape();
+  std::vector<CardLayer> all;
+  std::vector<HandoffJob> jobs;
+  for (int i = 0; i < layers; ++i) {
+    all.push_back(layer(i));
+    const CardLayer& w = all.back();
+    if (w.ffn != Ffn::kCpu && !(w.ffn == Ffn::kRouted && w.cpu_experts)) continue;
+    const auto run = [](void* self, int job) {
+      if (static_cast<const kt_cuda_model*>(self)->run_job(job) != 0)
+        throw kt::Error("the CPU's part of a step failed");
+    };
+    jobs.push_back({run, this, static_cast<int>(jobs.size()), "the CPU's part of a layer"});
+  }
+  const CudaMatrix head = matrices.get(kWhole, "head", {});
+  const float *norm = floats(kWhole, "final_norm"), *inv_freq = floats(kWhole, "inv_freq");
+  numbers.check_all_used("number"), memories.check_all_used("memory");
+  matrices.check_all_used("matrix");
+  model = std::make_unique<CardModel>(s, std::move(all), norm, head, inv_freq,
+                                      card.memory);
+  runner = make_runner(*model, card.memory, std::move(jobs));
+}
+
+namespace {
+
+size_t limit_of(int device, int64_t asked) {
+  const size_t free = card_facts(device).free;
+  return asked > 0 ? std::min(free, static_cast<size_t>(asked)) : free;
+}
+
+void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
+  KT_CHECK(m.model, "the model is not built");
+  use_card(m.card.device);
+  CardModel& model = *m.model;
+  const bool head = model.shape().vocab > 0, one_each = step.rows == step.sequences;
+  const bool decode = one_each && step.num_head_rows == (head ? step.rows : 0) &&
+                      (step.hidden_out == nullptr) == head;
+  const int padded = StepRunner::padded(step.rows);
+  const bool fits = decode && padded <= model.shape().rows && padded <= model.shape().sequences;
+  const StepSize size = model.begin_step(step, fits ? padded : 0);
+  m.running = &step;
+  m.runner->step(size);
+  const size_t hidden = model.shape().hidden, vocab = model.shape().vocab;
+  if (step.hidden_out)
+    std::memcpy(step.hidden_out, model.hidden(), sizeof(float) * step.rows * hidden);
+  if (step.num_head_rows > 0)
+    std::memcpy(step.logits, model.logits(), sizeof(float) * step.num_head_rows * vocab);
+}
+
+}  // namespace
+
+int kt_cuda_devices(int* count) {
+  return guarded([&] { *count = card_count(); });
+}
+
+int kt_cuda_card_open(int device, int64_t limit, kt_cuda_card** card) {
+  return guarded([&] {
+    KT_CHECK(device >= 0 && device < card_count(), "no card ", device, " here, there are ",
+             card_count());
+    *card = new kt_cuda_card(device, limit_of(device, limit));
+  });
+}
+
+int kt_cuda_card_close(kt_cuda_card* card) {
+  return guarded([&] {
+    if (card) use_card(card->device);
+    delete card;
+  });
+}
+
+int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit) {
+  *taken = static_cast<int64_t>(card->memory.taken());
+  *limit = static_cast<int64_t>(card->memory.limit());
+  return 0;
+}
+
+int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes, void** memory) {
+  return guarded([&] {
+    use_card(card->device);
+    *memory = card->memory.device(bytes);
+    card->memory.upload(*memory, from, bytes);
+  });
+}
+
+int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64_t bytes, int n, int k,
+                            int gguf_id, void** memory) {
+  namespace quant = kt::quant;
+  return guarded([&] {
+    KT_CHECK(size_t(bytes) == quant::row_bytes(gguf_id, k) * n, bytes, " bytes are no ", n, " x ",
+             k, " of GGUF type ", gguf_id);
+    check_gemv_format(gguf_id);
+    use_card(card->device);
+    if (layout_of(gguf_id) == WeightLayout::kRows) {
+      *memory = card->memory.device(bytes);
+      return card->memory.upload(*memory, blocks, bytes);
+    }
+    std::vector<uint8_t> records(quant::r16_bytes(gguf_id, bytes, n));
+    quant::r16_pack(gguf_id, {static_cast<const uint8_t*>(blocks), size_t(bytes)}, n, records);
+    *memory = card->memory.device(records.size());
+    card->memory.upload(*memory, records.data(), records.size());
+  });
+}
+
+int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int64_t count,
+                            void** memory) {
+  return guarded([&] {
+    use_card(card->device);
+    std::vector<half_t> rounded(count);
+    for (int64_t i = 0; i < count; ++i) rounded[i] = {kt::float_to_half(values[i])};
+    *memory = card->memory.put(rounded);
+  });
+}
+
+int kt_cuda_model_open(kt_cuda_card* card, int layers, kt_cuda_model** model) {
+  return guarded([&] {
+    KT_CHECK(layers > 0, layers, " layers");
+    *model = new kt_cuda_model(*card, layers);
+  });
+}
+
+int kt_cuda_model_close(kt_cuda_model* model) {
+  return guarded([&] {
+    if (model) use_card(model->card.device);
+    delete model;
+  });
+}
+
+int kt_cuda_model_number(kt_cuda_model* model, int layer, const char* name, double value) {
+  return guarded([&] { model->numbers.set(layer, name, value); });
+}
+
+int kt_cuda_model_memory(kt_cuda_model* model, int layer, const char* name, void* memory) {
+  return guarded([&] { model->memories.set(layer, name, memory); });
+}
+
+int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* name, void* memory, int n,
+                         int k, int gguf_id) {
+  return guarded([&] {
+    model->matrices.set(layer, name, {static_cast<const uint8_t*>(memory), n, k, gguf_id});
+  });
+}
+
+int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate, void* up,
+                         void* down) {
+  return guarded([&] {
+    KT_CHECK(layer >= 0 && layer < model->layers, "layer ", layer, " of ", model->layers);
+    const auto at = [](void* memory) { return static_cast<const uint8_t*>(memory); };
+    model->slots[layer][expert] = {at(gate), at(up), at(down)};
+  });
+}
+
+int kt_cuda_model_build(kt_cuda_model* model) {
+  return guarded([&] {
+    use_card(model->card.device);
+    model->build();
+  });
+}
+
+int kt_cuda_model_step(kt_cuda_model* model, const kt_cuda_step* step) {
+  return guarded([&] { run_step(*model, *step); });
+}
+
+int kt_cuda_model_copy_page(kt_cuda_model* model, int from, int to) {
+  return guarded([&] {
+    use_card(model->card.device);
+    if (model->model) model->model->copy_page(from, to);
+  });
+}

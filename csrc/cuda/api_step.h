@@ -1,0 +1,30 @@
+// A step of a model on a card, as plain C types: what the core hands to kt_cuda_model_step.
+#pragma once
+
+#include <stdint.h>
+
+/// The CPU's part of one layer. Memory both sides reach.
+typedef struct {
+  int rows;
+  const float* x;        // [rows, hidden], normalised
+  const int32_t* ids;    // [rows, top_k] experts, -1: on the card; null: the whole feed-forward part
+  const float* weights;  // [rows, top_k]
+  float* out;            // [rows, hidden]
+} kt_cuda_job;
+
+typedef struct {
+  int rows, sequences;
+  const float* hidden;          // [rows, hidden]
+  const int32_t* position;      // [rows]
+  const int32_t* sequence;      // [rows], ascending: a sequence's rows follow one another
+  const int32_t* const* pages;  // [sequences] numbers of the cache's pages
+  const int32_t* num_pages;     // [sequences]
+  int num_head_rows;            // rows whose logits are wanted; 0 where the card has no head
+  const int32_t* head_rows;     // [num_head_rows]
+  float* logits;                // [num_head_rows, vocab]
+  float* hidden_out;            // [rows, hidden] behind the last layer, or null
+  /// Runs job number `job` (layers whose feed-forward part is the CPU's or partly so, from 0);
+  /// called from another thread, returns 0, or 1 where it failed.
+  int (*job)(void* context, int job, const kt_cuda_job* data);
+  void* context;
+} kt_cuda_step;

@@ -1,0 +1,116 @@
+// The two kinds of attention: what is launched between a layer's first norm and its residual.
+#include <algorithm>
+
+#include "cuda/model/card_model.h"
+
+namespace kt::cuda {
+
+FlashParams CardModel::flash_shape(const StepSize& size) const {
+  FlashParams p{};
+  p.sequences = size.sequences, p.total_tokens = size.rows, p.max_tokens = size.max_tokens;
+  p.heads = s_.heads, p.kv_heads = s_.kv_heads;
+  p.qk_dim = s_.qk(), p.v_dim = s_.attended();
+  // Latents are their own values; choosing a tile looks at no more than this.
+  p.v = s_.latent() ? nullptr : layers_[0].values;
+  p.max_pages = s_.max_pages;
+  p.scale = s_.scale, p.k_scale = p.v_scale = 1;
+  p.type = AttentionType::kF16;
+  return p;
+}
+
+FlashTile CardModel::flash_tile(const FlashParams& params) const {
+  FlashTile tile = choose_flash_tile(params, s_.max_pages * kPagePositions, s_.sms, s_.arch);
+  while (flash_workspace_bytes(params, tile) > flash_bytes_) tile.splits /= 2;
+  return tile;
+}
+
+RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
+  const Input in = input(input_);
+  RotateParams p{};
+  p.inv_freq = inv_freq_, p.position = in.position, p.tokens = size.rows;
+  p.eps = s_.inner_eps;
+  p.attention_scaling = s_.rope_scaling, p.interleaved = s_.rope_interleaved;
+  p.sequence = in.sequence, p.max_pages = s_.max_pages;
+  p.type = Out16::kF16, p.stream = stream;
+  return p;
+}
+
+void CardModel::attention(Stream stream, int index, const StepSize& size) {
+  const Layer& layer = layers_[index];
+  norm(stream, layer.w.attention_norm, index ? delta_ : nullptr, size.rows);
+  prepare(stream, main_, normed_, 0, s_.hidden, size.rows, s_.hidden);
+  multiply(stream, main_, layer.qkv, size.rows, main_.wide);
+  if (s_.latent()) {
+    latent_attention(stream, layer, size);
+    prepare(stream, main_, mixed_, 0, s_.mixed(), size.rows, s_.mixed());
+  } else {
+    grouped_attention(stream, layer, size);
+    prepare(stream, main_, attended_, 1, s_.mixed(), size.rows, s_.mixed());
+  }
+  multiply(stream, main_, layer.o, size.rows, delta_);
+}
+
+void CardModel::attend(Stream stream, const Layer& layer, const StepSize& size) const {
+  const Input in = input(input_);
+  FlashParams flash = flash_shape(size);
+  flash.q = queries_, flash.k = layer.keys, flash.v = layer.values, flash.out = attended_;
+  flash.first_token = in.first, flash.kv_length = in.length, flash.pages = in.pages;
+  flash.partial = flash_partial_, flash.stream = stream;
+  launch_flash(flash, flash_tile(flash));
+}
+
+void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSize& size) const {
+  const int m = size.rows, head = s_.nope + s_.rope, width = s_.heads * head;
+  // The keys' latent and rotated part, to the cache.
+  const Result latent = result(layer.qkv, main_.wide, m, s_.q_lora ? s_.q_lora : width);
+  RotateParams keys = rotation(stream, size);
+  keys.x = latent.at, keys.stride = latent.stride, keys.heads = 1;
+  keys.norm_weight = layer.w.kv_norm, keys.norm_dim = s_.kv_lora;
+  keys.dim = s_.kv_lora + s_.rope, keys.rope_begin = s_.kv_lora, keys.rope_dim = s_.rope;
+  keys.out = layer.keys, keys.pages = input(input_).pages;
+  launch_rotate(keys);
+  Result q = result(layer.qkv, main_.wide, m, 0);
+  if (s_.q_lora) {  // the queries' low-rank form: a norm and nothing rotated
+    RotateParams low = rotation(stream, size);
+    low.x = q.at, low.stride = q.stride, low.heads = 1, low.dim = s_.q_lora;
+    low.norm_weight = layer.w.q_norm, low.norm_dim = s_.q_lora, low.out = low_;
+    launch_rotate(low);
+    prepare(stream, main_, low_, 1, s_.q_lora, m, s_.q_lora);
+    multiply(stream, main_, layer.q_b, m, main_.wide);
+    q = {main_.wide, width};
+  }
+  launch_head_product({q.at, layer.w.k_b, absorbed_, q.stride, head, m, s_.heads, s_.kv_lora,
+                       s_.nope, false, stream});
+  RotateParams queries = rotation(stream, size);
+  queries.x = absorbed_, queries.stride = s_.kv_lora, queries.heads = s_.heads;
+  queries.second = q.at + s_.nope, queries.second_stride = head;
+  queries.dim = s_.kv_lora + s_.rope, queries.rope_begin = s_.kv_lora, queries.rope_dim = s_.rope;
+  queries.out = queries_;
+  launch_rotate(queries);
+  attend(stream, layer, size);
+  launch_head_product({attended_, layer.w.v_b, mixed_, int64_t{s_.heads} * s_.kv_lora, s_.kv_lora,
+                       m, s_.heads, s_.v, s_.kv_lora, true, stream});
+}
+
+void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const {
+  const auto part = [&](int which, int heads, const float* norm) {
+    const int before = which == 0 ? 0 : (s_.heads + (which - 1) * s_.kv_heads) * s_.head_dim;
+    RotateParams p = rotation(stream, size);
+    p.x = result(layer.qkv, main_.wide, size.rows, before).at, p.stride = s_.head_dim;
+    p.bias = layer.w.bias[which], p.heads = heads, p.dim = s_.head_dim;
+    p.norm_weight = norm, p.norm_dim = norm ? s_.head_dim : 0;
+    p.rope_dim = which == 2 ? 0 : s_.rope;
+    return p;
+  };
+  RotateParams queries = part(0, s_.heads, layer.w.q_norm);
+  queries.out = queries_;
+  launch_rotate(queries);
+  for (const int which : {1, 2}) {
+    RotateParams cached = part(which, s_.kv_heads, which == 1 ? layer.w.kv_norm : nullptr);
+    cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input(input_).pages;
+    launch_rotate(cached);
+  }
+  attend(stream, layer, size);
+}
+
+}  // namespace kt::cuda

@@ -1,0 +1,358 @@
+#include "cuda/model/card_model.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "quant/formats.h"
+
+namespace kt::cuda {
+
+namespace {
+
+void check_shape(const char* name, const CudaMatrix& m, int n, int k) {
+  KT_CHECK(m && m.n == n && m.k == k, name, " is ", m.n, " x ", m.k, ", must be ", n, " x ", k);
+}
+
+}  // namespace
+
+WeightLayout layout_of(int gguf_id) {
+  const bool floats = gguf_id == quant::F32::kGgufId || gguf_id == quant::F16::kGgufId ||
+                      gguf_id == quant::BF16::kGgufId;
+  return floats ? WeightLayout::kRows : WeightLayout::kR16;
+}
+
+size_t matrix_bytes(const CudaMatrix& m) {
+  const quant::FormatInfo* info = quant::find_format(m.gguf_id);
+  if (!info) throw quant::unsupported_format(m.gguf_id);
+  const int rows = layout_of(m.gguf_id) == WeightLayout::kRows ? m.n : round_up(m.n, 16);
+  return size_t(rows) * m.k / info->values_per_block * info->bytes_per_block;
+}
+
+CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, const float* final_norm,
+                     CudaMatrix head, const float* inv_freq, Memory& memory)
+    : s_(shape),
+      memory_(memory),
+      max_tiles_(moe_max_tiles(shape.rows, std::max(1, shape.experts), shape.top_k)),
+      final_norm_(final_norm),
+      inv_freq_(inv_freq) {
+  KT_CHECK(s_.rows > 0 && s_.sequences > 0 && s_.sequences <= s_.rows && !layers.empty(), s_.rows,
+           " rows of ", s_.sequences, " sequences, ", layers.size(), " layers");
+  KT_CHECK(s_.pages > 0 && s_.max_pages > 0, s_.pages, " pages, ", s_.max_pages, " of a sequence");
+  const size_t rows = size_t(tiles(s_.rows)) * 8;
+  int wide = s_.heads * (s_.nope + s_.rope), inner = 0;
+  bool resident = false;
+  for (const CardLayer& w : layers) {
+    check_layer(w);
+    Layer layer{w, product(w.qkv), product({w.q_b}), product({w.o}), product(w.gate_up),
+                product({w.down}), nullptr, nullptr};
+    const size_t positions = size_t(s_.pages + 1) * kPagePositions;
+    layer.keys = memory.take<half_t>(positions * s_.kv_heads * s_.qk());
+    if (!s_.latent()) layer.values = memory.take<half_t>(positions * s_.kv_heads * s_.head_dim);
+    wide = std::max({wide, layer.qkv.n(), layer.gate_up.n()});
+    inner = std::max(inner, layer.gate_up.n() / 2);
+    resident |= w.slots != nullptr;
+    layers_.push_back(std::move(layer));
+  }
+  if (s_.vocab > 0) {
+    check_shape("head", head, s_.vocab, s_.hidden);
+    KT_CHECK(final_norm, "a head without the norm before it");
+    head_ = product({head});
+  }
+  const int deepest = std::max({s_.hidden, s_.mixed(), inner, s_.q_lora});
+  for (Scratch* scratch : {&main_, &side_})
+    *scratch = {{memory.take<half_t>(prepared_fragments(tiles(s_.rows), deepest)),
+                 memory.take<float>(prepared_sums(tiles(s_.rows), deepest)),
+                 memory.take<float>(rows)},
+                memory.take<float>(rows * wide)};
+  for (float** stream : {&hidden_, &delta_, &normed_, &shared_, &cpu_})
+    *stream = memory.take<float>(rows * s_.hidden);
+  shared_weight_ = memory.take<float>(rows);
+  low_ = memory.take<half_t>(rows * std::max(1, s_.q_lora));
+  absorbed_ = memory.take<float>(rows * s_.heads * std::max(1, s_.kv_lora));
+  queries_ = memory.take<half_t>(rows * s_.heads * s_.qk());
+  attended_ = memory.take<half_t>(rows * s_.heads * s_.attended());
+  mixed_ = memory.take<float>(rows * s_.mixed());
+  // Rows of a decode step are split most: prompts have rows enough to fill the card.
+  for (int count = 1; count <= std::min(s_.rows, s_.sequences); count *= 2) {
+    const FlashParams flash = flash_shape(StepSize::decode(count, true));
+    flash_bytes_ = std::max(
+        flash_bytes_, flash_workspace_bytes(flash, choose_flash_tile(
+                                                       flash, s_.max_pages * kPagePositions,
+                                                       s_.sms, s_.arch)));
+  }
+  flash_partial_ = static_cast<float*>(memory.device(flash_bytes_ + 4));
+  input_ = memory.take<int32_t>(input_ints(s_.sequences));
+  host_input_ = memory.take_mapped<int32_t>(input_ints(s_.sequences));
+  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  const size_t head_rows = round_up(std::min(s_.rows, kMostHeadRows), 8);
+  logits_ = memory.take<float>(std::max<size_t>(1, head_rows * s_.vocab));
+  if (s_.vocab > 0) host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
+  take_experts(memory);
+  if (!resident) return;
+  const size_t places = size_t(max_tiles_) * 8;
+  const int deep = std::max(s_.hidden, s_.expert_inner);
+  sources_ = memory.take<int32_t>(places), num_items_ = memory.take<int32_t>(1);
+  gate_items_ = memory.take<GemvItem>(s_.experts), up_items_ = memory.take<GemvItem>(s_.experts);
+  down_items_ = memory.take<GemvItem>(s_.experts);
+  expert_gate_ = memory.take<float>(places * s_.expert_inner);
+  expert_up_ = memory.take<float>(places * s_.expert_inner);
+  expert_y_ = memory.take<float>(places * s_.hidden);
+  expert_prepared_ = {memory.take<half_t>(prepared_fragments(max_tiles_, deep)),
+                      memory.take<float>(prepared_sums(max_tiles_, deep)),
+                      memory.take<float>(places)};
+}
+
+void CardModel::check_layer(const CardLayer& w) const {
+  if (s_.latent()) {
+    const int queries = s_.heads * (s_.nope + s_.rope), latent = s_.kv_lora + s_.rope;
+    int rows = 0;
+    for (const CudaMatrix& part : w.qkv) {
+      check_shape("a matrix of attention", part, part.n, s_.hidden);
+      rows += part.n;
+    }
+    KT_CHECK(rows == (s_.q_lora ? s_.q_lora : queries) + latent, "attention's first products give ",
+             rows, " values");
+    if (s_.q_lora) check_shape("q_b", w.q_b, queries, s_.q_lora);
+  } else {
+    KT_CHECK(w.qkv.size() == 3, w.qkv.size(), " matrices for queries, keys and values");
+    for (size_t i = 0; i < 3; ++i)
+      check_shape("a matrix of attention", w.qkv[i],
+                  (i == 0 ? s_.heads : s_.kv_heads) * s_.head_dim, s_.hidden);
+  }
+  check_shape("o", w.o, s_.hidden, s_.mixed());
+  KT_CHECK(w.ffn != Ffn::kDense || !w.gate_up.empty(), "a layer without a feed-forward part");
+  if (w.gate_up.empty()) return;
+  int both = 0;
+  for (const CudaMatrix& part : w.gate_up) {
+    check_shape("gate and up", part, part.n, s_.hidden);
+    both += part.n;
+  }
+  check_shape("down", w.down, s_.hidden, both / 2);
+}
+
+/// What layers with experts or a part on the CPU share.
+void CardModel::take_experts(Memory& memory) {
+  const size_t picks = size_t(s_.rows) * std::max(1, s_.top_k);
+  router_logits_ = memory.take<float>(size_t(s_.rows) * std::max(1, s_.experts));
+  weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
+  cpu_ids_ = memory.take<int32_t>(picks), places_ = memory.take<int32_t>(picks);
+  none_ = memory.put(std::vector<int32_t>(picks, -1));
+  host_x_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  host_weights_ = memory.take_mapped<float>(picks);
+  host_ids_ = memory.take_mapped<int32_t>(picks);
+  host_ = {0, host_x_, host_ids_, host_weights_,
+           memory.take_mapped<float>(size_t(s_.rows) * s_.hidden)};
+}
+
+int CardModel::Product::n() const {
+  int rows = 0;
+  for (const CudaMatrix& part : parts) rows += part.n;
+  return rows;
+}
+
+CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
+  Product made;
+  for (const CudaMatrix& part : parts) {
+    if (!part) continue;
+    std::vector<GemvItem> items;
+    for (int count = 1; count <= tiles(s_.rows); ++count)
+      items.push_back({part.weights, nullptr, 0, count});
+    made.parts.push_back(part);
+    made.items.push_back(memory_.put(items));
+  }
+  return made;
+}
+
+CardModel::Result CardModel::result(const Product& product, float* y, int rows, int first) {
+  for (const CudaMatrix& part : product.parts) {
+    if (first < part.n) return {y + first, part.n};
+    first -= part.n;
+    y += size_t(tiles(rows)) * 8 * part.n;
+  }
+  throw InvalidArgument(concat("row ", first, " behind the last matrix"));
+}
+
+std::vector<StepLayer> CardModel::step_layers() const {
+  std::vector<StepLayer> found;
+  for (const Layer& layer : layers_) {
+    const bool moe = layer.w.ffn == Ffn::kRouted;
+    found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts,
+                     moe && layer.w.slots != nullptr, layer.w.ffn == Ffn::kCpu});
+  }
+  return found;
+}
+
+void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size) {
+  const int64_t row = int64_t{s_.hidden} * size.rows * 4,
+                picks = int64_t{s_.top_k} * size.rows * 4;
+  const Layer* const layer = index >= 0 ? &layers_[index] : nullptr;
+  switch (op) {
+    case StepOp::kEmbed:
+      return launch_copy({{{host_hidden_, hidden_, row},
+                           {host_input_, input_, int64_t(input_ints(size.sequences)) * 4}},
+                          2,
+                          stream});
+    case StepOp::kAttention:
+      return attention(stream, index, size);
+    case StepOp::kDenseFfn:
+      norm(stream, layer->w.ffn_norm, delta_, size.rows);
+      return feed_forward(stream, main_, *layer, size.rows, delta_);
+    case StepOp::kFfnNorm:
+      return norm(stream, layer->w.ffn_norm, delta_, size.rows);
+    case StepOp::kRouter:
+      return router(stream, *layer, size.rows);
+    case StepOp::kCopyToHost:
+      return launch_copy({{{normed_, host_x_, row},
+                           {layer->w.slots ? cpu_ids_ : ids_, host_ids_, picks},
+                           {weights_, host_weights_, picks}},
+                          layer->w.ffn == Ffn::kRouted ? 3 : 1,
+                          stream});
+    case StepOp::kSharedExpert:
+      return feed_forward(stream, side_, *layer, size.rows, shared_);
+    case StepOp::kResidentExperts:
+      return resident_experts(stream, *layer, size.rows);
+    case StepOp::kCopyFromHost:
+      return launch_copy(
+          {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
+    case StepOp::kCombine:
+      return combine(stream, *layer, size.rows);
+    case StepOp::kHead:
+      return head(stream, size);
+    case StepOp::kSample:
+      throw Unsupported("sampling is launched by its caller");
+  }
+}
+
+void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
+                        int64_t stride, int rows, int k, const void* up) const {
+  launch_prepare({x, up, stride, nullptr, scratch.prepared, rows, k, tiles(rows),
+                  static_cast<uint8_t>(type), stream});
+}
+
+void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
+                         float* y) const {
+  const int count = tiles(rows);
+  for (size_t i = 0; i < product.parts.size(); ++i) {
+    const CudaMatrix& m = product.parts[i];
+    const GemvParams p{product.items[i] + (count - 1),
+                       nullptr,
+                       scratch.prepared,
+                       y,
+                       1,
+                       count,
+                       m.n,
+                       m.k,
+                       m.gguf_id,
+                       layout_of(m.gguf_id),
+                       stream};
+    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
+    y += size_t(count) * 8 * m.n;
+  }
+}
+
+void CardModel::norm(Stream stream, const float* weight, const float* delta, int rows) const {
+  launch_rms_norm(
+      {hidden_, delta, weight, normed_, nullptr, rows, s_.hidden, s_.eps, Out16::kF16, stream});
+}
+
+void CardModel::feed_forward(Stream stream, const Scratch& scratch, const Layer& layer, int rows,
+                             float* out) const {
+  const int inner = layer.gate_up.n() / 2;
+  prepare(stream, scratch, normed_, 0, s_.hidden, rows, s_.hidden);
+  multiply(stream, scratch, layer.gate_up, rows, scratch.wide);
+  const Result gate = result(layer.gate_up, scratch.wide, rows, 0),
+               up = result(layer.gate_up, scratch.wide, rows, inner);
+  prepare(stream, scratch, gate.at, 0, gate.stride, rows, inner, up.at);
+  multiply(stream, scratch, layer.down, rows, out);
+  if (layer.w.shared_gate)
+    launch_dense_gemv(
+        {normed_, layer.w.shared_gate, shared_weight_, rows, 1, s_.hidden, 0, stream});
+}
+
+void CardModel::router(Stream stream, const Layer& layer, int rows) const {
+  norm(stream, layer.w.ffn_norm, delta_, rows);
+  launch_dense_gemv(
+      {normed_, layer.w.router, router_logits_, rows, s_.experts, s_.hidden, 0, stream});
+  launch_router({router_logits_, layer.w.router_bias, ids_, weights_, rows, s_.experts, s_.top_k,
+                 s_.n_group, s_.topk_group, s_.sigmoid, s_.group_sum_of_two, s_.norm_topk_prob,
+                 s_.routed_scaling_factor, stream});
+  if (layer.w.slots)
+    launch_route({ids_, layer.w.slots, gate_items_, up_items_, down_items_, num_items_, sources_,
+                  places_, cpu_ids_, rows, s_.experts, s_.top_k,
+                  moe_max_tiles(rows, s_.experts, s_.top_k), stream});
+}
+
+void CardModel::resident_experts(Stream stream, const Layer& layer, int rows) const {
+  const int most = std::min(s_.experts, rows * s_.top_k), inner = s_.expert_inner;
+  const int all_tiles = moe_max_tiles(rows, s_.experts, s_.top_k);
+  const auto grouped = [&](const GemvItem* items, const CudaMatrix& matrix, float* y) {
+    const GemvParams p{items,
+                       num_items_,
+                       expert_prepared_,
+                       y,
+                       most,
+                       tiles(rows),
+                       matrix.n,
+                       matrix.k,
+                       matrix.gguf_id,
+                       layout_of(matrix.gguf_id),
+                       stream};
+    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
+  };
+  launch_prepare({normed_, nullptr, s_.hidden, sources_, expert_prepared_, rows, s_.hidden,
+                  all_tiles, 0, stream});
+  grouped(gate_items_, layer.w.expert_gate, expert_gate_);
+  grouped(up_items_, layer.w.expert_up, expert_up_);
+  launch_prepare({expert_gate_, expert_up_, inner, sources_, expert_prepared_, all_tiles * 8,
+                  inner, all_tiles, 0, stream, true});
+  grouped(down_items_, layer.w.expert_down, expert_y_);
+}
+
+void CardModel::combine(Stream stream, const Layer& layer, int rows) const {
+  launch_combine({expert_y_, layer.w.slots ? places_ : none_, weights_,
+                  layer.gate_up ? shared_ : nullptr,
+                  layer.w.shared_gate ? shared_weight_ : nullptr,
+                  layer.w.cpu_experts ? cpu_ : nullptr, delta_, rows, s_.hidden, s_.top_k, stream});
+}
+
+void CardModel::head(Stream stream, const StepSize& size) const {
+  // Without a head only the last addition is wanted.
+  norm(stream, s_.vocab > 0 ? final_norm_ : layers_[0].w.attention_norm, delta_, size.rows);
+  if (size.hidden_out)
+    launch_copy({{{hidden_, host_hidden_, int64_t{s_.hidden} * size.rows * 4}}, 1, stream});
+  if (size.head_rows == 0) return;
+  launch_prepare({normed_, nullptr, s_.hidden, input(input_).head_rows, main_.prepared, size.rows,
+                  s_.hidden, tiles(size.head_rows), 0, stream});
+  multiply(stream, main_, head_, size.head_rows, logits_);
+  launch_copy(
+      {{{logits_, host_logits_, int64_t{size.head_rows} * s_.vocab * 4}}, 1, stream});
+}
+
+void CardModel::copy_page(int from, int to) {
+  KT_CHECK(from >= 0 && from < s_.pages && to >= 0 && to < s_.pages, "pages ", from, " and ", to,
+           " of ", s_.pages);
+  for (const Layer& layer : layers_) {
+    for (half_t* cache : {layer.keys, layer.values}) {
+      if (!cache) continue;
+      const size_t page = size_t(kPagePositions) * s_.kv_heads *
+                          (cache == layer.keys ? s_.qk() : s_.head_dim);
+      memory_.copy(cache + to * page, cache + from * page, page * sizeof(half_t));
+    }
+  }
+}
+
+int64_t CardModel::step_bytes(int length) const {
+  size_t bytes = s_.vocab > 0 ? matrix_bytes(head_.parts[0]) : 0;
+  for (const Layer& layer : layers_) {
+    for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down})
+      for (const CudaMatrix& part : p->parts) bytes += matrix_bytes(part);
+    bytes += size_t(s_.heads) * s_.kv_lora * (s_.nope + s_.v) * sizeof(half_t);
+    bytes += size_t(s_.rows) * length * s_.kv_heads *
+             (s_.qk() + (s_.latent() ? 0 : s_.head_dim)) * sizeof(half_t);
+    if (layer.w.ffn == Ffn::kRouted) bytes += size_t(s_.experts) * s_.hidden * sizeof(float);
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+}  // namespace kt::cuda

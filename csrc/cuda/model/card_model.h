@@ -1,0 +1,219 @@
+// A run of decoder layers on one card: what the operations of a step launch. Attention is latent
+// (DeepSeek-V2/V3) or grouped-query; the feed-forward part dense, routed, or the CPU's. The order of
+// the operations and the way to the CPU's experts is step.h's; this file's part is their bodies.
+// Weights keep the file's bytes in R16; sums and the residual stream are float.
+//
+// A step is any mix of prompt chunks and generated tokens: rows of several sequences, a sequence's
+// rows one after another. Embeddings come from the host (a row is read per token, the table stays in
+// RAM), and so do positions and block tables: begin_step() writes them to mapped memory, the first
+// operation copies them. Every pointer is fixed at construction and every launch depends on the
+// step's StepSize only, so that a captured step can be replayed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/api_step.h"
+#include "cuda/attention/flash.h"
+#include "cuda/graph/step.h"
+#include "cuda/layer/layer.h"
+#include "cuda/model/memory.h"
+#include "cuda/moe/moe.h"
+#include "cuda/quant_gemv/quant_gemv.h"
+
+namespace kt::cuda {
+
+/// A matrix on the card: R16, or rows of floats (F32, F16, BF16). Several with the same k may stand
+/// below one another.
+struct CudaMatrix {
+  const uint8_t* weights = nullptr;
+  int n = 0, k = 0, gguf_id = 0;
+  explicit operator bool() const { return weights != nullptr; }
+};
+/// Bytes of it. Throws Unsupported for types that do not exist.
+size_t matrix_bytes(const CudaMatrix& matrix);
+/// How products find its values.
+WeightLayout layout_of(int gguf_id);
+
+struct CardShape {
+  int rows = 1;       // most tokens of a step
+  int sequences = 1;  // most sequences of a step
+  int hidden = 0, heads = 0;
+  int rope = 0;                                  // rotated values of a head
+  int q_lora = 0, kv_lora = 0, nope = 0, v = 0;  // latent attention; q_lora 0: none
+  int kv_heads = 1, head_dim = 0;                // grouped-query: kv_lora is 0
+  int experts = 0, top_k = 0, expert_inner = 0;            // of MoE layers
+  int vocab = 0;                // 0: norm and head are not on this card
+  int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
+  float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
+  float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
+  bool rope_interleaved = true;
+  int n_group = 1, topk_group = 1;
+  bool sigmoid = false, group_sum_of_two = false, norm_topk_prob = false;
+  float routed_scaling_factor = 1;
+  int sms = 1, arch = 90;  // of the card
+
+  bool latent() const { return kv_lora > 0; }
+  int qk() const { return latent() ? kv_lora + rope : head_dim; }   // as attention reads it
+  int attended() const { return latent() ? kv_lora : head_dim; }    // what it gives, per head
+  int mixed() const { return heads * (latent() ? v : head_dim); }   // what o reads
+};
+
+/// Where a layer's feed-forward part is.
+enum class Ffn : uint8_t {
+  kDense,   // on the card
+  kRouted,  // router and shared expert on the card, experts there or on the CPU
+  kCpu,     // one job of the CPU
+};
+
+/// Pointers are to the card's memory. Norm weights and biases: float.
+struct CardLayer {
+  const float *attention_norm, *ffn_norm;
+  // Latent: [q_lora | kv_lora + rope, hidden], where there is no q_lora [heads (nope + rope)] and
+  // [kv_lora + rope] as two; grouped-query: queries, keys, values.
+  std::vector<CudaMatrix> qkv;
+  const float *q_norm, *kv_norm;   // grouped-query: per head, or null
+  const float* bias[3] = {};       // grouped-query: of queries, keys, values, or null
+  CudaMatrix q_b, o;               // [heads (nope + rope), q_lora], [hidden, mixed()]
+  const half_t* k_b = nullptr;     // [heads, kv_lora, nope]: kv_b's key rows, transposed
+  const half_t* v_b = nullptr;     // [heads, v, kv_lora]
+  Ffn ffn = Ffn::kDense;
+  std::vector<CudaMatrix> gate_up;  // the dense FFN, or the shared expert: [gate | up], or two
+  CudaMatrix down;
+  // Of routed ones:
+  const float* router = nullptr;         // [experts, hidden]
+  const float* router_bias = nullptr;    // [experts] or null
+  const float* shared_gate = nullptr;    // [hidden]: a sigmoid on the shared expert, or null
+  const ExpertSlot* slots = nullptr;     // [experts], null: every expert is the CPU's
+  bool cpu_experts = true;               // some have no slot
+  CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of residents; no pointers
+};
+
+/// What a step's launches depend on.
+struct StepSize {
+  int rows = 1, sequences = 1;
+  int max_tokens = 1;  // of a sequence
+  int head_rows = 1;   // whose logits are wanted; 0: none
+  bool hidden_out = false;
+
+  /// One token of each of so many sequences.
+  static StepSize decode(int rows, bool head) { return {rows, rows, 1, head ? rows : 0, !head}; }
+  /// Whether it is one of those.
+  bool is_decode(bool head) const {
+    return max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
+  }
+};
+
+class CardModel {
+ public:
+  /// Logits of so many rows at most are computed in a step.
+  static constexpr int kMostHeadRows = 64;
+
+  /// final_norm: float on the card, with head; inv_freq on the card. Throws InvalidArgument for
+  /// shapes the kernels do not take, and what Memory throws.
+  CardModel(const CardShape& shape, std::vector<CardLayer> layers, const float* final_norm,
+            CudaMatrix head, const float* inv_freq, Memory& memory);
+
+  const CardShape& shape() const { return s_; }
+  /// Layers as record_step wants them.
+  std::vector<StepLayer> step_layers() const;
+  /// Issues one operation's kernels; captured or run at once. Throws CudaError.
+  void launch(Stream stream, StepOp op, int layer, const StepSize& size);
+
+  /// Host side of a step, before its launch. padded: rows of a captured step to fill up to, at
+  /// least step.rows; its other rows write to a page of their own. Throws InvalidArgument for what
+  /// does not fit.
+  StepSize begin_step(const kt_cuda_step& step, int padded = 0);
+  /// The same for one token of each of shape().rows sequences, all with logits.
+  StepSize begin_step(const float* embeddings, const int32_t* positions,
+                      const std::vector<std::vector<int32_t>>& pages);
+  /// After the step: [head_rows, vocab], and the rows behind the last layer; mapped memory.
+  const float* logits() const { return host_logits_; }
+  const float* hidden() const { return host_hidden_; }
+  /// What the job of the layer under way reads and writes; one job is under way at a time. The ids
+  /// are not null in a step with layers of both kinds: a job of Ffn::kCpu ignores them.
+  const kt_cuda_job& host_job() const { return host_; }
+  /// Gives a page's content to another, in every layer.
+  void copy_page(int from, int to);
+  /// Bytes of weights and cache a step of one row per sequence reads at a context of `length`.
+  int64_t step_bytes(int length) const;
+
+ private:
+  /// Products with one input; results of a matrix stand together, [8 tiles, n].
+  struct Product {
+    std::vector<CudaMatrix> parts;
+    std::vector<const GemvItem*> items;  // of each part: [tiles], the i-th of i + 1 tiles
+    explicit operator bool() const { return !parts.empty(); }
+    int n() const;
+  };
+  /// Results of a product from a row of its matrices on: token t's at `at + t stride`.
+  struct Result {
+    float* at;
+    int64_t stride;
+  };
+  /// Activations on their way into a product; side and main stream have one each.
+  struct Scratch {
+    Prepared prepared;
+    float* wide;  // [8 tiles, widest result]
+  };
+  struct Layer {
+    CardLayer w;
+    Product qkv, q_b, o, gate_up, down;
+    half_t *keys, *values;  // [pages + 1, 64, kv_heads, qk]; latent: values is null
+  };
+  static int tiles(int rows) { return div_up(rows, 8); }
+  static Result result(const Product& product, float* y, int rows, int first);
+
+  Product product(std::vector<CudaMatrix> parts);
+  void check_layer(const CardLayer& layer) const;
+  void take_experts(Memory& memory);
+  void multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
+                float* y) const;
+  void prepare(Stream stream, const Scratch& scratch, const void* x, int type, int64_t stride,
+               int rows, int k, const void* up = nullptr) const;
+  void norm(Stream stream, const float* weight, const float* delta, int rows) const;
+  RotateParams rotation(Stream stream, const StepSize& size) const;
+  void attention(Stream stream, int layer, const StepSize& size);
+  void latent_attention(Stream stream, const Layer& layer, const StepSize& size) const;
+  void grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const;
+  void attend(Stream stream, const Layer& layer, const StepSize& size) const;
+  void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer, int rows,
+                    float* out) const;
+  void router(Stream stream, const Layer& layer, int rows) const;
+  void resident_experts(Stream stream, const Layer& layer, int rows) const;
+  void combine(Stream stream, const Layer& layer, int rows) const;
+  void head(Stream stream, const StepSize& size) const;
+  FlashParams flash_shape(const StepSize& size) const;
+  FlashTile flash_tile(const FlashParams& params) const;
+
+  CardShape s_;
+  Memory& memory_;
+  int max_tiles_;  // of resident experts
+  std::vector<Layer> layers_;
+  const float *final_norm_, *inv_freq_;
+  Product head_;
+  Scratch main_, side_;
+  // On the card; shapes in the constructor.
+  float *hidden_, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
+      *shared_weight_, *weights_, *logits_, *expert_gate_ = nullptr, *expert_up_ = nullptr,
+                                            *expert_y_ = nullptr, *flash_partial_ = nullptr;
+  size_t flash_bytes_ = 0;
+  half_t *low_, *queries_, *attended_;
+  int32_t *ids_, *cpu_ids_, *places_, *sources_ = nullptr, *num_items_ = nullptr, *none_;
+  GemvItem *gate_items_ = nullptr, *up_items_ = nullptr, *down_items_ = nullptr;
+  Prepared expert_prepared_{};
+  /// Positions, sequences, lengths, first rows, rows for the head and, last, the block tables: where
+  /// they begin in one array.
+  struct Input {
+    int32_t *position, *sequence, *length, *first, *head_rows, *pages;
+  };
+  Input input(int32_t* base) const;
+  size_t input_ints(int sequences) const;
+  int32_t *input_, *host_input_;  // card's, mapped
+  float *host_hidden_, *host_logits_ = nullptr;
+  kt_cuda_job host_{};
+  float *host_x_, *host_weights_;
+  int32_t* host_ids_;
+};
+
+}  // namespace kt::cuda

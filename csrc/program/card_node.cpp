@@ -1,0 +1,141 @@
+#include "program/card_node.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace kt::program {
+
+namespace {
+
+// Logits a card computes in one step (CardModel::kMostHeadRows of the CUDA library).
+constexpr int kMostHeadRows = 64;
+
+bool is_wanted(const Step& step, int row) {
+  return std::find(step.logits_rows.begin(), step.logits_rows.end(), row) !=
+         step.logits_rows.end();
+}
+
+}  // namespace
+
+/// A step of the card under way, as its jobs see it.
+struct CardNode::Running {
+  const CardNode* node;
+  cpu::Context* context;
+  std::vector<cpu::Rounding> rounding;
+  std::exception_ptr error;
+};
+
+CardNode::CardNode(std::string name, CardModel card, CardOptions options,
+                   std::vector<CardJob> jobs, int64_t hidden_size)
+    : Node(std::move(name)),
+      card_(std::move(card)),
+      options_(std::move(options)),
+      jobs_(std::move(jobs)),
+      hidden_size_(hidden_size) {
+  KT_CHECK(options_.rows > 0 && options_.sequences > 0, this->name(), ": ", options_.rows,
+           " rows of ", options_.sequences, " sequences");
+}
+
+void CardNode::run(StepState& state) const {
+  std::vector<int> order(state.m);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return state.step.sequence[a] < state.step.sequence[b];
+  });
+  if (options_.vocab > 0)
+    state.logits->resize(state.step.logits_rows.size() * options_.vocab);
+  std::vector<int> piece;
+  int sequences = 0, wanted = 0, last = -1;
+  for (const int row : order) {
+    const bool opens = piece.empty() || state.step.sequence[row] != last;
+    const int more = options_.vocab > 0 && is_wanted(state.step, row);
+    if (!piece.empty() && (int(piece.size()) == options_.rows || wanted + more > kMostHeadRows ||
+                           sequences + opens > options_.sequences)) {
+      run_piece(state, piece);
+      piece.clear();
+      sequences = wanted = 0;
+    }
+    sequences += piece.empty() || opens;
+    wanted += more;
+    last = state.step.sequence[row];
+    piece.push_back(row);
+  }
+  run_piece(state, piece);
+}
+
+void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
+  const int m = static_cast<int>(rows.size());
+  const int64_t n = hidden_size_;
+  Running running{this, &state.context, {}, nullptr};
+  std::vector<float> hidden(m * n), logits;
+  std::vector<int32_t> position(m), sequence(m), counts, head_rows;
+  std::vector<const int32_t*> pages;
+  std::vector<size_t> places;  // of the head rows' logits in the step's
+  int last = -1;
+  for (int i = 0; i < m; ++i) {
+    const int row = rows[i], owner = state.step.sequence[row];
+    if (pages.empty() || owner != last) {
+      const auto numbers = state.step.sequences[owner]->pages();
+      pages.push_back(numbers.data());
+      counts.push_back(static_cast<int32_t>(numbers.size()));
+      last = owner;
+    }
+    position[i] = state.step.position[row];
+    sequence[i] = static_cast<int32_t>(pages.size()) - 1;
+    running.rounding.push_back(state.rounding[row]);
+    std::copy_n(state.hidden + row * n, n, hidden.data() + i * n);
+    if (options_.vocab == 0) continue;
+    for (size_t place = 0; place < state.step.logits_rows.size(); ++place) {
+      if (state.step.logits_rows[place] != row) continue;
+      if (head_rows.empty() || head_rows.back() != i) head_rows.push_back(i);
+      places.push_back(place);
+    }
+  }
+  logits.resize(head_rows.size() * options_.vocab);
+  const bool hidden_out = options_.vocab == 0 || state.step.want_hidden;
+  kt_cuda_step step{};
+  step.rows = m, step.sequences = static_cast<int>(pages.size());
+  step.hidden = hidden.data(), step.position = position.data(), step.sequence = sequence.data();
+  step.pages = pages.data(), step.num_pages = counts.data();
+  step.num_head_rows = static_cast<int>(head_rows.size()), step.head_rows = head_rows.data();
+  step.logits = logits.data(), step.hidden_out = hidden_out ? hidden.data() : nullptr;
+  step.job = &CardNode::run_job, step.context = &running;
+  if (card_.step(card_.model, &step) != 0) {
+    if (running.error) std::rethrow_exception(running.error);
+    throw Error(concat(name(), " on ", options_.device, ": ", card_.error()));
+  }
+  for (int i = 0; hidden_out && i < m; ++i)
+    std::copy_n(hidden.data() + i * n, n, state.hidden + rows[i] * n);
+  size_t next = 0;
+  for (size_t h = 0; h < head_rows.size(); ++h)
+    for (; next < places.size() && state.step.logits_rows[places[next]] == rows[head_rows[h]]; ++next)
+      std::copy_n(logits.data() + h * options_.vocab, options_.vocab,
+                  state.logits->data() + places[next] * options_.vocab);
+}
+
+int CardNode::run_job(void* context, int job, const kt_cuda_job* data) {
+  Running& running = *static_cast<Running*>(context);
+  const CardNode& node = *running.node;
+  try {
+    KT_CHECK(job >= 0 && size_t(job) < node.jobs_.size(), "job ", job, " of ", node.jobs_.size());
+    if (const auto* experts = std::get_if<0>(&node.jobs_[job]))
+      (*experts)->forward(*running.context, data->x, data->rows, node.options_.experts_per_token,
+                          data->ids, data->weights, running.rounding.data(), data->out);
+    else
+      std::get<1>(node.jobs_[job])
+          ->forward(*running.context, data->x, data->rows, running.rounding.data(), data->out);
+    return 0;
+  } catch (...) {
+    running.error = std::current_exception();
+    return 1;
+  }
+}
+
+void CardNode::copy_page(int32_t from, int32_t to) const {
+  if (card_.copy_page(card_.model, from, to) != 0)
+    throw Error(concat(name(), " on ", options_.device, ": ", card_.error()));
+}
+
+}  // namespace kt::program

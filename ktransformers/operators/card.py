@@ -1,0 +1,127 @@
+"""A card's memory through the CUDA library: where operators put their weights. No torch."""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from ktransformers.checkpoint.pieces import FACTS, stored_as
+from ktransformers.cuda_library import CudaLibrary, CudaLibraryError
+from ktransformers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A matrix on a card: its address there, and what it is."""
+
+    address: int
+    rows: int
+    cols: int
+    gguf_id: int
+
+
+class Card:
+    """One card, for one model. device: "cuda:0". limit: bytes it may take; 0: what is free.
+
+    Raises: UserError where the library or the card cannot be had; so do all of its methods where
+    there is no room, with the bytes.
+    """
+
+    def __init__(self, device: str, limit: int = 0) -> None:
+        self.device = device
+        try:
+            self.library = CudaLibrary()
+        except (OSError, CudaLibraryError) as error:
+            raise UserError(
+                f"{device}: the CUDA module does not load ({error}); build it with: make cuda, or "
+                f"say --device-map {device}=cpu"
+            ) from error
+        self.handle = ctypes.c_void_p()
+        index = int(device.partition(":")[2] or 0)
+        self.call("card_open", index, ctypes.c_int64(limit), ctypes.byref(self.handle))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.call("card_close", self.handle)
+
+    def call(self, name: str, *arguments) -> None:
+        try:
+            self.library.call(name, *arguments)
+        except CudaLibraryError as error:
+            raise UserError(f"{self.device}: {error}") from error
+
+    def put(self, values: np.ndarray) -> int:
+        """An array's bytes -> their address on the card."""
+        values = np.ascontiguousarray(values)
+        return self._put("card_put", values, ctypes.c_int64(values.nbytes))
+
+    def floats(self, values: np.ndarray) -> int:
+        return self.put(np.asarray(values, np.float32))
+
+    def halves(self, values: np.ndarray) -> int:
+        """Floats, rounded to f16."""
+        values = np.ascontiguousarray(values, np.float32)
+        return self._put("card_put_halves", values, ctypes.c_int64(values.size))
+
+    def matrix(self, blocks) -> Placed:
+        """A matrix in a file's blocks (checkpoint.weights.Blocks)."""
+        gguf_id = FACTS[stored_as(blocks.format)]["gguf_id"]
+        data = np.ascontiguousarray(blocks.data).reshape(-1).view(np.uint8)
+        address = self._put(
+            "card_put_matrix", data, ctypes.c_int64(data.nbytes), blocks.rows, blocks.cols, gguf_id
+        )
+        return Placed(address, blocks.rows, blocks.cols, gguf_id)
+
+    def _put(self, function: str, values: np.ndarray, *sizes) -> int:
+        address = ctypes.c_void_p()
+        data = ctypes.c_void_p(values.ctypes.data)
+        self.call(function, self.handle, data, *sizes, ctypes.byref(address))
+        return address.value
+
+    @property
+    def bytes_taken(self) -> int:
+        taken, limit = ctypes.c_int64(), ctypes.c_int64()
+        self.call("card_bytes", self.handle, ctypes.byref(taken), ctypes.byref(limit))
+        return taken.value
+
+
+class CardModel:
+    """A run of layers on a card, told of part by part (csrc/cuda/api.h: kt_cuda_model)."""
+
+    def __init__(self, card: Card, layers: int) -> None:
+        self.card = card
+        self.handle = ctypes.c_void_p()
+        card.call("model_open", card.handle, layers, ctypes.byref(self.handle))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.card.library.call("model_close", self.handle)
+
+    def number(self, layer: int, name: str, value: float) -> None:
+        """layer: from 0 in this run, -1 for the whole of it; so below."""
+        self.card.call("model_number", self.handle, layer, name.encode(),
+                       ctypes.c_double(float(value)))  # fmt: skip
+
+    def memory(self, layer: int, name: str, address: int | None) -> None:
+        if address is not None:
+            self.card.call("model_memory", self.handle, layer, name.encode(),
+                           ctypes.c_void_p(address))  # fmt: skip
+
+    def matrix(self, layer: int, name: str, placed: Placed) -> None:
+        self.card.call(
+            "model_matrix", self.handle, layer, name.encode(), ctypes.c_void_p(placed.address),
+            placed.rows, placed.cols, placed.gguf_id,
+        )  # fmt: skip
+
+    def expert(self, layer: int, expert: int, gate: Placed, up: Placed, down: Placed) -> None:
+        addresses = [ctypes.c_void_p(one.address) for one in (gate, up, down)]
+        self.card.call("model_expert", self.handle, layer, expert, *addresses)
+
+    def build(self) -> None:
+        self.card.call("model_build", self.handle)
+
+    def for_core(self) -> dict:
+        """What _core.card_node takes: addresses, and this object, which keeps what is there."""
+        at = self.card.library.address
+        return {"model": self.handle.value, "step": at("model_step"),
+                "copy_page": at("model_copy_page"), "error": at("error"), "keep": self}  # fmt: skip
