@@ -10,6 +10,11 @@ from ktransformers.cuda_library import CudaLibrary, CudaLibraryError
 from ktransformers.errors import UserError
 
 
+class CardError(UserError):
+    """A card cannot give what it was asked for; the message has the device, and the bytes where
+    these are too many."""
+
+
 @dataclass(frozen=True)
 class Placed:
     """A matrix on a card: its address there, and what it is."""
@@ -23,8 +28,7 @@ class Placed:
 class Card:
     """One card, for one model. device: "cuda:0". limit: bytes it may take; 0: what is free.
 
-    Raises: UserError where the library or the card cannot be had; so do all of its methods where
-    there is no room, with the bytes.
+    Raises: UserError where the library or the card cannot be had, and all of its methods CardError.
     """
 
     def __init__(self, device: str, limit: int = 0) -> None:
@@ -48,7 +52,7 @@ class Card:
         try:
             self.library.call(name, *arguments)
         except CudaLibraryError as error:
-            raise UserError(f"{self.device}: {error}") from error
+            raise CardError(f"{self.device}: {error}") from error
 
     def put(self, values: np.ndarray) -> int:
         """An array's bytes -> their address on the card."""

@@ -17,6 +17,7 @@ from ktransformers.operators import registry
 from ktransformers.operators.attention import Attention
 from ktransformers.operators.base import Operator
 from ktransformers.operators.base_operator import BaseInjectedModule, make_injected
+from ktransformers.operators.card import CardError
 from ktransformers.operators.default import load_torch_module
 from ktransformers.operators.on_card import OnCard
 from ktransformers.operators.rope import Rope
@@ -52,6 +53,7 @@ def apply(
     each module.
     Raises: UserError for a missing tensor, a wrong shape, or a module that cannot be its operator.
     """
+    rules = {}
     for placement in placements:
         if placement.operator in KEPT:
             continue
@@ -71,8 +73,9 @@ def apply(
             ) from error
         if isinstance(operator, OnCard):
             operator.placed_on = placement.device
+            rules[placement.module] = getattr(placement, "rule", None)
         _replace(model, placement.module, operator)
-    _load(model, weights, progress)
+    _load(model, weights, progress, rules)
 
 
 def _make_plugin(factory, module, placement, weights, config) -> nn.Module:
@@ -84,7 +87,8 @@ def _make_plugin(factory, module, placement, weights, config) -> nn.Module:
         raise UserError(f"{placement.module}: {placement.operator}: {error}") from error
 
 
-def _load(model: nn.Module, weights, progress) -> None:
+def _load(model: nn.Module, weights, progress, rules) -> None:
+    """rules: where modules on cards were placed, for messages."""
     # The rotary embedding first: attention takes its frequencies.
     names = [name for name, _ in model.named_modules() if name]
     rotary = [name for name in names if name.endswith("rotary_emb")]
@@ -107,6 +111,9 @@ def _load(model: nn.Module, weights, progress) -> None:
                 module.rope = rope
             try:
                 module.load(weights)
+            except CardError as error:
+                place = rules.get(name) or weights.gguf.path
+                raise UserError(f"{place}: {name}: {error}") from error
             except (ValueError, NotImplementedError) as error:
                 raise UserError(f"{weights.gguf.path}: {name}: {error}") from error
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.operators.attention import MlaAttention
-from ktransformers.operators.card import CardModel
+from ktransformers.operators.card import CardError, CardModel
 from ktransformers.operators.on_card import CardBlock, CardExperts, CardLinear, CardRouter, OnCard
 from ktransformers.operators.rope import Rope
 
@@ -51,6 +51,14 @@ class CardLayers:
 
     def node(self, with_head: bool):
         """The core's node. Raises: UserError naming what the card cannot have."""
+        last = self.first + len(self.layers) - 1
+        name = f"model.layers.{self.first}-{last}"
+        try:
+            return self.made_node(name, with_head)
+        except CardError as error:
+            raise UserError(f"{name}: {error}") from error
+
+    def made_node(self, name: str, with_head: bool):
         card = self.engine.card(self.device)
         made = CardModel(card, len(self.layers))
         self.card, self.made, self.jobs, self.routing = card, made, [], None
@@ -58,22 +66,20 @@ class CardLayers:
             self.add_attention(index, layer)
             self.add_feed_forward(index, layer)
         rows, numbers = self.numbers(with_head)
-        for name, value in numbers.items():
-            made.number(WHOLE, name, value)
+        for key, value in numbers.items():
+            made.number(WHOLE, key, value)
         if with_head:
             base = self.model.model
             made.matrix(WHOLE, "head", self.matrix_of(self.model.lm_head))
             made.memory(WHOLE, "final_norm", card.floats(self.norm_of(base.norm)))
         made.build()
-        last = self.first + len(self.layers) - 1
         options = {
             "device": self.device, "rows": rows, "sequences": min(rows, MOST_SEQUENCES),
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "experts_per_token": int(numbers.get("top_k", 0)),
         }  # fmt: skip
         return _core.card_node(
-            f"model.layers.{self.first}-{last}", made.for_core(), options, self.jobs,
-            self.model.config.hidden_size,
+            name, made.for_core(), options, self.jobs, self.model.config.hidden_size
         )  # fmt: skip
 
     def numbers(self, with_head: bool) -> tuple[int, dict[str, float]]:

@@ -114,8 +114,10 @@ def head_device(model, runs: list[CardLayers]) -> str | None:
     if not isinstance(head, OnCard):
         return None
     count = len(model.model.layers)
-    if not runs or runs[-1].first + len(runs[-1].layers) != count or (
-        runs[-1].device != head.placed_on
+    if (
+        not runs
+        or runs[-1].first + len(runs[-1].layers) != count
+        or (runs[-1].device != head.placed_on)
     ):
         raise UserError(
             f"lm_head is on {head.placed_on}, the last layer is not: put both on the same device"

@@ -46,8 +46,8 @@ class LimitedMemory : public Memory {
     if (bytes > limit_ - taken_)
       throw Error(
           concat("no room on the GPU for ", bytes, " bytes more: ", taken_, " of ", limit_,
-                 " are taken; give fewer modules the device cuda, shorten the cache, or let "
-                 "ktransformers fit place them"));
+                 " are taken; give fewer modules this device in the rules, or a shorter cache "
+                 "(--cache_lens), or let `ktransformers fit` place them"));
     void* const memory = memory_.device(bytes);
     taken_ += bytes;
     return memory;
