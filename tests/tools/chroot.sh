@@ -15,48 +15,17 @@ command -v debootstrap >/dev/null || { echo "error: debootstrap is missing; run:
 if [ -z "${KT_IN_NAMESPACE:-}" ]; then
   exec env KT_IN_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
 fi
+cd "$root"
 
+. tests/tools/bare_system.sh
 . /etc/os-release
 suite=${SUITE:-$VERSION_CODENAME}
 bare=$(mktemp -d "${TMPDIR:-/var/tmp}/kt-bare.XXXXXX")
-cleanup() { # unmounted first: the folder holds bind mounts of this machine
-  findmnt -rno TARGET | grep "^$bare/" | sort -r | xargs -r -n 1 umount -l
-  [ -n "${KEEP:-}" ] || rm -rf --one-file-system "$bare"
-}
-trap cleanup EXIT
-
-# Package sources: those of this machine that serve the same release, as plain lines.
-targets() { apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' | sort -u; }
-[ -n "$(targets)" ] || apt-get update >/dev/null
-sources=$(targets | awk -v suite="$suite" '$2 ~ "^" suite "([-/]|$)" && $3 == "main"')
-mirror=$(awk -v suite="$suite" '$2 == suite { print $1; exit }' <<<"$sources")
-[ -n "$mirror" ] || { echo "error: no package source of this machine serves $suite" >&2; exit 2; }
-
+trap 'bare_remove "$bare"' EXIT
 echo "== a bare $suite"
-debootstrap --variant=minbase --include=git,make,python3,ca-certificates "$suite" "$bare" "$mirror" >"$bare.log" 2>&1 ||
-  { tail -n 20 "$bare.log" >&2; exit 1; }
-rm -f "$bare.log"
-awk '{ print "deb", $1, $2, $3 }' <<<"$sources" >"$bare/etc/apt/sources.list"
-apt-config dump | grep -E '^Acquire::(http|https|Check|Retries|ForceIPv4)' >"$bare/etc/apt/apt.conf.d/01host" || true
-cp -L /etc/resolv.conf /etc/hosts "$bare/etc/"
-mount -t proc proc "$bare/proc"
-mount --rbind /dev "$bare/dev"
-mount --rbind /sys "$bare/sys"
-mkdir -p "$bare/etc/ssl/certs"
-mount --bind /etc/ssl/certs "$bare/etc/ssl/certs"
-
-# pip: its settings, and the local folders they name (an index folder's files lie beside it).
-python3 -m pip config list | sed -n "s/^global\.\([a-z-]*\)='\(.*\)'$/\1 = \2/p" | sed '1i [global]' >"$bare/etc/pip.conf"
-for place in $(python3 -m pip config list | grep -oE "(file://)?/[^' ]+" | sed 's#^file://##'); do
-  [ -d "$place" ] || continue
-  [ "$(basename "$place")" = simple ] && place=$(dirname "$place")
-  mkdir -p "$bare$place"
-  mountpoint -q "$bare$place" || mount --bind -o ro "$place" "$bare$place"
-done
-passed=()
-while IFS='=' read -r name value; do
-  [[ $name =~ ^([a-z]+_proxy|[A-Z]+_PROXY|SSL_.*|.*_CA_BUNDLE|PIP_.*|TORCH|TORCH_ARGS)$ ]] && passed+=("$name=$value")
-done < <(env)
+bare_make "$bare" "$suite" git,make,python3,ca-certificates
+bare_mount "$bare"
+bare_passed
 
 git clone -q --no-hardlinks "$root" "$bare/ktransformers"
 echo "== make chat, at commit $(git -C "$bare/ktransformers" rev-parse --short HEAD)"
