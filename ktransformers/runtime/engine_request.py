@@ -119,7 +119,8 @@ class Generation:
 
 
 def check_request(request: Request, limit: int, vocab_size: int) -> None:
-    """Raises: UserError for a prompt that is empty, too long, or not of this vocabulary."""
+    """Raises: UserError for a prompt that is empty, too long, or not of this vocabulary, and for a
+    bias on a token that is not."""
     count = len(request.prompt)
     if not count:
         raise UserError("the prompt is empty")
@@ -130,3 +131,6 @@ def check_request(request: Request, limit: int, vocab_size: int) -> None:
     outside = next((i for i in request.prompt if not 0 <= i < vocab_size), None)
     if outside is not None:
         raise UserError(f"the prompt has token id {outside}; the vocabulary has {vocab_size}")
+    outside = next((i for i in request.logit_bias if not 0 <= i < vocab_size), None)
+    if outside is not None:
+        raise UserError(f"logit_bias has token id {outside}; the vocabulary has {vocab_size}")

@@ -223,6 +223,9 @@ def test_bias_minimum_and_stop_ids(served):
     assert banned[0] != free[0]
     (forced,) = serving.answer(request(text(20), 3, logit_bias={77: 100.0}))
     assert forced == [77] * 3
+    size = serving.engine.kt.decoder.vocab_size
+    with pytest.raises(UserError, match=f"logit_bias has token id {size}; the vocabulary has"):
+        serving.answer(request(text(20), 3, logit_bias={77: 1.0, size: 1.0}))
     (stopped,) = serving.answer(request(text(20), 8, stop_ids=(free[2],)))
     assert stopped == free[: free.index(free[2])]
     (longer,) = serving.answer(request(text(20), 8, stop_ids=(free[0],), min_new_tokens=5))
