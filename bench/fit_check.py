@@ -7,7 +7,7 @@
 
 Constants (optimize/estimate.py) come from the models of bench/fit_models.py at contexts of 128 and
 2048; they are tested on bench.cpu's models at 512 and 4096. Both kinds of row hold what was
-measured, the limits measured in the same process beside it, and the facts of the header.
+measured, with each figure the limits of its own moment, and the facts of the header.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ JOBS = {
     "test": {"contexts": [512, 4096], "prompt": 512, "decode": 8},
 }
 MAX_OTHERS = 0.08  # CPUs that other processes may use during a measurement
+MAX_DRIFT = 0.15  # by which the read bandwidth before and after one may differ
 PLAIN = ("layers", "hidden", "experts", "used", "kv_bytes", "attention_ops", "prompt_ops")
 
 
@@ -92,24 +93,35 @@ def facts_from_json(name: str, data: dict) -> ModelFacts:
     return facts
 
 
-def box_of(row: dict) -> Box:
-    limits = row["limits"]
+def box_of(limits: dict) -> Box:
+    """A machine of nothing but these limits."""
     return Box("row", 1000 * GB, limits["read_gbps"] * GB, limits["int8_tops"] * 1e12)
 
 
-def works(row: dict):
-    """[(kind of step, {part: seconds at the limits}, measured seconds, context)] of a row."""
-    facts, box, count = facts_from_json(row["model"], row["facts"]), box_of(row), 512
-    split = split_of(fit(facts, box))
-    found = []
-    for context, seconds in row["decode"].items():
-        work = estimate.decode_work(facts, box, split, int(context))
-        found.append(("decode", work, seconds, int(context)))
+@dataclass(frozen=True)
+class Timed:
+    """One figure of a row. work: {part of the step: seconds at the limits of its moment}."""
+
+    kind: str  # decode or prompt
+    context: int  # positions before it
+    seconds: float
+    box: Box
+    work: dict[str, float]
+
+
+def timed(row: dict) -> list[Timed]:
+    facts, found = facts_from_json(row["model"], row["facts"]), []
     count = row["prompt_tokens"]
-    for context, seconds in row["prompt"].items():
-        start = int(context) if int(context) > count else 0
-        work = estimate.prompt_work(facts, box, split, start, count)
-        found.append(("prompt", work, seconds, start))
+    for kind in ("decode", "prompt"):
+        for context, figure in row[kind].items():
+            box = box_of(figure)
+            split = split_of(fit(facts, box))
+            start = int(context) if kind == "decode" or int(context) > count else 0
+            if kind == "decode":
+                work = estimate.decode_work(facts, box, split, start)
+            else:
+                work = estimate.prompt_work(facts, box, split, start, count)
+            found.append(Timed(kind, start, figure["seconds"], box, work))
     return found
 
 
@@ -117,9 +129,9 @@ def constants(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Factors with the least sum of squared relative errors, none below 0."""
     made = {}
     for kind in ("decode", "prompt"):
-        every = [one for row in rows for one in works(row) if one[0] == kind]
-        names = list(every[0][1])
-        matrix = np.array([[work[n] / seconds for n in names] for _, work, seconds, _ in every])
+        every = [one for row in rows for one in timed(row) if one.kind == kind]
+        names = list(every[0].work)
+        matrix = np.array([[one.work[name] / one.seconds for name in names] for one in every])
         made[kind] = dict(zip(names, positive_least_squares(matrix), strict=True))
     return made
 
@@ -142,23 +154,20 @@ def positive_least_squares(matrix: np.ndarray) -> list[float]:
 
 def predicted(row: dict) -> list[tuple[str, int, float, float]]:
     """[(decode or prompt, context, predicted tokens/s, measured tokens/s)] by the planner."""
-    facts, box, made = facts_from_json(row["model"], row["facts"]), box_of(row), []
-    for kind, work, seconds, context in works(row):
-        if kind == "decode":
-            fitted = fit(facts, replace(box), context=context)
-            made.append((kind, context, fitted.speed, 1 / seconds))
+    facts, made = facts_from_json(row["model"], row["facts"]), []
+    for one in timed(row):
+        if one.kind == "decode":
+            guess, count = 1 / fit(facts, one.box, context=one.context).speed, 1
         else:
-            guess = estimate.total(work, estimate.PROMPT)
-            made.append(
-                (kind, context, row["prompt_tokens"] / guess, row["prompt_tokens"] / seconds)
-            )
+            guess, count = estimate.total(one.work, estimate.PROMPT), row["prompt_tokens"]
+        made.append((one.kind, one.context, count / guess, count / one.seconds))
     return made
 
 
 def promised_memory(row: dict) -> float:
     """Bytes the plan says a run with the row's cache takes."""
-    facts = facts_from_json(row["model"], row["facts"])
-    return fit(facts, box_of(row), context=row["cache"]).used["cpu"]
+    facts, box = facts_from_json(row["model"], row["facts"]), timed(row)[0].box
+    return fit(facts, box, context=row["cache"]).used["cpu"]
 
 
 def lines(rows: list[dict]) -> list[str]:
@@ -229,9 +238,12 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(str(path_of(kind, name)) for name in names))
             return 0
         for row in measure(kind, names, [int(n) for n in options.threads.split(",")]):
-            print("\n".join(lines([row])), row["limits"], row["others_cpus"], flush=True)
-            if row["others_cpus"] > MAX_OTHERS:
-                print(f"VOID: others used {row['others_cpus']:.2f} CPUs; not kept")
+            print("\n".join(lines([row])), flush=True)
+            others, drift = row["others_cpus"], row["drift"]
+            if others > MAX_OTHERS or drift > MAX_DRIFT:
+                print(
+                    f"VOID, not kept: others used {others:.2f} CPUs, bandwidth drifted {drift:.0%}"
+                )
                 continue
             keep(row)
     if options.fit:
