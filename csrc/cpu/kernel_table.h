@@ -23,7 +23,9 @@ inline constexpr size_t kActBlockBytes = 80;
 inline constexpr size_t kDigitBlockBytes = 704;
 
 /// Bytes of one prepared row of k activations (k is rounded up to whole blocks of 256).
-inline constexpr size_t act_row_bytes(int64_t k) { return size_t(k + 255) / 256 * kDigitBlockBytes; }
+static inline constexpr size_t act_row_bytes(int64_t k) {
+  return size_t(k + 255) / 256 * kDigitBlockBytes;
+}
 
 /// y[token][row] = sum over k of W[row][k] * x[token][k], for some row groups and all tokens.
 struct MatmulTask {
@@ -70,8 +72,10 @@ inline constexpr int kKvBlock = 64;  // positions per page of the KV cache
 
 /// Keys and values of 64 positions of one key head in int16, as attend_tile reads them; the layout
 /// is in kernels/attention_tile_inl.h.
-inline constexpr int64_t kv_tile_k_bytes(int64_t k_dim) { return (k_dim + 1) / 2 * 256 + 256; }
-inline constexpr int64_t kv_tile_bytes(int64_t k_dim, int64_t v_dim) {
+static inline constexpr int64_t kv_tile_k_bytes(int64_t k_dim) {
+  return (k_dim + 1) / 2 * 256 + 256;
+}
+static inline constexpr int64_t kv_tile_bytes(int64_t k_dim, int64_t v_dim) {
   return kv_tile_k_bytes(k_dim) + 256 + (v_dim + 31) / 32 * 4096;
 }
 
@@ -173,7 +177,7 @@ struct KernelTable {
 };
 
 /// Bytes of n cache values of a type that is kept in rows.
-inline constexpr int64_t kv_bytes(KvType type, int64_t n) {
+static inline constexpr int64_t kv_bytes(KvType type, int64_t n) {
   switch (type) {
     case KvType::kF32: return n * 4;
     case KvType::kF16:
