@@ -33,8 +33,10 @@ stage() { # NAME IMAGE
   cp -a "$work/base-$suite" "$here"
   bare_mount "$here"
 }
-inside() { chroot --userspec="$user" "$here" env -i HOME=/tmp LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
-  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${passed[@]}" "${environment[@]}" "$@"; }
+enter() { # sets the array inside to what runs a command in the stage
+  inside=(chroot --userspec="$user" "$here" env -i HOME=/tmp LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${passed[@]}" "${environment[@]}")
+}
 do_arg() { # NAME DEFAULT: before the first stage for all, then for one; the caller's variable wins
   local value=${2:-${arguments[$1]:-}}
   [ -z "${!1+set}" ] || value=${!1}
@@ -45,7 +47,8 @@ do_env() { environment+=("$1=$2"); }
 do_user() { user=$1; }
 do_run() {
   echo "RUN $1"
-  inside /bin/sh -c "$1" </dev/null >"$work/log" 2>&1 || { tail -n 30 "$work/log"; exit 1; }
+  enter
+  "${inside[@]}" /bin/sh -c "$1" </dev/null >"$work/log" 2>&1 || { tail -n 30 "$work/log"; exit 1; }
 }
 do_copy() { # STAGE FROM TO
   if [ -z "$1" ]; then
@@ -60,7 +63,9 @@ do_start() {
   mkdir -p "$here/models"
   cp -L .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf "$here/models/"
   echo "== $* (as $user)"
-  inside "$@" --port 18777 >"$work/serve.log" 2>&1 </dev/null &
+  enter
+  # A shell's background commands ignore Ctrl-C unless told otherwise.
+  env --default-signal=INT "${inside[@]}" "$@" --port 18777 >"$work/serve.log" 2>&1 </dev/null &
   server=$!
   for _ in $(seq 240); do
     grep -q 'at http' "$work/serve.log" && break
