@@ -129,17 +129,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 # ---- the measurements; each -> a dict of figures ----
 
 
-async def one_stream(client: Client, vocabulary: int, prompt: int, tokens: int) -> dict:
-    """One user: time to the first token and decode speed."""
+async def one_stream(
+    client: Client, vocabulary: int, prompt: int, tokens: int, turn: int = 0
+) -> dict:
+    """One user: time to the first token and decode speed. Each turn has a prompt of its own, which
+    no cache holds."""
     await client.complete(ids(16, 1, vocabulary), 4)
-    got = must(await client.complete(ids(prompt, 2, vocabulary), tokens))
+    got = must(await client.complete(ids(prompt, 2000 + turn, vocabulary), tokens))
     return {"prompt_tokens": prompt, "first_seconds": got.first, "tokens_per_second": got.speed}
 
 
-async def streams(client: Client, vocabulary: int, count: int, prompt: int, tokens: int) -> dict:
+async def streams(
+    client: Client, vocabulary: int, count: int, prompt: int, tokens: int, turn: int = 0
+) -> dict:
     """`count` users at once, different prompts: speed of each and of all while all generate."""
+    first = 10_000 + turn * count
     got = await asyncio.gather(
-        *(client.complete(ids(prompt, 100 + n, vocabulary), tokens) for n in range(count))
+        *(client.complete(ids(prompt, first + n, vocabulary), tokens) for n in range(count))
     )
     for one in got:
         must(one)

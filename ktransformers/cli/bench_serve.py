@@ -28,8 +28,9 @@ import json, sys, time
 from ktransformers.runtime.session import ChatSession, SamplingOptions, load_model
 from ktransformers.cli.bench_client import ids
 path, prompt, tokens, vocabulary, flags = json.loads(sys.argv[1])
-session = ChatSession(load_model(path, **flags))
+model = load_model(path, **flags)
 for count, made in ((16, 4), (prompt, tokens)):
+    session = ChatSession(model)  # from the beginning, as the server's
     session.append(ids(count, 2, vocabulary))
     list(session.generate(SamplingOptions(max_new_tokens=made)))
 stats = session.stats

@@ -47,7 +47,7 @@ KT_INLINE I sum_bytes(I x) { return {sum_bytes(x.a), sum_bytes(x.b)}; }
 template <int V, bool kMin>
 KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, int offset,
                               const ZeroRange& range, ZeroTable& table) {
-  const I off = set_i(offset * 0x01010101);
+  const I off = set_i((int32_t)(0x01010101u * (uint32_t)offset));
   for (int g = 0; g < groups; ++g) {
     I sum = set_i(0);
 #pragma GCC unroll 8

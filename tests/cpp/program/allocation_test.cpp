@@ -22,8 +22,9 @@ void* counted(std::size_t bytes) {
 
 }  // namespace
 
-// The plain forms; libstdc++'s array and nothrow forms call these.
+// libstdc++'s array forms call these; so does its nothrow form, but not that of sanitizers.
 void* operator new(std::size_t bytes) { return counted(bytes); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
