@@ -132,10 +132,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 async def one_stream(
     client: Client, vocabulary: int, prompt: int, tokens: int, turn: int = 0
 ) -> dict:
-    """One user: time to the first token and decode speed. Each turn has a prompt of its own, which
-    no cache holds."""
-    await client.complete(ids(16, 1, vocabulary), 4)
-    got = must(await client.complete(ids(prompt, 2000 + turn, vocabulary), tokens))
+    """One user: time to the first token and decode speed, after an answer as warm-up. Each turn has
+    prompts of its own, which no cache holds."""
+    await client.complete(ids(prompt, 2000 + 2 * turn, vocabulary), 4)
+    got = must(await client.complete(ids(prompt, 2001 + 2 * turn, vocabulary), tokens))
     return {"prompt_tokens": prompt, "first_seconds": got.first, "tokens_per_second": got.speed}
 
 
