@@ -14,6 +14,7 @@ plot: docs/serve.png. A part measures the machine's limits too, beside each figu
 import argparse
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,14 +25,15 @@ from statistics import median
 from bench import cpu_models, limits, peers, report
 from bench.cpu_work import work_of
 from ktransformers.cli import bench_client as client
-from ktransformers.cli.bench_serve import local_speed, properties, started
+from ktransformers.cli.bench_serve import properties, started
 from ktransformers.errors import UserError
 
 JSON, PNG = report.ROOT / "docs" / "serve.json", report.ROOT / "docs" / "serve.png"
 PARTS = ("local", "streams", "users", "prefix", "long")
 LAYERS = {"long": 4, "users": 4}  # through 16 layers these take minutes
 STREAMS, SHARED, LONG, OTHERS = 8, 2000, 8000, 3
-PROMPT, TOKENS, ROUNDS = 128, 64, 3
+PROMPT, TOKENS, LOCAL_ROUNDS = 128, 64, 9
+MANY_TOKENS, ROUNDS = 128, 3  # of each of the streams; the first begin while others wait
 FLAGS = ["--max_batch_size", str(STREAMS), "--cache_lens", "32768"]
 
 
@@ -78,12 +80,12 @@ def measure(part: str, path: Path, config: dict) -> dict:
     measured = limits.measure()
     print(limits.line(measured), flush=True)
     found: dict = {"limits": measured, "layers": config["num_hidden_layers"]}
+    if part == "local":
+        return found | beside_local(path, config)
     with started(str(path), FLAGS) as url:
         vocab, ours = properties(url)["vocab_size"], client.Client(url)
         asyncio.run(client.one_stream(ours, vocab, 16, 8))
-        if part == "local":
-            found |= beside_local(ours, path, config, vocab)
-        elif part == "streams":
+        if part == "streams":
             found |= beside_llama_server(ours, path, config, vocab)
         elif part == "users":
             found["users"] = asyncio.run(client.users(ours, vocab, 5, 1.0, 50, PROMPT, TOKENS))
@@ -98,23 +100,53 @@ def measure(part: str, path: Path, config: dict) -> dict:
 # machine take of its memory's bandwidth for minutes, and so from one side more than from the other.
 
 
-def beside_local(ours: client.Client, path: Path, config: dict, vocab: int) -> dict:
-    """One stream and the chat's own loop on the same prompt."""
-    rounds = []
-    for turn in range(ROUNDS):
-        one = asyncio.run(client.one_stream(ours, vocab, PROMPT, TOKENS, turn))
-        local = local_speed(str(path), PROMPT, TOKENS, vocab, {})
-        at_least = bound(path, config, 1, limits.measure())
-        rounds.append({
-            "one": one, "local": local, "bound_seconds": at_least,
-            "of_local": one["tokens_per_second"] / local["tokens_per_second"],
-            "first_overhead_seconds": one["first_seconds"] - local["prompt_seconds"],
-        })  # fmt: skip
-        print(f"  {one['tokens_per_second']:.1f} tokens/s, chat {local['tokens_per_second']:.1f}, "
-              f"limit {1 / at_least:.1f}; first token {one['first_seconds']:.3f} s, "
-              f"chat {local['prompt_seconds']:.3f}", flush=True)  # fmt: skip
+@contextmanager
+def server_and_chat(path: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of bench.serve_beside's server, and its process. Raises: UserError."""
+    command = [sys.executable, "-m", "bench.serve_beside", "--gguf_path", str(path), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, *FLAGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=report.ROOT,
+    )  # fmt: skip
+    try:
+        said = ""
+        for line in process.stderr:
+            said = line.strip()
+            if match := re.search(r"serving .* at (http\S+)", line):
+                yield match[1], process
+                return
+        raise UserError(f"the server did not start: {said}")
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def beside_local(path: Path, config: dict) -> dict:
+    """One stream and the chat's own loop, turn by turn in one process."""
+    with server_and_chat(path) as (url, process):
+        vocab, ours = properties(url)["vocab_size"], client.Client(url)
+
+        def chat(seed: int) -> dict:
+            process.stdin.write(json.dumps([seed, PROMPT, TOKENS]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        chat(0)
+        rounds = []
+        for turn in range(LOCAL_ROUNDS):
+            one = asyncio.run(client.one_stream(ours, vocab, PROMPT, TOKENS, turn))
+            local = chat(turn + 1)
+            rounds.append({
+                "one": one, "local": local,
+                "of_local": one["tokens_per_second"] / local["tokens_per_second"],
+                "first_overhead_seconds": one["first_seconds"] - local["prompt_seconds"],
+            })  # fmt: skip
+            print(f"  {one['tokens_per_second']:.1f} tokens/s, chat "
+                  f"{local['tokens_per_second']:.1f}; first token {one['first_seconds']:.3f} s, "
+                  f"chat {local['prompt_seconds']:.3f}", flush=True)  # fmt: skip
     names = ("of_local", "first_overhead_seconds")
-    return {"rounds": rounds} | {name: median(each[name] for each in rounds) for name in names}
+    found = {name: median(each[name] for each in rounds) for name in names}
+    return found | {"rounds": rounds, "bound_seconds": bound(path, config, 1, limits.measure())}
 
 
 def beside_llama_server(ours: client.Client, path: Path, config: dict, vocab: int) -> dict:
@@ -125,11 +157,11 @@ def beside_llama_server(ours: client.Client, path: Path, config: dict, vocab: in
         asyncio.run(client.one_stream(peer, vocab, 16, 8))
         for turn in range(ROUNDS):
             before = limits.measure()
-            mine = asyncio.run(client.streams(ours, vocab, STREAMS, 32, TOKENS, turn))
+            mine = asyncio.run(client.streams(ours, vocab, STREAMS, 32, MANY_TOKENS, turn))
             after = limits.measure()
             both = {key: (before[key] + after[key]) / 2 for key in ("read_gbps", "int8_tops")}
             at_least = bound(path, config, STREAMS, both)
-            theirs = asyncio.run(client.streams(peer, vocab, STREAMS, 32, TOKENS, turn))
+            theirs = asyncio.run(client.streams(peer, vocab, STREAMS, 32, MANY_TOKENS, turn))
             rounds.append({
                 "ours": mine, "llama-server": theirs, "bound_seconds": at_least,
                 "step_over_bound": mine["step_seconds"] / at_least,
@@ -203,9 +235,9 @@ def plot(found: dict, path: Path) -> None:
 
     bars: list[tuple[str, float, str]] = []
     if part := found.get("local"):
-        part = middle(part, "of_local")
-        bars.append(("chat, 1", part["local"]["tokens_per_second"], "tab:gray"))
-        bars.append(("server, 1", part["one"]["tokens_per_second"], "tab:blue"))
+        turn = middle(part, "of_local")
+        bars.append(("chat, 1", turn["local"]["tokens_per_second"], "tab:gray"))
+        bars.append(("server, 1", turn["one"]["tokens_per_second"], "tab:blue"))
         bars.append(("limit, 1", 1 / part["bound_seconds"], "lightgray"))
     if part := found.get("streams"):
         part = middle(part, "step_over_bound")
