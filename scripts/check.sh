@@ -15,7 +15,7 @@ $step "system packages" scripts/system_packages.sh check || report
 $step "environment" make "$venv/.done/test" core || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
-for part in ${CHECK:-symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot}; do
+for part in ${CHECK:-symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot image}; do
   case $part in
     symbols)
       $step "-O0 configure" cmake -S . -B build/O0 -G Ninja -DCMAKE_BUILD_TYPE=Debug \
@@ -49,7 +49,8 @@ for part in ${CHECK:-symbols wheel cuda sanitize thread fuzz lm_eval openapi int
       $step "kill -9 and start again" env PYTHONPATH=. "$py" -m tests.tools.kill_restart --times 20
       ;;
     chroot) $step "chat on a bare system" tests/tools/chroot.sh ;;
-    *) echo "error: CHECK names $part; known: symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot" >&2; exit 2 ;;
+    image) $step "the Dockerfile's lines" tests/tools/dockerfile.sh ;;
+    *) echo "error: CHECK names $part; known: symbols wheel cuda sanitize thread fuzz lm_eval openapi interop soak browser chroot image" >&2; exit 2 ;;
   esac
 done
 report
