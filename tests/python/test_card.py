@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ktransformers.errors import UserError
 from ktransformers.models.registry import family_for
 from ktransformers.optimize import nvidia
 from ktransformers.optimize.shipped import shipped_rules
@@ -112,3 +113,179 @@ def test_a_model_on_the_card_says_what_it_says_on_the_cpu(
     got = ours.logits(model, ids, prompt=3)
     assert divergence(expected, got) <= 1e-3
     assert np.abs(expected - got).max() > 0  # it was not the CPU
+
+
+# ---- several sequences, placement, refusals: on one small model ----
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """(a small model on the CPU, the same on the card with some of its experts, its file)."""
+    folder = tmp_path_factory.mktemp("both")
+    path = write(small("qwen3moe"), folder / "model.gguf")
+    slots = "backend: cuda, device: 'cuda:0', options: {experts: 3}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KT_CUDA_LIBRARY", str(EMULATED))
+        nvidia.module_state.cache_clear()
+        rules = rules_for("qwen3_moe", ALL, folder, **{"moe.experts": slots})
+        yield load(path), load(path, rules), path
+    nvidia.module_state.cache_clear()
+
+
+class Sequences:
+    """Sequences of one model by name, stepped together."""
+
+    def __init__(self, model):
+        self.model, self.named = model, {}
+
+    def step(self, rows: list[tuple[str, int]], is_prompt: bool = False) -> np.ndarray:
+        """rows: (sequence, token) -> logits of all of them."""
+        kt = self.model.kt
+        names = list(dict.fromkeys(name for name, _ in rows))
+        for name in names:
+            self.named.setdefault(name, kt.engine.kv.make_sequence())
+        next_position = {name: self.named[name].length for name in names}
+        position = []
+        for name, _ in rows:
+            position.append(next_position[name])
+            next_position[name] += 1
+        logits, _ = kt.decoder.step(
+            np.array([token for _, token in rows], np.int32),
+            np.array(position, np.int32),
+            np.array([names.index(name) for name, _ in rows], np.int32),
+            np.full(len(rows), is_prompt, np.uint8),
+            [self.named[name] for name in names],
+            np.arange(len(rows), dtype=np.int32)[::-1].copy(),
+        )
+        return logits
+
+    def fork(self, name: str, copy: str) -> None:
+        self.named[copy] = self.named[name].fork()
+
+
+def test_sequences_come_share_pages_and_go(both):
+    cpu, card, _ = both
+    results = []
+    for one in (Sequences(cpu), Sequences(card)):
+        logits = [one.step([("a", 5), ("b", 9), ("a", 2), ("a", 7), ("b", 3)], True)]
+        one.fork("b", "c")  # a page that both have, and the next row of either must copy
+        logits.append(one.step([("c", 4), ("a", 8), ("b", 6)]))  # three rows of a batch of four
+        logits.append(one.step([("b", 11), ("c", 12)]))
+        one.named["a"].truncate(1)
+        logits.append(one.step([("a", 1)]))
+        results.append(np.concatenate(logits))
+    assert divergence(*results) <= 1e-3
+
+
+def test_a_prompt_longer_than_a_page_and_hidden_states(both):
+    ids = np.arange(20, 90, dtype=np.int32)  # no choice of an expert is a near tie
+    marks, zeros = np.ones(len(ids), np.uint8), np.zeros(len(ids), np.int32)
+    results = []
+    for model in both[:2]:
+        sequence = [model.kt.engine.kv.make_sequence()]
+        results.append(
+            model.kt.decoder.step(
+                ids, np.arange(len(ids), dtype=np.int32), zeros, marks, sequence,
+                np.array([66, 69], np.int32), want_hidden=True,
+            )
+        )  # fmt: skip
+    assert divergence(results[0][0], results[1][0]) <= 1e-3
+    hidden, on_card = results[0][1], results[1][1]
+    assert ((hidden - on_card) ** 2).sum() / (hidden**2).sum() <= 5e-5
+
+
+def test_generation_runs_in_the_core(both):
+    answers = [ours.greedy(model, [5, 9, 2], 3, None) for model in both[:2]]
+    assert answers[0] == answers[1] and len(answers[0]) == 3
+
+
+SECOND_LAYER = {
+    "attention.gqa": r"self_attn$",
+    "linear": r"self_attn\.[qkvo]_proj$",
+    "moe.block": r"mlp$",
+    "moe.router": r"mlp\.gate$",
+}
+
+
+def test_layers_on_both_sides_of_a_boundary(both, tmp_path):
+    """The second layer on the card; the first, all norms and the head on the CPU."""
+    cpu, _, path = both
+    rules = tmp_path / "rules.yaml"
+    own = "".join(
+        f"- match: {{name: '^model\\.layers\\.1\\.{pattern}'}}\n"
+        f"  replace: {{operator: {operator}, backend: cuda, device: 'cuda:0'}}\n  why: a part\n"
+        for operator, pattern in SECOND_LAYER.items()
+    )
+    shipped = Path(shipped_rules(family_for("qwen3_moe"))).read_text("utf-8")
+    rules.write_text(own + shipped, "utf-8")
+    model = load(path, str(rules))
+    assert [node[2] for node in model.kt.decoder.nodes] == ["cpu", "cpu", "cuda:0"]
+    ids = [5, 9, 2, 7]
+    expected, got = (ours.logits(one, ids, prompt=3) for one in (cpu, model))
+    assert divergence(expected, got) <= 1e-3
+
+
+def test_no_room_is_one_line_with_bytes_and_rule(both, tmp_path, monkeypatch):
+    rules = rules_for("qwen3_moe", ALL, tmp_path)
+    monkeypatch.setenv("KT_VRAM_LIMIT", "300k")
+    said = r"rules\.yaml:\d+:\d+: model\.layers\.\d\.\S+: cuda:0: no room on the GPU for \d+ bytes"
+    with pytest.raises(UserError, match=said) as error:
+        load(both[2], rules)
+    assert "\n" not in str(error.value) and "of 307200 are taken" in str(error.value)
+    monkeypatch.setenv("KT_VRAM_LIMIT", "3M")  # the weights have room, the steps have not
+    with pytest.raises(UserError, match=r"model\.layers\.0-1: cuda:0: no room .*--cache_lens"):
+        load(both[2], rules)
+
+
+def test_rules_that_cut_a_layer_up_are_refused(both, tmp_path):
+    path = both[2]
+    rules = rules_for("qwen3_moe", "(linear)", tmp_path)
+    with pytest.raises(UserError, match=r"is on cuda:0, but .*self_attn is not"):
+        load(path, rules)
+    rules = rules_for("qwen3_moe", BUT_EXPERTS, tmp_path)
+    with pytest.raises(UserError, match="lowered is False; --device-map cuda:0=cpu"):
+        load(path, rules, lowered=False)
+    assert load(path, rules, gpu="off").kt.decoder.nodes[0][2] == "cpu"
+    assert load(path, rules, device_map={"cuda:0": "cpu"}).kt.decoder.nodes[0][2] == "cpu"
+
+
+UPSTREAM = r"""
+- match: {name: "^model\\.layers\\..*$", class: torch.nn.Linear}
+  replace:
+    class: ktransformers.operators.linear.KTransformersLinear
+    kwargs: {generate_device: "cuda", prefill_device: "cuda", generate_op: "KLinearMarlin",
+             prefill_op: "KLinearTorch"}
+- match: {name: "^model\\.layers\\..*\\.mlp$",
+          class: ktransformers.models.modeling_deepseek.DeepseekV2MoE}
+  replace:
+    class: ktransformers.operators.experts.KDeepseekV2MoE
+    kwargs: {generate_device: "cuda", prefill_device: "cuda"}
+- match: {name: "^model\\.layers\\..*\\.mlp\\.experts$"}
+  replace:
+    class: ktransformers.operators.experts.KTransformersExperts
+    kwargs: {prefill_device: "cuda", prefill_op: "KExpertsTorch", generate_device: "cpu",
+             generate_op: "KExpertsCPU", out_device: "cuda"}
+  recursive: False
+- match: {name: "^model\\.layers\\..*\\.self_attn$"}
+  replace:
+    class: ktransformers.operators.attention.KDeepseekV2Attention
+    kwargs: {generate_device: "cuda", prefill_device: "cuda"}
+- match: {name: "^model$"}
+  replace:
+    class: ktransformers.operators.models.KDeepseekV2Model
+"""
+
+
+def test_upstreams_names_mean_the_card_where_there_is_one(tmp_path, capsys):
+    from ktransformers.cli import plan_command
+
+    path = write(small("deepseek_v2", num_attention_heads=2), tmp_path / "model.gguf")
+    rules = tmp_path / "upstream.yaml"
+    rules.write_text(UPSTREAM, "utf-8")
+    plan_command.run(str(path), optimize_config_path=str(rules))
+    shown = capsys.readouterr().out
+    assert re.search(r"self_attn\.o_proj.*linear\s+cuda:0", shown), shown
+    expected, got = (
+        ours.logits(load(path, one), [5, 9], prompt=1) for one in (None, str(rules))
+    )  # fmt: skip
+    assert divergence(expected, got) <= 1e-3
