@@ -24,7 +24,11 @@ $step "package and dependencies" make test_env || report
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py"
 $step "token vectors" tests/tools/fetch_token_vectors.sh "$py" || report
 $step "real chat model" make chat_model || report
+export KT_EMULATED_KERNELS=$PWD/$KT_REPORT/kernels.tsv
+rm -f "$KT_EMULATED_KERNELS"
 $step "C++ tests" ctest --test-dir "$build" --no-tests=error --output-on-failure --progress \
   --timeout 300 --output-junit "$PWD/$KT_REPORT/cpp.xml"
+"$py" tests/tools/kernel_table.py "$KT_EMULATED_KERNELS"
+unset KT_EMULATED_KERNELS
 $step "Python tests" "$py" -m pytest -o junit_family=xunit1 --junitxml="$KT_REPORT/python.xml" ${PYTEST_ARGS:-}
 report

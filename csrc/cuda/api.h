@@ -103,6 +103,11 @@ KT_API int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* nam
 /// An expert's matrices, put before; those not named are the CPU's.
 KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate, void* up,
                                 void* down);
+/// A piece of an expert without a slot in host memory, in R16; part: 0 gate, 1 up, 2 down. Pieces of
+/// a part follow one another. With them, and the number stream_slots, long prompts bring experts to
+/// the card. The memory must stay.
+KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part,
+                                const void* at, int64_t bytes);
 /// Checks it and takes the memory of its steps and its cache. Fails, naming it, for a name that
 /// nothing asked for.
 KT_API int kt_cuda_model_build(kt_cuda_model* model);

@@ -33,6 +33,10 @@ class EmulatedMemory : public Memory {
     std::memcpy(to, from, bytes);
     mark(to, bytes);
   }
+  void bring(const std::vector<Transfer>& pieces, int, void*) override {
+    for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
+  }
+  void release(int, void*) override {}
   void copy(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
     mark(to, bytes);
@@ -63,7 +67,7 @@ class EmulatedRunner : public StepRunner, private StepRecorder {
   void step(const StepSize& size) override {
     size_ = size;
     coordinator_.begin_step();
-    record_step(model_.step_layers(), false, *this);
+    record_step(model_.step_layers(size), false, *this);
     coordinator_.end_step([] { return true; });
   }
 

@@ -13,6 +13,7 @@
 #include "cuda/api.h"
 #include "cuda/api_guard.h"
 #include "cuda/model/card.h"
+#include "cuda/model/crossover.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/quantize.h"
@@ -57,7 +58,8 @@ struct kt_cuda_card {
 };
 
 struct kt_cuda_model {
-  kt_cuda_model(kt_cuda_card& card, int layers) : card(card), layers(layers), slots(layers) {}
+  kt_cuda_model(kt_cuda_card& card, int layers)
+      : card(card), layers(layers), slots(layers), sources(layers) {}
 
   int number(int layer, const char* name, int otherwise = 0) {
     return static_cast<int>(numbers.get(layer, name, otherwise));
@@ -70,7 +72,7 @@ struct kt_cuda_model {
   }
   CardShape shape();
   CardLayer layer(int index);
-  void add_experts(int index, CardLayer& layer);
+  void add_slots(int index, CardLayer& layer);
   void build();
   int run_job(int job) const {
     return running->job(running->context, job, &model->host_job());
@@ -82,9 +84,11 @@ struct kt_cuda_model {
   Parts<void*> memories;
   Parts<CudaMatrix> matrices;
   std::vector<std::map<int, ExpertSlot>> slots;  // by expert, of each layer
+  std::vector<std::vector<ExpertSource>> sources;  // by expert, of each layer
   std::unique_ptr<CardModel> model;
   std::unique_ptr<StepRunner> runner;
   const kt_cuda_step* running = nullptr;
+  Crossover crossover{0};
 };
 
 CardShape kt_cuda_model::shape() {
@@ -100,6 +104,7 @@ CardShape kt_cuda_model::shape() {
   s.experts = whole("experts"), s.top_k = whole("top_k");
   s.expert_inner = whole("expert_inner"), s.vocab = whole("vocab");
   s.pages = whole("pages"), s.max_pages = whole("max_pages");
+  s.stream_slots = whole("stream_slots");
   s.eps = static_cast<float>(numbers.get(kWhole, "eps", 1e-6));
   s.inner_eps = static_cast<float>(numbers.get(kWhole, "inner_eps", s.eps));
   s.scale = static_cast<float>(numbers.get(kWhole, "scale", 0));
@@ -136,21 +141,21 @@ CardLayer kt_cuda_model::layer(int i) {
   w.shared_gate = floats(i, "shared_gate");
   w.ffn = number(i, "cpu_ffn") ? Ffn::kCpu : w.router ? Ffn::kRouted : Ffn::kDense;
   w.cpu_experts = number(i, "cpu_experts") != 0;
-  if (!slots[i].empty()) add_experts(i, w);
+  // What all of a layer's experts are alike in.
+  w.expert_gate = matrix("expert_gate"), w.expert_up = matrix("expert_up");
+  w.expert_down = matrix("expert_down");
+  w.sources = sources[i];
+  if (!slots[i].empty()) add_slots(i, w);
   return w;
 }
 
-void kt_cuda_model::add_experts(int i, CardLayer& w) {
+void kt_cuda_model::add_slots(int i, CardLayer& w) {
   std::vector<ExpertSlot> table(number(kWhole, "experts"), ExpertSlot{});
   for (const auto& [expert, slot] : slots[i]) {
     KT_CHECK(expert >= 0 && expert < int(table.size()), "expert ", expert, " of ", table.size());
     table[expert] = slot;
   }
   w.slots = card.memory.put(table);
-  // What all of them are alike in.
-  w.expert_gate = matrices.get(i, "expert_gate", {});
-  w.expert_up = matrices.get(i, "expert_up", {});
-  w.expert_down = matrices.get(i, "expert_down", {});
 }
 
 void kt_cuda_model::build() {
@@ -172,6 +177,7 @@ void kt_cuda_model::build() {
   const float *norm = floats(kWhole, "final_norm"), *inv_freq = floats(kWhole, "inv_freq");
   numbers.check_all_used("number"), memories.check_all_used("memory");
   matrices.check_all_used("matrix");
+  crossover = Crossover(number(kWhole, "stream_from"));
   model = std::make_unique<CardModel>(s, std::move(all), norm, head, inv_freq,
                                       card.memory);
   runner = make_runner(*model, card.memory, std::move(jobs));
@@ -193,9 +199,12 @@ void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
                       (step.hidden_out == nullptr) == head;
   const int padded = StepRunner::padded(step.rows);
   const bool fits = decode && padded <= model.shape().rows && padded <= model.shape().sequences;
-  const StepSize size = model.begin_step(step, fits ? padded : 0);
+  StepSize size = model.begin_step(step, fits ? padded : 0);
+  size.streams = !fits && model.can_stream() && m.crossover.streams(step.rows);
   m.running = &step;
+  const double begin = kt::os::seconds();
   m.runner->step(size);
+  if (!fits) m.crossover.took(step.rows, size.streams, kt::os::seconds() - begin);
   const size_t hidden = model.shape().hidden, vocab = model.shape().vocab;
   if (step.hidden_out)
     std::memcpy(step.hidden_out, model.hidden(), sizeof(float) * step.rows * hidden);
@@ -292,6 +301,7 @@ int kt_cuda_model_memory(kt_cuda_model* model, int layer, const char* name, void
 int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* name, void* memory, int n,
                          int k, int gguf_id) {
   return guarded([&] {
+    check_gemv_format(gguf_id);
     model->matrices.set(layer, name, {static_cast<const uint8_t*>(memory), n, k, gguf_id});
   });
 }
@@ -302,6 +312,21 @@ int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate
     KT_CHECK(layer >= 0 && layer < model->layers, "layer ", layer, " of ", model->layers);
     const auto at = [](void* memory) { return static_cast<const uint8_t*>(memory); };
     model->slots[layer][expert] = {at(gate), at(up), at(down)};
+  });
+}
+
+int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part, const void* at,
+                         int64_t bytes) {
+  return guarded([&] {
+    KT_CHECK(layer >= 0 && layer < model->layers, "layer ", layer, " of ", model->layers);
+    KT_CHECK(expert >= 0 && part >= 0 && part < 3 && bytes > 0, "part ", part, " of expert ", expert);
+    std::vector<ExpertSource>& all = model->sources[layer];
+    const auto experts = static_cast<size_t>(model->number(kWhole, "experts"));
+    KT_CHECK(size_t(expert) < experts, "expert ", expert, " of ", experts);
+    all.resize(experts);
+    ExpertSource& one = all[expert];
+    (part == 0 ? one.gate : part == 1 ? one.up : one.down)
+        .push_back({static_cast<const uint8_t*>(at), static_cast<size_t>(bytes)});
   });
 }
 

@@ -128,7 +128,7 @@ int CardNode::run_job(void* context, int job, const kt_cuda_job* data) {
           ->forward(*running.context, data->x, data->rows, running.rounding.data(), data->out);
     return 0;
   } catch (...) {
-    running.error = std::current_exception();
+    if (!running.error) running.error = std::current_exception();
     return 1;
   }
 }

@@ -19,7 +19,7 @@ class CardError(UserError):
 class Placed:
     """A matrix on a card: its address there, and what it is."""
 
-    address: int
+    address: int | None  # None: it is not there, this says only what it is
     rows: int
     cols: int
     gguf_id: int
@@ -112,6 +112,7 @@ class CardModel:
                            ctypes.c_void_p(address))  # fmt: skip
 
     def matrix(self, layer: int, name: str, placed: Placed) -> None:
+        """Raises: CardError for a type that cards have no kernel for."""
         self.card.call(
             "model_matrix", self.handle, layer, name.encode(), ctypes.c_void_p(placed.address),
             placed.rows, placed.cols, placed.gguf_id,
@@ -120,6 +121,12 @@ class CardModel:
     def expert(self, layer: int, expert: int, gate: Placed, up: Placed, down: Placed) -> None:
         addresses = [ctypes.c_void_p(one.address) for one in (gate, up, down)]
         self.card.call("model_expert", self.handle, layer, expert, *addresses)
+
+    def source(self, layer: int, expert: int, part: int, matrix) -> None:
+        """An expert's matrix in RAM (_core.Matrix; it must stay). part: 0 gate, 1 up, 2 down."""
+        for *_, data in matrix.slices:
+            place = ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(data.nbytes)
+            self.card.call("model_source", self.handle, layer, expert, part, *place)
 
     def build(self) -> None:
         self.card.call("model_build", self.handle)

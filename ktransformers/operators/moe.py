@@ -71,7 +71,8 @@ class Experts(Operator):
         shape = (self.intermediate_dim, self.hidden_dim)
         gate, up = weights.experts(f"{self.name}.gate_up_proj", self.num_experts, *shape)
         (down,) = weights.experts(f"{self.name}.down_proj", self.num_experts, *shape[::-1])
-        self.core = _core.Experts(*map(self.make_matrices, (gate, up, down)))
+        self.matrices = [self.make_matrices(part) for part in (gate, up, down)]
+        self.core = _core.Experts(*self.matrices)
 
     def __len__(self) -> int:
         return self.num_experts

@@ -106,6 +106,7 @@ class CardExperts(OnCard, Experts):
         for part in parts:
             made = {expert: self.make_matrix(part[expert]) for expert in others}
             tables.append([made.get(e, made[others[0]]) for e in range(self.num_experts)])
+        self.matrices = tables
         self.core = _core.Experts(*tables)
 
     def by_expert(self, part) -> list[Blocks]:

@@ -8,14 +8,17 @@ all the CPU's. Layers that follow one another on a card are one model there and 
 from dataclasses import dataclass, field
 
 from ktransformers import _core
+from ktransformers.checkpoint.pieces import FACTS
 from ktransformers.errors import UserError
 from ktransformers.operators.attention import MlaAttention
-from ktransformers.operators.card import CardError, CardModel
+from ktransformers.operators.card import CardError, CardModel, Placed
 from ktransformers.operators.on_card import CardBlock, CardExperts, CardLinear, CardRouter, OnCard
 from ktransformers.operators.rope import Rope
 
 WHOLE = -1
 MOST_ROWS, MOST_SEQUENCES = 512, 64  # of a step on the card; larger ones are cut
+STREAM_SLOTS = 16  # experts that a long prompt has on the card while as many follow
+STREAM_FROM = 0  # rows of a prompt from which experts come to the card; 0: learned
 
 
 def device_of(layer) -> str | None:
@@ -96,6 +99,7 @@ class CardLayers:
             "rope": 2 * len(rope.inv_freq), "rope_scaling": rope.rotary.attention_scaling,
             "rope_interleaved": rope.is_interleaved,
             "vocab": self.model.lm_head.out_features if with_head else 0,
+            "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM,
         }  # fmt: skip
         if isinstance(attention, MlaAttention):
             numbers |= {
@@ -177,13 +181,11 @@ class CardLayers:
             "top_k": router.top_k, "experts": router.num_experts,
             "expert_inner": experts.intermediate_dim,
         }  # fmt: skip
+        made.number(WHOLE, "experts", router.num_experts)  # sources are checked against it
         slots = experts.slots if isinstance(experts, CardExperts) else {}
         for expert, parts in slots.items():
             made.expert(index, expert, *parts)
-        if slots:
-            names = ("expert_gate", "expert_up", "expert_down")
-            for name, placed in zip(names, next(iter(slots.values())), strict=True):
-                made.matrix(index, name, placed)
+        self.add_experts(index, experts, slots)
         if experts.core is not None:
             made.number(index, "cpu_experts", 1)
             self.jobs.append(experts.core)
@@ -193,6 +195,27 @@ class CardLayers:
         if hasattr(block, "shared_expert_gate"):
             gate = block.shared_expert_gate.weight.numpy()
             made.memory(index, "shared_gate", self.card.floats(gate.reshape(-1)))
+
+    def add_experts(self, index: int, experts, slots: dict) -> None:
+        """What a layer's experts are alike in, and where those without a slot are in RAM."""
+        if slots:
+            alike = next(iter(slots.values()))
+        else:
+            first = [table[0] for table in experts.matrices]
+            alike = [Placed(None, m.rows, m.cols, FACTS[m.format]["gguf_id"]) for m in first]
+        try:
+            for name, placed in zip(("gate", "up", "down"), alike, strict=True):
+                self.made.matrix(index, f"expert_{name}", placed)
+        except CardError:
+            if slots:
+                raise
+            return  # the CPU's in prompts too: cards have no kernel for their type
+        if experts.core is None:
+            return
+        for part, table in enumerate(experts.matrices):
+            for expert, matrix in enumerate(table):
+                if expert not in slots:
+                    self.made.source(index, expert, part, matrix)
 
     def matrix_of(self, linear):
         if not isinstance(linear, CardLinear):

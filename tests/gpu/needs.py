@@ -138,6 +138,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "yaml-cpp": yaml_cpp,
     "pybind11": module("pybind11", "3.0"),
     "gguf": module("gguf"),
+    "pytest": module("pytest"),
     "transformers": module("transformers", "5.17"),
     "amx": amx,
     "python-headers": python_headers,

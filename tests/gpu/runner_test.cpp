@@ -75,7 +75,7 @@ void check_way(HandoffWay way) {
   for (int position = 0; position < 3; ++position) {
     const StepSize size = scene.begin(position);
     OneByOne recorder(*scene.model, *scene.job, size);
-    record_step(scene.model->step_layers(), false, recorder);
+    record_step(scene.model->step_layers(size), false, recorder);
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     expected.push_back(scene.logits());
   }

@@ -1,6 +1,7 @@
 """Models on a card, which the emulator of the CUDA kernels stands for: against the CPU's decoder.
 
-The emulated library is loaded as users load another one, by KT_CUDA_LIBRARY.
+The emulated library is loaded as users load another one, by KT_CUDA_LIBRARY. KT_TEST_CUDA_LIBRARY
+names the real one where there is a card (tests/gpu/check.sh).
 """
 
 import os
@@ -15,15 +16,19 @@ from ktransformers.errors import UserError
 from ktransformers.models.registry import family_for
 from ktransformers.optimize import nvidia
 from ktransformers.optimize.shipped import shipped_rules
+from ktransformers.runtime import card_layers
 from tests.support import ours
 from tests.support.families import families
 from tests.support.miniatures import miniature, write
 
 ROOT = Path(__file__).parents[2]
-EMULATED = ROOT / os.environ.get("KT_OBJECTS", "build") / "libkt_cuda_emulated_api.so"
+LIBRARY = Path(
+    os.environ.get("KT_TEST_CUDA_LIBRARY")
+    or ROOT / os.environ.get("KT_OBJECTS", "build") / "libkt_cuda_emulated_api.so"
+).absolute()
 
 pytestmark = pytest.mark.skipif(
-    not EMULATED.exists(), reason=f"{EMULATED} is not built (cmake -DKT_BUILD_TESTS=ON)"
+    not LIBRARY.exists(), reason=f"{LIBRARY} is not built (cmake -DKT_BUILD_TESTS=ON)"
 )
 
 # What of a shipped rule file goes to the card.
@@ -33,7 +38,7 @@ BUT_EXPERTS = r"(?!model\b|embedding|moe\.experts)(\S+)"
 
 @pytest.fixture(autouse=True)
 def emulated_card(monkeypatch):
-    monkeypatch.setenv("KT_CUDA_LIBRARY", str(EMULATED))
+    monkeypatch.setenv("KT_CUDA_LIBRARY", str(LIBRARY))
     monkeypatch.delenv("KT_VRAM_LIMIT", raising=False)
     nvidia.module_state.cache_clear()
     yield
@@ -125,7 +130,7 @@ def both(tmp_path_factory):
     path = write(small("qwen3moe"), folder / "model.gguf")
     slots = "backend: cuda, device: 'cuda:0', options: {experts: 3}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KT_CUDA_LIBRARY", str(EMULATED))
+        patch.setenv("KT_CUDA_LIBRARY", str(LIBRARY))
         nvidia.module_state.cache_clear()
         rules = rules_for("qwen3_moe", ALL, folder, **{"moe.experts": slots})
         yield load(path), load(path, rules), path
@@ -192,6 +197,23 @@ def test_a_prompt_longer_than_a_page_and_hidden_states(both):
     assert divergence(results[0][0], results[1][0]) <= 1e-3
     hidden, on_card = results[0][1], results[1][1]
     assert ((hidden - on_card) ** 2).sum() / (hidden**2).sum() <= 5e-5
+
+
+@pytest.mark.parametrize("slots", ["backend: cpu", "backend: cuda, options: {experts: 3}"])
+def test_long_prompts_bring_their_experts_to_the_card(both, tmp_path, monkeypatch, slots):
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
+    monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)  # of eight experts: several rounds
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": slots})
+    model, ids = load(both[2], rules), [5, 9, 2, 7, 11]
+    model.kt.decoder.set_timing(True)
+    one = Sequences(model)
+    got = [one.step([("a", token) for token in ids], True)]
+    assert model.kt.decoder.phase_seconds["experts"] == 0  # the CPU had none of it
+    got.append(one.step([("a", 3)]))  # and generated tokens have theirs computed there
+    assert model.kt.decoder.phase_seconds["experts"] > 0
+    other = Sequences(both[0])
+    expected = [other.step([("a", token) for token in ids], True), other.step([("a", 3)])]
+    assert divergence(np.concatenate(expected), np.concatenate(got)) <= 1e-3
 
 
 def test_generation_runs_in_the_core(both):

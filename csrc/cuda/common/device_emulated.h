@@ -397,7 +397,7 @@ template <class Kernel>
 inline void launch(const LaunchShape& shape, const typename Kernel::Params& params, Stream) {
   KT_CHECK(shape.threads <= Kernel::kThreads, "a block of ", shape.threads,
            " threads, the kernel is compiled for ", Kernel::kThreads);
-  emulated::run_grid(shape, [&] { Kernel::run(params); });
+  emulated::run_grid(__PRETTY_FUNCTION__, shape, [&] { Kernel::run(params); });
 }
 
 #undef KT_SITE

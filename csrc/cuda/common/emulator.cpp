@@ -4,11 +4,15 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <fstream>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <utility>
 
+#include "base/os.h"
 #include "cuda/common/fibre.h"
 
 namespace kt::cuda::emulated {
@@ -17,26 +21,38 @@ namespace kt::cuda::emulated {
 
 class Registry {
  public:
-  std::vector<RawBuffer*> buffers;  // the one used last in front
-
+  void add(RawBuffer* buffer) { by_address_[buffer->data_] = buffer; }
+  void remove(RawBuffer* buffer) {
+    by_address_.erase(buffer->data_);
+    for (RawBuffer*& last : last_)
+      if (last == buffer) last = nullptr;
+  }
   RawBuffer* find(const void* address, size_t bytes) {
     const auto* at = static_cast<const uint8_t*>(address);
-    for (size_t i = 0; i < buffers.size(); ++i) {
-      RawBuffer* b = buffers[i];
-      if (at >= b->data_ && at + bytes <= b->data_ + b->size_) {
-        if (i > 2) std::swap(buffers[i], buffers[0]);
-        return b;
-      }
-    }
-    return nullptr;
+    for (RawBuffer* b : last_)
+      if (b && holds(b, at, bytes)) return b;
+    const auto behind = by_address_.upper_bound(at);
+    if (behind == by_address_.begin()) return nullptr;
+    RawBuffer* const b = std::prev(behind)->second;
+    if (!holds(b, at, bytes)) return nullptr;
+    last_[next_++ % 4] = b;
+    return b;
   }
   static uint8_t* shadow(RawBuffer* b, const void* address) {
     return b->shadow_.data() + (static_cast<const uint8_t*>(address) - b->data_);
   }
+
+ private:
+  static bool holds(const RawBuffer* b, const uint8_t* at, size_t bytes) {
+    return at >= b->data_ && at + bytes <= b->data_ + b->size_;
+  }
+  std::map<const uint8_t*, RawBuffer*> by_address_;
+  RawBuffer* last_[4] = {};  // a kernel has few in use
+  unsigned next_ = 0;
 };
 
 namespace {
-thread_local Registry registry;
+Registry registry;  // of all threads: they take turns
 thread_local Options options_of_thread;
 thread_local Counts counts_of_thread;
 }  // namespace
@@ -49,10 +65,10 @@ Counts& counts() { return counts_of_thread; }
 RawBuffer::RawBuffer(size_t bytes) : memory_(bytes + 256, 0xFF), shadow_(bytes, 0), size_(bytes) {
   const auto at = reinterpret_cast<uintptr_t>(memory_.data());
   data_ = memory_.data() + (round_up<uintptr_t>(at, 256) - at);
-  registry.buffers.push_back(this);
+  registry.add(this);
 }
 
-RawBuffer::~RawBuffer() { std::erase(registry.buffers, this); }
+RawBuffer::~RawBuffer() { registry.remove(this); }
 
 void RawBuffer::mark_written(size_t begin, size_t bytes) {
   std::fill_n(shadow_.begin() + begin, bytes, 1);
@@ -370,7 +386,39 @@ void Block::wait(int groups_left) {
 
 }  // namespace
 
-void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
+namespace {
+
+/// What every kernel of the process cost; written down at its end.
+class KernelTable {
+ public:
+  ~KernelTable() {
+    const std::string path = os::environment("KT_EMULATED_KERNELS");
+    if (path.empty() || all_.empty()) return;
+    std::ofstream file(path, std::ios::app);
+    std::string text;  // at once: other processes append too
+    for (const auto& [kernel, use] : all_)
+      text += concat(kernel, "\t", use.launches, "\t", use.blocks, "\t", use.seconds, "\n");
+    file << text;
+  }
+  void add(const char* kernel, int64_t blocks, double seconds) {
+    const os::Lock lock(mutex_);
+    Use& use = all_[kernel];
+    ++use.launches, use.blocks += blocks, use.seconds += seconds;
+  }
+
+ private:
+  struct Use {
+    int64_t launches = 0, blocks = 0;
+    double seconds = 0;
+  };
+  os::Mutex mutex_;
+  std::map<std::string, Use> all_;
+};
+KernelTable kernel_table;
+
+}  // namespace
+
+void run_grid(const char* kernel, const LaunchShape& shape, const std::function<void()>& body) {
   KT_CHECK(shape.threads > 0 && shape.threads <= 1024 && shape.threads % 32 == 0, "a block of ",
            shape.threads, " threads; a multiple of 32 up to 1024 is needed");
   KT_CHECK(shape.grid_x > 0 && shape.grid_y > 0 && shape.grid_z > 0, "empty grid ", shape.grid_x,
@@ -381,6 +429,7 @@ void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
            " bytes of shared memory; no GPU has more than ", 227 << 10);
   KT_CHECK(block == nullptr, "a kernel cannot launch another");
   ++counts().launches;
+  const double begin = os::seconds();
   Block one(shape, body);
   struct Current {
     explicit Current(Block* b) { block = b; }
@@ -389,6 +438,8 @@ void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
   for (unsigned z = 0; z < shape.grid_z; ++z)
     for (unsigned y = 0; y < shape.grid_y; ++y)
       for (unsigned x = 0; x < shape.grid_x; ++x) one.run(x, y, z);
+  kernel_table.add(kernel, int64_t{shape.grid_x} * shape.grid_y * shape.grid_z,
+                   os::seconds() - begin);
 }
 
 const Place& place() { return block->place; }

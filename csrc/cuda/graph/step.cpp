@@ -7,7 +7,7 @@ namespace kt::cuda {
 const char* name_of(StepOp op) {
   constexpr const char* kNames[] = {
       "embed",         "attention",        "dense ffn",      "ffn norm", "router", "copy to host",
-      "shared expert", "resident experts", "copy from host", "combine", "head",
+      "shared expert", "resident experts", "streamed experts", "copy from host", "combine", "head",
       "sample"};
   return kNames[static_cast<int>(op)];
 }
@@ -29,6 +29,7 @@ void record_moe(const StepLayer& layer, int index, uint64_t job, StepRecorder& r
   }
   if (layer.resident_experts) r.run(kMain, StepOp::kResidentExperts, index);
   if (layer.shared_expert) r.order(kSide, kMain);
+  if (layer.streamed_experts) return r.run(kMain, StepOp::kStreamedExperts, index);
   if (layer.cpu_experts) {
     r.await(job);
     r.run(kMain, StepOp::kCopyFromHost, index);
@@ -44,7 +45,8 @@ int record_step(const std::vector<StepLayer>& layers, bool sample, StepRecorder&
   r.run(kMain, StepOp::kEmbed, -1);
   for (size_t i = 0; i < layers.size(); ++i) {
     const int index = static_cast<int>(i);
-    KT_CHECK(!layers[i].moe || layers[i].cpu_experts || layers[i].resident_experts, "layer ", i,
+    KT_CHECK(!layers[i].moe || layers[i].cpu_experts || layers[i].resident_experts ||
+                 layers[i].streamed_experts, "layer ", i,
              " has experts nowhere");
     r.run(kMain, StepOp::kAttention, index);
     if (layers[i].cpu_ffn) {

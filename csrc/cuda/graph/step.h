@@ -23,6 +23,7 @@ enum class StepOp : uint8_t {
   kCopyToHost,  // activations and the CPU's assignments, to pinned memory
   kSharedExpert,
   kResidentExperts,  // gate and up, activation, down of experts with a slot
+  kStreamedExperts,  // all experts, those without a slot brought to the card meanwhile; and the sum
   kCopyFromHost,
   kCombine,  // weighted sum, shared expert, CPU part, residual
   kHead,     // last norm, lm_head; without them: the residual stream to the host
@@ -38,6 +39,7 @@ struct StepLayer {
   bool shared_expert = false;
   bool cpu_experts = false;       // some experts have no slot
   bool resident_experts = false;  // some have one
+  bool streamed_experts = false;  // instead of both; for prompts, never captured
   bool cpu_ffn = false;           // the whole feed-forward part is the CPU's; no moe then
 };
 

@@ -14,6 +14,14 @@ void check_shape(const char* name, const CudaMatrix& m, int n, int k) {
   KT_CHECK(m && m.n == n && m.k == k, name, " is ", m.n, " x ", m.k, ", must be ", n, " x ", k);
 }
 
+/// Bytes of an expert's three matrices, each on a boundary that copies like.
+size_t expert_bytes(const CardLayer& w) {
+  size_t bytes = 0;
+  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
+    bytes += round_up<size_t>(matrix_bytes(*m), 256);
+  return bytes;
+}
+
 }  // namespace
 
 WeightLayout layout_of(int gguf_id) {
@@ -45,7 +53,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   for (const CardLayer& w : layers) {
     check_layer(w);
     Layer layer{w, product(w.qkv), product({w.q_b}), product({w.o}), product(w.gate_up),
-                product({w.down}), nullptr, nullptr};
+                product({w.down}), nullptr, nullptr, {}, {}, {}};
     const size_t positions = size_t(s_.pages + 1) * kPagePositions;
     layer.keys = memory.take<half_t>(positions * s_.kv_heads * s_.qk());
     if (!s_.latent()) layer.values = memory.take<half_t>(positions * s_.kv_heads * s_.head_dim);
@@ -88,8 +96,13 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   const size_t head_rows = round_up(std::min(s_.rows, kMostHeadRows), 8);
   logits_ = memory.take<float>(std::max<size_t>(1, head_rows * s_.vocab));
   if (s_.vocab > 0) host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
-  take_experts(memory);
-  if (!resident) return;
+  take_jobs(memory);
+  if (resident) take_experts(memory);
+  take_ring(memory, resident);
+}
+
+/// What products of experts on the card need.
+void CardModel::take_experts(Memory& memory) {
   const size_t places = size_t(max_tiles_) * 8;
   const int deep = std::max(s_.hidden, s_.expert_inner);
   sources_ = memory.take<int32_t>(places), num_items_ = memory.take<int32_t>(1);
@@ -101,6 +114,27 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   expert_prepared_ = {memory.take<half_t>(prepared_fragments(max_tiles_, deep)),
                       memory.take<float>(prepared_sums(max_tiles_, deep)),
                       memory.take<float>(places)};
+}
+
+/// One ring for all layers, as large as the largest of them needs, where there is room for it: what
+/// is streamed would otherwise be computed on the CPU.
+void CardModel::take_ring(Memory& memory, bool resident) {
+  size_t largest = 0;
+  for (const Layer& layer : layers_)
+    if (!layer.w.sources.empty()) largest = std::max(largest, expert_bytes(layer.w));
+  if (largest == 0) return;
+  const size_t deep = std::max(s_.hidden, s_.expert_inner), places = size_t(max_tiles_) * 8;
+  // take_experts(), a little rounded up, and the tables of slots.
+  const size_t beside = (resident ? 0 : places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * 4) +
+                        layers_.size() * s_.experts * (sizeof(ExpertSlot) * s_.experts + 256);
+  while (s_.stream_slots > 0 && 2 * s_.stream_slots * largest + beside > memory.room())
+    s_.stream_slots /= 2;
+  if (s_.stream_slots == 0) return;
+  if (!resident) take_experts(memory);
+  const size_t half = s_.stream_slots * largest;
+  uint8_t* const ring = memory.take<uint8_t>(2 * half);
+  for (Layer& layer : layers_)
+    if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
 }
 
 void CardModel::check_layer(const CardLayer& w) const {
@@ -132,7 +166,7 @@ void CardModel::check_layer(const CardLayer& w) const {
 }
 
 /// What layers with experts or a part on the CPU share.
-void CardModel::take_experts(Memory& memory) {
+void CardModel::take_jobs(Memory& memory) {
   const size_t picks = size_t(s_.rows) * std::max(1, s_.top_k);
   router_logits_ = memory.take<float>(size_t(s_.rows) * std::max(1, s_.experts));
   weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
@@ -173,12 +207,14 @@ CardModel::Result CardModel::result(const Product& product, float* y, int rows, 
   throw InvalidArgument(concat("row ", first, " behind the last matrix"));
 }
 
-std::vector<StepLayer> CardModel::step_layers() const {
+std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
   std::vector<StepLayer> found;
   for (const Layer& layer : layers_) {
     const bool moe = layer.w.ffn == Ffn::kRouted;
-    found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts,
-                     moe && layer.w.slots != nullptr, layer.w.ffn == Ffn::kCpu});
+    const bool streamed = moe && size.streams && !layer.rounds.empty();
+    found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts && !streamed,
+                     moe && layer.w.slots != nullptr && !streamed, streamed,
+                     layer.w.ffn == Ffn::kCpu});
   }
   return found;
 }
@@ -212,6 +248,8 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
       return feed_forward(stream, side_, *layer, size.rows, shared_);
     case StepOp::kResidentExperts:
       return resident_experts(stream, *layer, size.rows);
+    case StepOp::kStreamedExperts:
+      return streamed_experts(stream, *layer, size.rows);
     case StepOp::kCopyFromHost:
       return launch_copy(
           {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
@@ -277,10 +315,13 @@ void CardModel::router(Stream stream, const Layer& layer, int rows) const {
   launch_router({router_logits_, layer.w.router_bias, ids_, weights_, rows, s_.experts, s_.top_k,
                  s_.n_group, s_.topk_group, s_.sigmoid, s_.group_sum_of_two, s_.norm_topk_prob,
                  s_.routed_scaling_factor, stream});
-  if (layer.w.slots)
-    launch_route({ids_, layer.w.slots, gate_items_, up_items_, down_items_, num_items_, sources_,
-                  places_, cpu_ids_, rows, s_.experts, s_.top_k,
-                  moe_max_tiles(rows, s_.experts, s_.top_k), stream});
+  if (layer.w.slots) route(stream, layer.w.slots, rows);
+}
+
+void CardModel::route(Stream stream, const ExpertSlot* slots, int rows) const {
+  launch_route({ids_, slots, gate_items_, up_items_, down_items_, num_items_, sources_, places_,
+                cpu_ids_, rows, s_.experts, s_.top_k, moe_max_tiles(rows, s_.experts, s_.top_k),
+                stream});
 }
 
 void CardModel::resident_experts(Stream stream, const Layer& layer, int rows) const {

@@ -45,6 +45,7 @@ struct CardShape {
   int experts = 0, top_k = 0, expert_inner = 0;            // of MoE layers
   int vocab = 0;                // 0: norm and head are not on this card
   int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
+  int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
   float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
   float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
   bool rope_interleaved = true;
@@ -64,6 +65,15 @@ enum class Ffn : uint8_t {
   kDense,   // on the card
   kRouted,  // router and shared expert on the card, experts there or on the CPU
   kCpu,     // one job of the CPU
+};
+
+/// An expert's matrices in host memory, each in pieces that follow one another on the card.
+struct ExpertSource {
+  struct Piece {
+    const uint8_t* at;
+    size_t bytes;
+  };
+  std::vector<Piece> gate, up, down;
 };
 
 /// Pointers are to the card's memory. Norm weights and biases: float.
@@ -86,7 +96,10 @@ struct CardLayer {
   const float* shared_gate = nullptr;    // [hidden]: a sigmoid on the shared expert, or null
   const ExpertSlot* slots = nullptr;     // [experts], null: every expert is the CPU's
   bool cpu_experts = true;               // some have no slot
-  CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of residents; no pointers
+  CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of experts; no pointers
+  /// Where experts without a slot are in RAM, in R16: [experts], no pieces for those with one. Empty:
+  /// they are never streamed.
+  std::vector<ExpertSource> sources;
 };
 
 /// What a step's launches depend on.
@@ -95,12 +108,13 @@ struct StepSize {
   int max_tokens = 1;  // of a sequence
   int head_rows = 1;   // whose logits are wanted; 0: none
   bool hidden_out = false;
+  bool streams = false;  // experts come to the card, where a layer has sources
 
   /// One token of each of so many sequences.
   static StepSize decode(int rows, bool head) { return {rows, rows, 1, head ? rows : 0, !head}; }
   /// Whether it is one of those.
   bool is_decode(bool head) const {
-    return max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
+    return !streams && max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
   }
 };
 
@@ -116,7 +130,9 @@ class CardModel {
 
   const CardShape& shape() const { return s_; }
   /// Layers as record_step wants them.
-  std::vector<StepLayer> step_layers() const;
+  std::vector<StepLayer> step_layers(const StepSize& size) const;
+  /// Whether experts can be streamed: there is a ring, and a layer with sources.
+  bool can_stream() const;
   /// Issues one operation's kernels; captured or run at once. Throws CudaError.
   void launch(Stream stream, StepOp op, int layer, const StepSize& size);
 
@@ -160,13 +176,19 @@ class CardModel {
     CardLayer w;
     Product qkv, q_b, o, gate_up, down;
     half_t *keys, *values;  // [pages + 1, 64, kv_heads, qk]; latent: values is null
+    /// Runs of experts that come to the ring together, and the slots they have there.
+    std::vector<std::vector<int>> rounds;
+    std::vector<const ExpertSlot*> round_slots;  // [experts] each, on the card
+    std::vector<std::vector<ExpertSlot>> round_places;  // the same in RAM
   };
   static int tiles(int rows) { return div_up(rows, 8); }
   static Result result(const Product& product, float* y, int rows, int first);
 
   Product product(std::vector<CudaMatrix> parts);
   void check_layer(const CardLayer& layer) const;
+  void take_jobs(Memory& memory);
   void take_experts(Memory& memory);
+  void take_ring(Memory& memory, bool resident);
   void multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
                 float* y) const;
   void prepare(Stream stream, const Scratch& scratch, const void* x, int type, int64_t stride,
@@ -180,7 +202,10 @@ class CardModel {
   void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer, int rows,
                     float* out) const;
   void router(Stream stream, const Layer& layer, int rows) const;
+  void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
+  void route(Stream stream, const ExpertSlot* slots, int rows) const;
   void resident_experts(Stream stream, const Layer& layer, int rows) const;
+  void streamed_experts(Stream stream, const Layer& layer, int rows) const;
   void combine(Stream stream, const Layer& layer, int rows) const;
   void head(Stream stream, const StepSize& size) const;
   FlashParams flash_shape(const StepSize& size) const;

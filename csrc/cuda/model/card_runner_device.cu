@@ -11,6 +11,10 @@ namespace kt::cuda {
 CudaMemory::~CudaMemory() {
   for (void* memory : device_) cudaFree(memory);
   for (void* memory : mapped_) cudaFreeHost(memory);
+  if (!copies_) return;
+  cudaStreamDestroy(static_cast<cudaStream_t>(copies_));
+  for (void* event : {there_, free_[0], free_[1]})
+    cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
 void* CudaMemory::device(size_t bytes) {
@@ -29,12 +33,48 @@ void* CudaMemory::mapped(size_t bytes) {
   return memory;
 }
 
+namespace {
+
+/// A copy may return before it is done, and steps run on a stream that waits for no other.
+void wait_for_copies() { check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize"); }
+
+}  // namespace
+
 void CudaMemory::upload(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy", bytes);
+  wait_for_copies();
+}
+
+void CudaMemory::bring(const std::vector<Transfer>& pieces, int half, void* stream) {
+  if (!copies_) {
+    cudaStream_t made;
+    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
+    copies_ = made;
+    for (void** event : {&there_, &free_[0], &free_[1]}) {
+      cudaEvent_t one;
+      check(cudaEventCreateWithFlags(&one, cudaEventDisableTiming), "cudaEventCreate");
+      *event = one;  // waiting for one that was never recorded returns at once
+    }
+  }
+  const auto copies = static_cast<cudaStream_t>(copies_);
+  const auto there = static_cast<cudaEvent_t>(there_);
+  check(cudaStreamWaitEvent(copies, static_cast<cudaEvent_t>(free_[half]), 0),
+        "cudaStreamWaitEvent");
+  for (const Transfer& piece : pieces)
+    check(cudaMemcpyAsync(piece.to, piece.from, piece.bytes, cudaMemcpyHostToDevice, copies),
+          "cudaMemcpyAsync", piece.bytes);
+  check(cudaEventRecord(there, copies), "cudaEventRecord");
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), there, 0), "cudaStreamWaitEvent");
+}
+
+void CudaMemory::release(int half, void* stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(free_[half]), static_cast<cudaStream_t>(stream)),
+        "cudaEventRecord");
 }
 
 void CudaMemory::copy(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice), "cudaMemcpy", bytes);
+  wait_for_copies();
 }
 
 int card_count() {
@@ -121,6 +161,7 @@ CardRunner::CardRunner(CardModel& model, Memory& memory, std::vector<HandoffJob>
       captured_jobs_[i] = {Guarded::run, &guarded_[i], 0, jobs_[i].name};
   }
   coordinator_ = std::make_unique<Coordinator>(*mailbox_, captured_jobs_, options);
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // memory was zeroed on another stream
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   stream_ = stream;
@@ -141,12 +182,12 @@ StepGraph& CardRunner::graph_of(const StepSize& size) {
     // Kernels are loaded when they are first launched, which must not happen inside a capture, nor
     // while the card waits for the CPU.
     Eagerly first(model_, size, nullptr, cuda(stream_), static_cast<cudaEvent_t>(event_));
-    record_step(model_.step_layers(), false, first);
+    record_step(model_.step_layers(size), false, first);
     check(cudaStreamSynchronize(cuda(stream_)), "a step's kernels");
     const auto launches = [this, size](Stream stream, StepOp op, int layer) {
       model_.launch(stream, op, layer, size);
     };
-    graph = std::make_unique<StepGraph>(model_.step_layers(), false, launches, *mailbox_,
+    graph = std::make_unique<StepGraph>(model_.step_layers(size), false, launches, *mailbox_,
                                         captured_jobs_, way_);
   }
   return *graph;
@@ -155,7 +196,7 @@ StepGraph& CardRunner::graph_of(const StepSize& size) {
 void CardRunner::run_eagerly(const StepSize& size) {
   Eagerly recorder(model_, size, &jobs_, cuda(stream_), static_cast<cudaEvent_t>(event_));
   try {
-    record_step(model_.step_layers(), false, recorder);
+    record_step(model_.step_layers(size), false, recorder);
   } catch (...) {
     cudaStreamSynchronize(cuda(stream_));
     throw;

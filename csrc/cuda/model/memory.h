@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include <vector>
 
@@ -15,10 +16,22 @@ class Memory {
   virtual ~Memory() = default;
   /// On the card, 256-byte aligned. Throws Error with the bytes where there is no room.
   virtual void* device(size_t bytes) = 0;
+  /// Bytes that device() can still give, as far as is known.
+  virtual size_t room() const { return SIZE_MAX; }
   /// Host memory that kernels reach by the same address, zeroed.
   virtual void* mapped(size_t bytes) = 0;
   /// Host to card.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  /// A piece of host memory on its way to the card.
+  struct Transfer {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  /// Brings pieces to the card beside what `stream` computes; what follows on `stream` finds them
+  /// there. half: 0 or 1, of a ring: begins when release() of the last use of that half is reached.
+  virtual void bring(const std::vector<Transfer>& pieces, int half, void* stream) = 0;
+  virtual void release(int half, void* stream) = 0;
   /// Card to card.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
 
@@ -56,7 +69,12 @@ class LimitedMemory : public Memory {
   void upload(void* to, const void* from, size_t bytes) override {
     memory_.upload(to, from, bytes);
   }
+  void bring(const std::vector<Transfer>& pieces, int half, void* stream) override {
+    memory_.bring(pieces, half, stream);
+  }
+  void release(int half, void* stream) override { memory_.release(half, stream); }
   void copy(void* to, const void* from, size_t bytes) override { memory_.copy(to, from, bytes); }
+  size_t room() const override { return limit_ - taken_; }
   size_t taken() const { return taken_; }
   size_t limit() const { return limit_; }
 

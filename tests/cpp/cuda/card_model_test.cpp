@@ -3,6 +3,8 @@
 // and in slots, head; several tokens, two sequences.
 #include "cuda/model/card_model.h"
 
+#include "cuda/model/crossover.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -49,6 +51,10 @@ class TestMemory : public Memory {
       if (buffer->data() == to) buffer->raw().mark_written(0, bytes);
 #endif
   }
+  void bring(const std::vector<Transfer>& pieces, int, void*) override {
+    for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
+  }
+  void release(int, void*) override {}
   void copy(void* to, const void* from, size_t bytes) override { upload(to, from, bytes); }
 
  private:
@@ -287,7 +293,7 @@ struct Scene {
     const StepSize size =
         model->begin_step(embeddings.data(), positions.data(), {{0, 2, 4}, {5, 3, 1}});
     Eagerly recorder(*model, size, [&](uint64_t job) { cpu_job(job); });
-    record_step(model->step_layers(), false, recorder);
+    record_step(model->step_layers(size), false, recorder);
 #if defined(KT_TEST_ON_GPU)
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 #endif
@@ -344,7 +350,7 @@ TEST(CardModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
   const std::vector<int32_t> positions{0, 0};
   const StepSize size = model.begin_step(embeddings.data(), positions.data(), {{0, 1}, {3, 2}});
   Eagerly recorder(model, size, [&](uint64_t number) { job.run(int(number) - 1); });
-  record_step(model.step_layers(), false, recorder);
+  record_step(model.step_layers(size), false, recorder);
 #if defined(KT_TEST_ON_GPU)
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 #endif
@@ -378,7 +384,7 @@ TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
     const std::vector<int32_t> positions(rows, 0);
     const StepSize size = model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
     Eagerly recorder(model, size, [&](uint64_t number) { job.run(int(number) - 1); });
-    record_step(model.step_layers(), false, recorder);
+    record_step(model.step_layers(size), false, recorder);
 #if defined(KT_TEST_ON_GPU)
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 #endif
@@ -390,6 +396,25 @@ TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
     for (int i = 0; i < options.vocab; ++i)
       ASSERT_NEAR(together[row * options.vocab + i], alone[i], 2e-3) << "row " << row;
   }
+}
+
+TEST(Crossover, LearnsFromStepsWhichWayIsShorter) {
+  Crossover learns(0);
+  const auto step = [&](int rows, double cpu_per_row, double stream) {
+    const bool streamed = learns.streams(rows);
+    learns.took(rows, streamed, streamed ? stream : cpu_per_row * rows);
+    return streamed;
+  };
+  EXPECT_FALSE(step(100, 1, 1));  // too short to think of it
+  EXPECT_TRUE(step(512, 0.01, 9));   // loads kernels: not counted
+  EXPECT_TRUE(step(512, 0.01, 2));   // 2 s
+  EXPECT_FALSE(step(512, 0.01, 2));  // 5.12 s: tried once
+  EXPECT_TRUE(step(512, 0.01, 2));
+  EXPECT_FALSE(step(150, 0.01, 2));  // 1.5 s against 2 s
+  EXPECT_TRUE(step(256, 0.01, 2));
+  Crossover told(64);
+  EXPECT_FALSE(told.streams(63));
+  EXPECT_TRUE(told.streams(64));
 }
 
 TEST(CardModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {

@@ -1,0 +1,76 @@
+// Prompts whose experts come to the card: every expert without a slot is brought to a ring of two
+// halves once per step, and multiplied with all the step's tokens that chose it while the next ones
+// follow. What is on the card already goes first.
+//
+//   copies   | half 0: experts 0 ... s | half 1: s ... 2 s | half 0: ...
+//   main     |                         | products of half 0 | products of half 1 | ...
+#include <algorithm>
+
+#include "base/error.h"
+#include "cuda/model/card_model.h"
+
+namespace kt::cuda {
+
+void CardModel::plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes) {
+  const CardLayer& w = layer.w;
+  KT_CHECK(int(w.sources.size()) == s_.experts, w.sources.size(), " sources of ", s_.experts,
+           " experts");
+  const CudaMatrix* const matrices[] = {&w.expert_gate, &w.expert_up, &w.expert_down};
+  std::vector<int> outside;
+  for (int e = 0; e < s_.experts; ++e)
+    if (!w.sources[e].gate.empty()) outside.push_back(e);
+  for (size_t first = 0; first < outside.size(); first += s_.stream_slots) {
+    const size_t end = std::min(first + s_.stream_slots, outside.size());
+    layer.rounds.emplace_back(outside.begin() + first, outside.begin() + end);
+    uint8_t* at = ring + (layer.rounds.size() - 1) % 2 * half_bytes;
+    std::vector<ExpertSlot> table(s_.experts, ExpertSlot{});
+    for (const int e : layer.rounds.back()) {
+      const uint8_t** const places[] = {&table[e].gate, &table[e].up, &table[e].down};
+      for (int i = 0; i < 3; ++i) {
+        *places[i] = at;
+        at += round_up<size_t>(matrix_bytes(*matrices[i]), 256);
+      }
+    }
+    layer.round_slots.push_back(memory_.put(table));
+    layer.round_places.push_back(std::move(table));
+  }
+}
+
+bool CardModel::can_stream() const {
+  return std::any_of(layers_.begin(), layers_.end(),
+                     [](const Layer& layer) { return !layer.rounds.empty(); });
+}
+
+void CardModel::streamed_experts(Stream stream, const Layer& layer, int rows) const {
+  // The first sum takes the shared expert, every later one what is there already.
+  bool begun = false;
+  const auto add = [&] {
+    resident_experts(stream, layer, rows);
+    launch_combine({expert_y_, places_, weights_, !begun && layer.gate_up ? shared_ : nullptr,
+                    !begun && layer.w.shared_gate ? shared_weight_ : nullptr,
+                    begun ? delta_ : nullptr, delta_, rows, s_.hidden, s_.top_k, stream});
+    begun = true;
+  };
+  if (layer.w.slots) add();  // routed by the router's operation
+  for (size_t round = 0; round < layer.rounds.size(); ++round) {
+    std::vector<Memory::Transfer> pieces;
+    for (const int e : layer.rounds[round]) {
+      const ExpertSlot& slot = layer.round_places[round][e];
+      const ExpertSource& source = layer.w.sources[e];
+      const auto queue = [&](const uint8_t* to, const std::vector<ExpertSource::Piece>& from) {
+        for (const ExpertSource::Piece& piece : from) {
+          pieces.push_back({const_cast<uint8_t*>(to), piece.at, piece.bytes});
+          to += piece.bytes;
+        }
+      };
+      queue(slot.gate, source.gate), queue(slot.up, source.up), queue(slot.down, source.down);
+    }
+    const int half = static_cast<int>(round % 2);
+    memory_.bring(pieces, half, stream);
+    route(stream, layer.round_slots[round], rows);
+    add();
+    memory_.release(half, stream);
+  }
+}
+
+}  // namespace kt::cuda
