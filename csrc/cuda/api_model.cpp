@@ -175,9 +175,9 @@ void kt_cuda_model::build() {
   }
   const CudaMatrix head = matrices.get(kWhole, "head", {});
   const float *norm = floats(kWhole, "final_norm"), *inv_freq = floats(kWhole, "inv_freq");
+  crossover = Crossover(number(kWhole, "stream_from"));
   numbers.check_all_used("number"), memories.check_all_used("memory");
   matrices.check_all_used("matrix");
-  crossover = Crossover(number(kWhole, "stream_from"));
   model = std::make_unique<CardModel>(s, std::move(all), norm, head, inv_freq,
                                       card.memory);
   runner = make_runner(*model, card.memory, std::move(jobs));

@@ -87,7 +87,7 @@ UPSTREAM_OPS: dict[str, dict[str, str | None]] = {
 
 # Ops that compute on the CPU whatever device is named beside them.
 CPU_OPS = frozenset({"KExpertsCPU", "KLinearCPUInfer", "MLPCPUExperts"})
-# What upstream's GPU ops keep of a weight: (type, bits per value with the scales).
+# What upstream's GPU ops keep of a weight.
 OP_WEIGHTS = {
     "KLinearMarlin": "int4g64", "VLinearMarlin": "int4g64", "QuantizedLinearMarlin": "int4g64",
     "KExpertsMarlin": "int4g64", "MLPExpertsMarlin": "int4g64", "MLPCUDAExperts": "int4g64",

@@ -1,6 +1,6 @@
 """What upstream's kwargs ask of an operator, in the words of the plan. No torch.
 
-generate=KLinearMarlin weights=int4g64   the weights kept on the GPU, 4 bits in groups of 64
+generate=KLinearMarlin upstream=int4g64  what upstream's op would keep; here the file's type stays
 prefill=cuda:0/KExpertsTorch             where and how prompts above the threshold are computed
 out=cuda:1                               where results go
 prompts=absorbed | expanded              latent attention over prompts
@@ -27,7 +27,7 @@ def quant_of_backend(rule: Rule) -> str | None:
 def describe(
     rule: Rule, spec: OperatorSpec, device: str, device_of: Callable[[str], str]
 ) -> dict[str, Any]:
-    """{what: value} for the plan; "bits" per value where a GPU's op has a type of its own.
+    """{what: value} for the plan.
 
     device_of: the device of this machine that one in the file stands for. Where everything is on
     the CPU, what only tells devices apart is left out.
@@ -37,7 +37,7 @@ def describe(
     if op := asked.get("generate_op"):
         found["generate"] = op
         if on_gpu and op in OP_WEIGHTS:
-            found |= gpu_weights(asked, op)
+            found["upstream"] = gpu_weights(asked, op)
     prefill = asked.get("prefill_device")
     target = device_of(prefill) if prefill else device
     if target != device or (asked.get("prefill_op") and target != "cpu"):
@@ -60,13 +60,13 @@ def describe(
     return found
 
 
-def gpu_weights(asked: dict[str, Any], op: str) -> dict[str, Any]:
-    """How a GPU's op keeps weights: its name and bits per value, scales included."""
+def gpu_weights(asked: dict[str, Any], op: str) -> str:
+    """How upstream's op keeps weights on a GPU."""
     kind = OP_WEIGHTS[op]
     if kind == "fp8":
         block = asked.get("block_size") or FP8_BLOCK
-        return {"weights": f"fp8b{block}", "bits": 8 + 32 / block**2}
+        return f"fp8b{block}"
     if kind == "q8_0":
-        return {"weights": kind, "bits": 8.5}
+        return kind
     bits, group = asked.get("num_bits") or BITS, asked.get("group_size") or GROUP
-    return {"weights": f"int{bits}g{group}", "bits": bits + 16 / group}
+    return f"int{bits}g{group}"

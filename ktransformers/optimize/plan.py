@@ -246,10 +246,7 @@ class _Planner:
             floats = quant_of_backend(rule)
             if floats and spec.backend == "cpu" and self.context.auto_quant:
                 types = self.loaded_types(weights.values(), floats)
-        nbytes = sum(
-            resident_bytes(w, types, how, spec) if in_file else w.float_bytes
-            for w in weights.values()
-        )
+        nbytes = sum(loaded_bytes(w, types) if in_file else w.float_bytes for w in weights.values())
         self.rows.append(
             PlanRow(
                 module=module.name,
@@ -413,16 +410,6 @@ class _Planner:
             f"{rule.written} does not fit {module.name} ({module.class_name}, {takes}); "
             "narrow the match",
         )
-
-
-def resident_bytes(
-    weight: WeightInfo, types: Mapping[str, str], how: Mapping[str, Any], spec: OperatorSpec
-) -> int:
-    """Bytes of a parameter where it is kept: a GPU's op may have a type of its own."""
-    bits = how.get("bits")
-    if bits and spec.backend == "cuda" and len(weight.shape) > 1:
-        return int(weight.float_bytes // 4 * bits / 8)
-    return loaded_bytes(weight, types)
 
 
 def loaded_bytes(weight: WeightInfo, types: Mapping[str, str]) -> int:

@@ -76,7 +76,7 @@ class Line:
             for field in dataclasses.fields(row.options)
             if getattr(row.options, field.name) != field.default
         }
-        changed |= {key: value for key, value in row.how.items() if key != "bits"}
+        changed |= row.how
         return (
             module + (".*" if row.subtree else ""),
             row.rule.short if row.rule else "-",

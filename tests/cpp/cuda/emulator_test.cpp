@@ -19,7 +19,7 @@ using emulated::Order;
 /// Runs a kernel given as a lambda over nothing but captured buffers.
 template <class Body>
 void run(const LaunchShape& shape, Body body) {
-  emulated::run_grid(shape, body);
+  emulated::run_grid("a test", shape, body);
 }
 
 template <class Body>
