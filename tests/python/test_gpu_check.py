@@ -14,6 +14,7 @@ from bench.cuda import __main__ as bench_cuda
 from bench.cuda import handoff, timeline
 from ktransformers.cuda_library import CudaLibrary, CudaLibraryError
 from tests.gpu import check
+from tests.tools import kernel_table
 
 ROOT = Path(__file__).parents[2]
 EMULATED = ROOT / os.environ.get("KT_OBJECTS", "build") / "libkt_cuda_emulated_api.so"
@@ -149,3 +150,16 @@ def test_make_cuda_says_what_is_missing(arch, message, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_table_of_what_the_emulator_ran():
+    signature = (
+        "void kt::cuda::launch(const LaunchShape&) [with Kernel = kt::cuda::{}; Stream = void*]"
+    )
+    lines = [
+        (signature.format("Flash<kt::cuda::half_t, 64>"), 3, 12, 0.5),
+        (signature.format("Flash<kt::cuda::half_t, 128>"), 1, 2, 0.25),
+        (signature.format("{anonymous}::CopyKernel"), 2, 2, 1.5),
+    ]
+    text = "".join("\t".join(map(str, line)) + "\n" for line in [*lines, lines[0]])
+    assert kernel_table.rows(text) == [("CopyKernel", 1, 2, 2, 1.5), ("Flash", 2, 7, 26, 1.25)]
