@@ -153,9 +153,7 @@ def test_make_cuda_says_what_is_missing(arch, message, tmp_path):
 
 
 def test_the_table_of_what_the_emulator_ran():
-    signature = (
-        "void kt::cuda::launch(const LaunchShape&) [with Kernel = kt::cuda::{}; Stream = void*]"
-    )
+    signature = "void launch(const LaunchShape&) [with Kernel = kt::cuda::{}; Stream = void*]"
     lines = [
         (signature.format("Flash<kt::cuda::half_t, 64>"), 3, 12, 0.5),
         (signature.format("Flash<kt::cuda::half_t, 128>"), 1, 2, 0.25),
