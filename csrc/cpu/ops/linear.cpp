@@ -4,26 +4,56 @@
 
 #include "base/error.h"
 #include "cpu/isa.h"
+#include "cpu/ops/row_chunks.h"
 
 namespace kt::cpu {
+
+namespace {
+
+bool all_floats(const Rounding* rounding, int m) {
+  return std::all_of(rounding, rounding + m, [](Rounding r) { return r == Rounding::kFloat; });
+}
+
+}  // namespace
 
 Activations::Activations(Context& context, const float* x, int64_t stride, int m, int64_t k,
                          const Rounding* rounding, bool floats_only)
     : x_(x), stride_(stride), m_(m), k_(k), rounding_(rounding) {
-  if (floats_only ||
-      std::all_of(rounding, rounding + m, [](Rounding r) { return r == Rounding::kFloat; }))
-    return;
+  if (floats_only || all_floats(rounding, m)) return;
   ints_ = context.arena.take<uint8_t>(static_cast<size_t>(m) * act_row_bytes(k));
-  const auto quantize = [&](int64_t row, int) {
-    uint8_t* out = ints_ + static_cast<size_t>(row) * act_row_bytes(k_);
-    if (rounding_[row] == Rounding::kExact) context.kernels.quantize_exact(floats(row), k_, out);
-    if (rounding_[row] == Rounding::kDigit) context.kernels.quantize_digit(floats(row), k_, out);
-  };
+  const auto whole_row = [&](int64_t row, int) { round(context.kernels, row, {0, k_}); };
   if (m >= 4) {
-    context.pool.run(m, quantize);
+    context.pool.run(m, whole_row);
   } else {  // not worth a hand-off
-    for (int row = 0; row < m; ++row) quantize(row, 0);
+    for (int row = 0; row < m; ++row) whole_row(row, 0);
   }
+}
+
+Activations::Activations(Context& context, float* gate, const float* up, int m, int64_t k,
+                         const Rounding* rounding)
+    : x_(gate), stride_(k), m_(m), k_(k), rounding_(rounding) {
+  if (!all_floats(rounding, m))
+    ints_ = context.arena.take<uint8_t>(static_cast<size_t>(m) * act_row_bytes(k));
+  constexpr int64_t kColumns = 1024;  // whole blocks of either rounding
+  const int64_t parts = (k + kColumns - 1) / kColumns;
+  context.pool.run(m * parts, [&](int64_t index, int) {
+    const int64_t row = index / parts, begin = index % parts * kColumns;
+    const Range columns{begin, std::min(begin + kColumns, k_)};
+    float* out = gate + row * k_ + begin;
+    context.kernels.swiglu(out, up + row * k_ + begin, columns.end - begin, out);
+    if (ints_) round(context.kernels, row, columns);
+  });
+}
+
+// columns.begin: a multiple of 256.
+void Activations::round(const KernelTable& kernels, int64_t row, Range columns) const {
+  const float* x = x_ + row * stride_ + columns.begin;
+  const int64_t count = columns.end - columns.begin;
+  uint8_t* out = ints_ + static_cast<size_t>(row) * act_row_bytes(k_);
+  if (rounding_[row] == Rounding::kExact)
+    kernels.quantize_exact(x, count, out + columns.begin / 32 * kActBlockBytes);
+  if (rounding_[row] == Rounding::kDigit)
+    kernels.quantize_digit(x, count, out + columns.begin / 256 * kDigitBlockBytes);
 }
 
 Linear::Linear(std::shared_ptr<const Matrix> weight, std::vector<float> bias)
@@ -93,13 +123,31 @@ void add_adapter(Context& context, const LinearCall& call) {
   });
 }
 
+constexpr int kFewTokens = 8;  // with which a product takes as long as reading the weights
+
+std::span<const RowChunk> chunks_for_few(Context& context, std::span<const LinearCall> calls) {
+  const Matrix** matrices = context.arena.take<const Matrix*>(calls.size());
+  for (size_t i = 0; i < calls.size(); ++i) matrices[i] = &calls[i].linear->weight();
+  return row_chunks(context, {matrices, calls.size()});
+}
+
+std::span<const RowChunk> chunks_for_many(Context& context, std::span<const LinearCall> calls,
+                                          int64_t total) {
+  const int64_t wanted = pieces_for(context, total, 2);
+  RowChunk* chunks = context.arena.take<RowChunk>(wanted + calls.size());
+  size_t count = 0;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const int64_t groups = (calls[i].linear->rows() + 15) / 16;
+    const int64_t parts = std::clamp<int64_t>(wanted * groups / total, 1, groups);
+    for (int64_t part = 0; part < parts; ++part)
+      chunks[count++] = {static_cast<int>(i), piece(groups, parts, part)};
+  }
+  return {chunks, count};
+}
+
 }  // namespace
 
 void run_linears(Context& context, std::span<const LinearCall> calls) {
-  struct Piece {
-    const LinearCall* call;
-    Range groups;
-  };
   Arena::Scope scope(context.arena);
   int64_t total = 0;
   int most_rows = 0;
@@ -110,20 +158,15 @@ void run_linears(Context& context, std::span<const LinearCall> calls) {
     most_rows = std::max(most_rows, call.x->rows());
   }
   if (most_rows == 0) return;
-  const int64_t wanted = pieces_for(context, total, 2);
-  Piece* pieces = context.arena.take<Piece>(wanted + calls.size());
-  int64_t count = 0;
-  for (const LinearCall& call : calls) {
-    const int64_t groups = (call.linear->rows() + 15) / 16;
-    const int64_t parts = std::clamp<int64_t>(wanted * groups / total, 1, groups);
-    for (int64_t i = 0; i < parts; ++i) pieces[count++] = {&call, piece(groups, parts, i)};
-  }
+  const std::span<const RowChunk> chunks = most_rows <= kFewTokens
+                                               ? chunks_for_few(context, calls)
+                                               : chunks_for_many(context, calls, total);
   const int threads = context.pool.threads();
   void** scratch = context.arena.take<void*>(size_t(threads) * 2 * most_rows);
   float** outputs = context.arena.take<float*>(size_t(threads) * most_rows);
-  context.pool.run(count, [&](int64_t index, int worker) {
-    const LinearCall& call = *pieces[index].call;
-    const Range groups = pieces[index].groups;
+  context.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
+    const LinearCall& call = calls[chunks[index].matrix];
+    const Range groups = chunks[index].groups;
     const int m = call.x->rows();
     float** y = outputs + int64_t{worker} * most_rows;
     for (int row = 0; row < m; ++row) y[row] = call.y + row * call.y_stride + groups.begin * 16;

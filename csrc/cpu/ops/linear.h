@@ -21,6 +21,10 @@ class Activations {
   Activations(Context& context, const float* x, int64_t stride, int m, int64_t k,
               const Rounding* rounding, bool floats_only = false);
 
+  /// gate = silu(gate) * up, both [m, k], and then as above, in one job.
+  Activations(Context& context, float* gate, const float* up, int m, int64_t k,
+              const Rounding* rounding);
+
   int rows() const { return m_; }
   int64_t cols() const { return k_; }
   Rounding rounding(int row) const { return rounding_[row]; }
@@ -29,6 +33,8 @@ class Activations {
   bool has_ints() const { return ints_ != nullptr; }
 
  private:
+  void round(const KernelTable& kernels, int64_t row, Range columns) const;
+
   const float* x_;
   int64_t stride_;
   int m_;

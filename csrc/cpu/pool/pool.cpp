@@ -13,6 +13,12 @@ namespace {
 // idle process does not burn its cores.
 constexpr int kSpins = 4000;
 
+constexpr uint32_t kMostUnits = 0xFFFF;
+
+constexpr uint64_t share_word(uint32_t epoch, uint64_t begin, uint64_t end) {
+  return uint64_t{epoch} << 32 | end << 16 | begin;
+}
+
 }  // namespace
 
 int Pool::default_threads() {
@@ -60,6 +66,7 @@ Pool::Pool(int threads, std::vector<int> nodes) {
   KT_CHECK(nodes_.size() <= 64, "workers on ", nodes_.size(), " NUMA nodes, at most 64");
   for (int& node : node_index_)
     node = static_cast<int>(std::lower_bound(nodes_.begin(), nodes_.end(), node) - nodes_.begin());
+  shares_ = std::make_unique<Share[]>(threads);
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -73,12 +80,20 @@ Pool::~Pool() {
 void Pool::dispatch(int64_t count, Call call, void* context) {
   KT_CHECK(count < int64_t{1} << 31, "job of ", count, " indices");
   const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-  count_.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
+  const auto indices = static_cast<uint32_t>(count);
+  const uint32_t grain = (indices + kMostUnits - 1) / kMostUnits;
+  const uint64_t units = (indices + grain - 1) / grain;
+  const int members = std::clamp(active_.load(std::memory_order_relaxed), 1, threads());
+  count_.store(indices, std::memory_order_relaxed);
+  grain_.store(grain, std::memory_order_relaxed);
+  members_.store(members, std::memory_order_relaxed);
   call_.store(call, std::memory_order_relaxed);
   job_.store(context, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  next_.store(uint64_t{epoch} << 32 | static_cast<uint32_t>(count), std::memory_order_release);
+  for (int i = 0; i < members; ++i)
+    shares_[i].units.store(share_word(epoch, units * i / members, units * (i + 1) / members),
+                           std::memory_order_release);
   // Sequentially consistent on both sides (here epoch then sleepers, in work() sleepers then
   // epoch), so that either the sleeper sees the new epoch or we see the sleeper.
   epoch_.store(epoch);
@@ -96,26 +111,46 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
 }
 
 void Pool::take(uint32_t epoch, int worker) noexcept {
-  if (worker >= active_.load(std::memory_order_relaxed) && worker != 0) return;
-  uint64_t ticket = next_.load(std::memory_order_acquire);
+  // Of a job that is over there may be more or fewer: then none of the shares is of this epoch.
+  const int members = members_.load(std::memory_order_relaxed);
+  if (worker >= members) return;
+  for (int i = 0; i < members; ++i) {
+    const int owner = worker + i < members ? worker + i : worker + i - members;
+    while (take_one(epoch, owner, worker)) {
+    }
+  }
+}
+
+// False once nothing of this epoch is left of the owner's share.
+bool Pool::take_one(uint32_t epoch, int owner, int worker) noexcept {
+  std::atomic<uint64_t>& share = shares_[owner].units;
+  uint64_t word = share.load(std::memory_order_acquire);
   for (;;) {
     // Of a finished job nothing is left, so a worker that comes late stops here even while the next
-    // job is being written; what it reads below counts only if the ticket is still the same then.
-    const auto left = static_cast<uint32_t>(ticket);
-    if (ticket >> 32 != epoch || left == 0) return;
-    const uint32_t index = count_.load(std::memory_order_relaxed) - left;
+    // job is being written; what it reads below counts only if the word is still the same then.
+    const uint64_t begin = word & kMostUnits, end = word >> 16 & kMostUnits;
+    if (word >> 32 != epoch || begin == end) return false;
+    const bool own = owner == worker;
+    const uint64_t unit = own ? begin : end - 1;
+    const uint64_t grain = grain_.load(std::memory_order_relaxed);
+    const uint64_t count = count_.load(std::memory_order_relaxed);
     const Call call = call_.load(std::memory_order_relaxed);
     void* const job = job_.load(std::memory_order_relaxed);
-    if (!next_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
+    const uint64_t rest = own ? share_word(epoch, begin + 1, end) : share_word(epoch, begin, unit);
+    if (!share.compare_exchange_weak(word, rest, std::memory_order_acq_rel,
                                      std::memory_order_acquire))
       continue;
-    try {
-      if (!failed_.load(std::memory_order_relaxed)) call(job, index, worker);
-    } catch (...) {
-      if (!failed_.exchange(true)) error_ = std::current_exception();
+    const uint64_t first = unit * grain, last = std::min(first + grain, count);
+    for (uint64_t index = first; index < last; ++index) {
+      try {
+        if (!failed_.load(std::memory_order_relaxed))
+          call(job, static_cast<int64_t>(index), worker);
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
     }
-    done_.fetch_add(1, std::memory_order_acq_rel);
-    ticket = next_.load(std::memory_order_acquire);
+    done_.fetch_add(static_cast<int64_t>(last - first), std::memory_order_acq_rel);
+    return true;
   }
 }
 

@@ -5,9 +5,13 @@
 // while and then sleep, so a decode step (hundreds of jobs in a row) makes no system call, takes no
 // lock and allocates nothing. What a worker throws is thrown again by run().
 //
+// Each worker has a run of consecutive indices of its own, which it takes from the front: operators
+// put neighbours in memory side by side, and reading on is faster than beginning anew (a jump costs
+// as much as 40 KB of reading on Zen 4). Whoever is done takes from the back of what others have.
+//
 // run() waits for the indices, not for the workers: one that the system has taken off its core
 // holds up the index it is at, and none else; it finds the job gone when it comes back. To make
-// that safe an index is taken by compare-and-swap on (epoch, indices left) in one word: a late
+// that safe an index is taken by compare-and-swap on (epoch, first, last) in one word: a late
 // worker can take none of a job it has not seen, nor one more of a job that is over, whatever is
 // being written for the next.
 #pragma once
@@ -15,6 +19,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -93,18 +98,25 @@ class Pool {
   void dispatch(int64_t count, Call call, void* context);
   void work(int worker);
   void take(uint32_t epoch, int worker) noexcept;
+  bool take_one(uint32_t epoch, int owner, int worker) noexcept;
 
   // Each on its own cache line: workers poll one while others write the next.
   alignas(64) std::atomic<uint32_t> epoch_{0};  // of the newest job; workers sleep on it
   alignas(64) std::atomic<uint32_t> sleepers_{0};
-  alignas(64) std::atomic<uint64_t> next_{0};  // epoch << 32 | indices not taken yet
-  alignas(64) std::atomic<int64_t> done_{0};   // indices finished
+  alignas(64) std::atomic<int64_t> done_{0};  // indices finished
   alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr error_;
   std::atomic<bool> stop_{false};
+  // What is left of each worker's units: epoch << 32 | end << 16 | begin. A unit is one index, or
+  // `grain` consecutive ones of a job with more than 65535.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> units{0};
+  };
+  std::unique_ptr<Share[]> shares_;
   // The job. Atomic because a late worker may look while the next one is written; what it reads
   // then is not used, as its compare-and-swap fails.
-  std::atomic<uint32_t> count_{0};
+  std::atomic<uint32_t> count_{0}, grain_{1};
+  std::atomic<int> members_{0};  // workers with a share
   std::atomic<int> active_{1 << 30};  // workers that take part
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> job_{nullptr};

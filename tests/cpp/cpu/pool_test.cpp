@@ -39,6 +39,39 @@ TEST_P(PoolOf, CallsEveryIndexOnceOnAWorkerThatExists) {
   }
 }
 
+// More indices than the counters have room for: they go in grains.
+TEST_P(PoolOf, CallsEveryIndexOfALongJobOnce) {
+  Pool pool(GetParam());
+  for (const int64_t count : {65535, 65536, 131071, 200000}) {
+    std::vector<std::atomic<uint8_t>> calls(count);
+    pool.run(count, [&](int64_t index, int) { ++calls[index]; });
+    for (int64_t i = 0; i < count; ++i) ASSERT_EQ(calls[i], 1) << "index " << i << " of " << count;
+  }
+}
+
+// A worker goes through its own part of the job from front to back, and takes from the others' from
+// back to front, so that both go on reading where they are.
+TEST_P(PoolOf, TakesItsOwnFromTheFrontAndOthersFromTheBack) {
+  Pool pool(GetParam());
+  const int64_t threads = pool.threads(), count = 40 * threads;
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::vector<int64_t>> taken(threads);
+    pool.run(count, [&](int64_t index, int worker) { taken[worker].push_back(index); });
+    for (int64_t worker = 0; worker < threads; ++worker) {
+      for (size_t i = 1; i < taken[worker].size(); ++i) {
+        const int64_t before = taken[worker][i - 1], now = taken[worker][i];
+        if (before / 40 != now / 40) {
+          EXPECT_NE(now / 40, worker) << "came back to its own part";
+        } else if (now / 40 == worker) {
+          EXPECT_EQ(now, before + 1);
+        } else {
+          EXPECT_LT(now, before);
+        }
+      }
+    }
+  }
+}
+
 // No two indices run on one worker at the same time: operators keep scratch memory per worker.
 TEST_P(PoolOf, AWorkerDoesOneIndexAtATime) {
   Pool pool(GetParam());
