@@ -133,7 +133,7 @@ describe.skipIf(!CHROMIUM)("the page", () => {
     await picture(page, "web-tool-call");
     expect(await axe(page)).toEqual([]);
     await page.getByRole("button", { name: "Return to the model" }).click();
-    await page.getByText("18 °C").waitFor();
+    await page.getByText("18 °C", { exact: true }).waitFor();
     expect(server.state.requests.at(-1)!.messages.slice(1)).toEqual([
       { role: "assistant", content: "I will look it up.", tool_calls: [{ id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":"Lisbon","unit":"celsius","days":1}' } }] },
       { role: "tool", content: '{"temperature": 18}', tool_call_id: "call_1" },
