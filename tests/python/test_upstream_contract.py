@@ -248,17 +248,17 @@ def test_a_gpu_that_is_not_there_is_one_line_and_can_be_mapped():
         assert next(row for row in rows if row["module"] == "lm_head")["device"] == target
 
 
-def test_int4_on_a_gpu_takes_a_quarter_of_a_half(capsys):
-    tree = {info.name: info for info in tree_of("deepseek_v3")}
-    count = tree["lm_head"].weights["lm_head.weight"].float_bytes // 4
-    sizes = {}
-    for op in ("KLinearMarlin", "KLinearFP8", "KLinearQ8"):
-        kwargs = {"generate_op": op, "generate_device": "cuda:0"}
+def test_a_gpu_keeps_the_type_of_the_file_whatever_upstreams_op_would_make_of_it():
+    """The plan's bytes are those that are kept; upstream's own type stands beside them."""
+    head = {}
+    for op in (None, "KLinearMarlin", "KLinearFP8", "KLinearQ8"):
+        kwargs = {"generate_device": "cuda:0"} | ({"generate_op": op} if op else {})
         rows, _ = planned("deepseek_v3", rule(*LINEAR, None, kwargs) + REST)
-        sizes[op] = next(row for row in rows if row["module"] == "lm_head")["bytes"] / count
-    assert sizes["KLinearMarlin"] == pytest.approx(4.25 / 8, rel=1e-3)
-    assert sizes["KLinearFP8"] == pytest.approx(1.0, rel=1e-2)
-    assert sizes["KLinearQ8"] == pytest.approx(8.5 / 8, rel=1e-3)
+        head[op] = next(row for row in rows if row["module"] == "lm_head")
+    assert {row["device"] for row in head.values()} == {"cuda:0"}
+    assert len({row["bytes"] for row in head.values()}) == 1
+    upstream = {op: row["how"]["upstream"] for op, row in head.items() if op}
+    assert upstream == {"KLinearMarlin": "int4g64", "KLinearFP8": "fp8b128", "KLinearQ8": "q8_0"}
 
 
 @pytest.mark.parametrize("name", CORPUS)
