@@ -166,8 +166,8 @@ def predicted(row: dict) -> list[tuple[str, int, float, float]]:
 
 def promised_memory(row: dict) -> float:
     """Bytes the plan says a run with the row's cache takes."""
-    facts, box = facts_from_json(row["model"], row["facts"]), timed(row)[0].box
-    return fit(facts, box, context=row["cache"]).used["cpu"]
+    facts, figure = facts_from_json(row["model"], row["facts"]), next(iter(row["decode"].values()))
+    return fit(facts, box_of(figure), context=row["cache"]).used["cpu"]
 
 
 def lines(rows: list[dict]) -> list[str]:

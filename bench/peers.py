@@ -11,29 +11,22 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 
 def llama_cpp_greedy(model: Path, prompts: list[list[int]], count: int) -> list[list[int]] | None:
     """llama.cpp's greedy continuation of each prompt (ids); None where it is not installed."""
-    if not PYTHON.exists():
-        return None
-    done = subprocess.run(
-        [str(PYTHON), str(Path(__file__).with_name("peer_llama_cpp.py"))],
-        input=json.dumps({"model": str(model), "prompts": prompts, "count": count}),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    if done.returncode == 3:
-        return None
-    if done.returncode != 0:
-        raise RuntimeError(f"llama.cpp failed: {done.stderr.strip().splitlines()[-1:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    task = {"model": str(model), "prompts": prompts, "count": count}
+    return answer_of("peer_llama_cpp.py", task)
 
 
 def ggml_products(task: dict) -> dict[str, float] | None:
     """GB/s of llama.cpp's products by format (peer_ggml.py); None where it is not installed."""
+    return answer_of("peer_ggml.py", task)
+
+
+def answer_of(script: str, task: dict):
+    """What a script beside this one answers on its last line; None where its engine is not
+    installed. Raises: RuntimeError with its last words."""
     if not PYTHON.exists():
         return None
     done = subprocess.run(
-        [str(PYTHON), str(Path(__file__).with_name("peer_ggml.py"))],
+        [str(PYTHON), str(Path(__file__).with_name(script))],
         input=json.dumps(task),
         capture_output=True,
         text=True,
@@ -43,5 +36,5 @@ def ggml_products(task: dict) -> dict[str, float] | None:
     if done.returncode == 3:
         return None
     if done.returncode != 0:
-        raise RuntimeError(f"ggml failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"{script} failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -14,7 +14,6 @@ plot: docs/serve.png. A part measures the machine's limits too, beside each figu
 import argparse
 import asyncio
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from statistics import median
 from bench import cpu_models, limits, peers, report
 from bench.cpu_work import work_of
 from ktransformers.cli import bench_client as client
-from ktransformers.cli.bench_serve import properties, started
+from ktransformers.cli.bench_serve import address_of, properties, started
 from ktransformers.errors import UserError
 
 JSON, PNG = report.ROOT / "docs" / "serve.json", report.ROOT / "docs" / "serve.png"
@@ -109,13 +108,7 @@ def server_and_chat(path: Path) -> Iterator[tuple[str, subprocess.Popen]]:
         text=True, cwd=report.ROOT,
     )  # fmt: skip
     try:
-        said = ""
-        for line in process.stderr:
-            said = line.strip()
-            if match := re.search(r"serving .* at (http\S+)", line):
-                yield match[1], process
-                return
-        raise UserError(f"the server did not start: {said}")
+        yield address_of(process), process
     finally:
         process.terminate()
         process.communicate(timeout=30)

@@ -13,18 +13,11 @@ import threading
 
 
 def answer_chats(model) -> None:
-    from ktransformers.cli.bench_client import ids
-    from ktransformers.runtime.session import ChatSession, SamplingOptions
+    from ktransformers.cli.bench_serve import chat_speed
 
     for line in sys.stdin:
-        seed, prompt, tokens = json.loads(line)
-        session = ChatSession(model)
-        session.append(ids(prompt, seed, model.kt.decoder.vocab_size))
-        list(session.generate(SamplingOptions(max_new_tokens=tokens)))
-        stats = session.stats
-        print(json.dumps({"prompt_seconds": stats.prompt_seconds,
-                          "tokens_per_second": stats.eval_count / stats.eval_seconds}),
-              flush=True)  # fmt: skip
+        figures = chat_speed(model, *json.loads(line), model.kt.decoder.vocab_size)
+        print(json.dumps(figures), flush=True)
 
 
 def main(words: list[str]) -> int:

@@ -24,19 +24,30 @@ from ktransformers.cli import bench_client as client
 from ktransformers.errors import UserError
 
 LOCAL = """
-import json, sys, time
-from ktransformers.runtime.session import ChatSession, SamplingOptions, load_model
-from ktransformers.cli.bench_client import ids
+import json, sys
+from ktransformers.cli.bench_serve import chat_speed
+from ktransformers.runtime.session import load_model
 path, prompt, tokens, vocabulary, flags = json.loads(sys.argv[1])
 model = load_model(path, **flags)
-for seed, made in ((1, 4), (2, tokens)):  # the first as warm-up
-    session = ChatSession(model)
-    session.append(ids(prompt, seed, vocabulary))
-    list(session.generate(SamplingOptions(max_new_tokens=made)))
-stats = session.stats
-print(json.dumps({"prompt_seconds": stats.prompt_seconds,
-                  "tokens_per_second": stats.eval_count / stats.eval_seconds}))
+chat_speed(model, 1, prompt, 4, vocabulary)  # as warm-up
+print(json.dumps(chat_speed(model, 2, prompt, tokens, vocabulary)))
 """
+
+
+def chat_speed(
+    model: Any, seed: int, prompt: int, tokens: int, vocabulary: int
+) -> dict[str, float]:
+    """The chat's own loop on a prompt of random ids: {prompt_seconds, tokens_per_second}."""
+    from ktransformers.runtime.session import ChatSession, SamplingOptions
+
+    session = ChatSession(model)
+    session.append(client.ids(prompt, seed, vocabulary))
+    list(session.generate(SamplingOptions(max_new_tokens=tokens)))
+    stats = session.stats
+    return {
+        "prompt_seconds": stats.prompt_seconds,
+        "tokens_per_second": stats.eval_count / stats.eval_seconds,
+    }
 
 
 @contextmanager
@@ -47,17 +58,21 @@ def started(model: str, words: list[str]) -> Iterator[str]:
         [*command, "--port", "0", *words], stderr=subprocess.PIPE, text=True, env=environment()
     )
     try:
-        said = ""
-        for line in process.stderr:
-            said = line.strip()
-            if match := re.search(r"serving .* at (http\S+)", line):
-                yield match[1]
-                return
-        raise UserError(f"the server did not start: {said.removeprefix('error: ')}")
+        yield address_of(process)
     finally:
         process.terminate()
         process.wait(30)
         process.stderr.close()
+
+
+def address_of(process: subprocess.Popen) -> str:
+    """Where a server just started says it is. Raises: UserError with its last words."""
+    said = ""
+    for line in process.stderr:
+        said = line.strip()
+        if match := re.search(r"serving .* at (http\S+)", line):
+            return match[1]
+    raise UserError(f"the server did not start: {said.removeprefix('error: ')}")
 
 
 def environment() -> dict[str, str]:
