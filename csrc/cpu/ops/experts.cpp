@@ -28,7 +28,7 @@ struct Work {
   int count;           // tokens
   const int* token;    // [count]: rows of x and of out
   const float* share;  // [count]: what the answer is multiplied with
-  float* gate;         // [count, intermediate], activated in the first job
+  float* gate;         // [count, intermediate], activated before down
   float* up;
   const Activations* activated;  // all of them, and which are this expert's
   const int* rows;               // [count]
@@ -120,12 +120,8 @@ class Step {
       const Range groups = pieces[index].groups;
       const int64_t inner = w.intermediate();
       const int64_t row = groups.begin * 16, rows = std::min(groups.end * 16, inner) - row;
-      float** y = pointers(worker);
-      for (const bool is_gate : {true, false}) {
-        for (int i = 0; i < w.count; ++i) y[i] = (is_gate ? w.gate : w.up) + i * inner + row;
-        matmul_rows(context_.kernels, is_gate ? *w.expert->gate : *w.expert->up, x, w.token,
-                    w.count, groups, y, scratch(worker));
-      }
+      multiply(*w.expert->gate, x, w.token, w.count, groups, w.gate, worker);
+      multiply(*w.expert->up, x, w.token, w.count, groups, w.up, worker);
       for (int i = 0; i < w.count; ++i) {
         float* gate = w.gate + i * inner + row;
         context_.kernels.swiglu(gate, w.up + i * inner + row, rows, gate);
