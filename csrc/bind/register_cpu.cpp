@@ -410,6 +410,7 @@ py::dict cpu_info() {
     row["name"] = isa.name;
     row["usable"] = isa.usable;
     row["missing"] = isa.missing ? py::object(py::str(isa.missing)) : py::none();
+    row["stands_for"] = isa.stands_for ? py::object(py::str(isa.stands_for)) : py::none();
     isas.append(row);
   }
   info["isas"] = isas;

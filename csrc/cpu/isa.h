@@ -12,9 +12,12 @@ struct Isa {
   const char* name;
   bool usable;          // this CPU and kernel can run it
   const char* missing;  // the first feature that is not there, or nullptr
+  /// The set whose source this is, compiled so that CPUs without its instructions can check what it
+  /// computes; nullptr: a set in its own right. Only KT_CPU_ISA takes such a one.
+  const char* stands_for;
 };
 
-/// All of them, best first.
+/// All of them, best first; the plainest last.
 int isa_count();
 const Isa& isa_at(int index);
 
@@ -27,5 +30,9 @@ const KernelTable& kernels_of(const std::string& name);
 
 /// The kernels of one format; throws Unsupported where the list has none.
 const FormatKernels& format_kernels(const KernelTable& table, int gguf_id);
+
+/// Runs the one of a format's kernels that is for the task's rounding and number of tokens. A row's
+/// result does not depend on how many rows come with it.
+void matmul(const FormatKernels& format, const MatmulTask& task);
 
 }  // namespace kt::cpu

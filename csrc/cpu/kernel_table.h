@@ -19,7 +19,7 @@ enum class Rounding : uint8_t {
 
 /// Bytes per 32 activations in halves, and room for 256 in either integer kind; each ISA lays them
 /// out as its dot product likes.
-inline constexpr size_t kActBlockBytes = 80;
+inline constexpr size_t kActBlockBytes = 88;
 inline constexpr size_t kDigitBlockBytes = 704;
 
 /// Bytes of one prepared row of k activations (k is rounded up to whole blocks of 256).
@@ -33,14 +33,15 @@ struct MatmulTask {
   int64_t k;               // columns of W, a multiple of the format's block
   int64_t group_begin;     // row groups of 16, half open
   int64_t group_end;
-  int64_t rows;            // rows of all of W: nothing is stored beyond
-  Rounding rounding;       // of every token of this task
+  int64_t rows;       // rows of all of W: nothing is stored beyond
+  Rounding rounding;  // of every token of this task
   int num_tokens;
-  const void* const* x;    // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
-  float* const* y;         // per token: y[token][row - group_begin * 16]
+  const void* const* x;  // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
+  float* const* y;       // per token: y[token][row - group_begin * 16]
 };
 
-/// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed product.
+/// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed
+/// product.
 struct TransposedTask {
   const uint8_t* records;  // W in R16
   int64_t k;
@@ -55,16 +56,16 @@ enum class KvType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kI16 = 4
 
 /// Softmax attention of some query heads over one sequence's cached positions [0, length).
 struct AttentionTask {
-  const float* q;      // [num_q, k_dim], q_stride floats apart; already scaled
+  const float* q;  // [num_q, k_dim], q_stride floats apart; already scaled
   int num_q;
   int64_t q_stride;
-  int k_dim, v_dim;    // multiples of 16 are fast; any value is right
+  int k_dim, v_dim;                // multiples of 16 are fast; any value is right
   const uint8_t* const* k_blocks;  // per 64 positions: where this head's keys start
   const uint8_t* const* v_blocks;
-  int64_t k_stride, v_stride;      // bytes between positions
+  int64_t k_stride, v_stride;  // bytes between positions
   KvType k_type, v_type;
   int64_t length;
-  float* out;          // [num_q, v_dim], out_stride floats apart
+  float* out;  // [num_q, v_dim], out_stride floats apart
   int64_t out_stride;
 };
 
@@ -90,8 +91,8 @@ struct TileTask {
   const uint8_t* tile;
   const uint8_t* next;  // the tile that comes after it, or null
   float* const* out;    // per row: v_dim sums of values, weighted by e^(score - top)
-  float* top;         // per row: the largest score so far, in units of ln 2
-  float* total;       // per row: the sum of weights
+  float* top;           // per row: the largest score so far, in units of ln 2
+  float* total;         // per row: the sum of weights
 };
 
 /// Products of rows with the 64 keys of a tile: out[row][j] = x[row] . key j.
@@ -119,71 +120,94 @@ struct FoldTask {
 
 inline constexpr int kScanBlock = 64;  // values per result of block_max and block_exp_sum
 
+inline constexpr int kFewTokens = 8;  // beyond, a tile in L1 pays
+
+/// The kernels of a weight format, and what the products of many tokens, which are the same for all
+/// formats of one shape, need to know of it. matmul() of isa.h chooses between them.
 struct FormatKernels {
-  int gguf_id;
-  void (*matmul)(const MatmulTask&);
-  void (*transposed)(const TransposedTask&);
+  int gguf_id = 0;
+  int values = 0;            // per block
+  int group = 0;             // values per scale, 32 or 16; 0: plain floats
+  int offset = 0;            // taken off the integers of a slab (quant/integer_view.h)
+  int64_t record_bytes = 0;  // of R16
+  void (*floats)(const MatmulTask&) = nullptr;  // Rounding::kFloat, any number of tokens
+  /// Halves of at most kFewTokens tokens; null where `many` takes them.
+  void (*few)(const MatmulTask&) = nullptr;
+  /// `few` takes more tokens too, in turns: the order of its sums is its own.
+  bool few_for_all = false;
+  /// Halves or digits of any number of tokens; null for plain floats, as is `unpack`.
+  void (*many)(const MatmulTask&, const FormatKernels&) = nullptr;
+  /// Columns of a row group, its records from `records` on, to a slab (kernels/slab_inl.h).
+  void (*unpack)(const uint8_t* records, int columns, void* slab) = nullptr;
+  void (*transposed)(const TransposedTask&) = nullptr;
 };
 
 /// What the instruction set can do at most, for benchmarks (kernels/limits_inl.h). A null function:
 /// it has no such instruction.
 struct LimitKernels {
-  int32_t (*read)(const uint8_t* p, int64_t bytes);  // bytes: a multiple of 512
-  void (*int8)(int64_t rounds);                      // dot products of bytes
-  int64_t int8_ops;                                  // operations of a round
-  void (*bf16)(int64_t rounds);                      // only where the CPU has AVX512-BF16
-  int64_t bf16_ops;
-  void (*float32)(int64_t rounds);
-  int64_t float32_ops;
+  int32_t (*read)(const uint8_t* p, int64_t bytes) = nullptr;  // bytes: a multiple of 512
+  void (*int8)(int64_t rounds) = nullptr;                      // dot products of bytes
+  int64_t int8_ops = 0;                                        // operations of a round
+  void (*bf16)(int64_t rounds) = nullptr;                      // only where the CPU has AVX512-BF16
+  int64_t bf16_ops = 0;
+  void (*float32)(int64_t rounds) = nullptr;
+  int64_t float32_ops = 0;
 };
 
+/// In the table of a set that changes only some of another's kernels (dispatch.cpp says whose),
+/// what is null or missing is that one's. Both then lay activations out alike.
 struct KernelTable {
-  const char* name;
-  const FormatKernels* formats;
-  int num_formats;
-  void (*quantize_exact)(const float* x, int64_t k, uint8_t* row);
-  void (*quantize_digit)(const float* x, int64_t k, uint8_t* row);
+  const char* name = nullptr;
+  const FormatKernels* formats = nullptr;
+  int num_formats = 0;
+  void (*quantize_exact)(const float* x, int64_t k, uint8_t* row) = nullptr;
+  void (*quantize_digit)(const float* x, int64_t k, uint8_t* row) = nullptr;
   /// out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
-  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) = nullptr;
   /// out = silu(gate) * up; out may be gate.
-  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out) = nullptr;
   /// y += a * x
-  void (*axpy)(float a, const float* x, int64_t n, float* y);
-  float (*dot)(const float* a, const float* b, int64_t n);
+  void (*axpy)(float a, const float* x, int64_t n, float* y) = nullptr;
+  float (*dot)(const float* a, const float* b, int64_t n) = nullptr;
   /// out = e^(x - max x) / sum of these; out may be x.
-  void (*softmax)(const float* x, int64_t n, float* out);
+  void (*softmax)(const float* x, int64_t n, float* out) = nullptr;
   /// out = 1 / (1 + e^-x); out may be x.
-  void (*sigmoid)(const float* x, int64_t n, float* out);
+  void (*sigmoid)(const float* x, int64_t n, float* out) = nullptr;
   /// out[b] = the largest of x[64 b, 64 b + 64); a NaN is passed over, -inf where nothing else is.
-  void (*block_max)(const float* x, int64_t n, float* out);
+  void (*block_max)(const float* x, int64_t n, float* out) = nullptr;
   /// out[b] = sum over the same blocks of e^((x - top) * factor), with x <= top; a NaN counts 0.
-  void (*block_exp_sum)(const float* x, int64_t n, float top, float factor, float* out);
+  void (*block_exp_sum)(const float* x, int64_t n, float top, float factor, float* out) = nullptr;
   /// Attention over pages; adds nothing where length is 0.
-  void (*attention)(const AttentionTask&);
+  void (*attention)(const AttentionTask&) = nullptr;
   /// Multiplies the tile's keys and values with rows and adds to their state.
-  void (*attend_tile)(const TileTask&);
-  void (*fold_tiles)(const FoldTask&);
-  void (*score_tile)(const ScoreTask&);
+  void (*attend_tile)(const TileTask&) = nullptr;
+  void (*fold_tiles)(const FoldTask&) = nullptr;
+  void (*score_tile)(const ScoreTask&) = nullptr;
   /// One position's key and value -> slot 0..63 of a tile.
   void (*put_tile)(const float* key, int k_dim, const float* value, int v_dim, int slot,
-                   uint8_t* tile);
-  void (*get_tile)(const uint8_t* tile, int k_dim, int v_dim, int slot, float* key, float* value);
+                   uint8_t* tile) = nullptr;
+  void (*get_tile)(const uint8_t* tile, int k_dim, int v_dim, int slot, float* key,
+                   float* value) = nullptr;
   /// x -> int16, n rounded up to a pair; returns the size of one unit.
-  float (*round_int16)(const float* x, int64_t n, int16_t* out);
+  float (*round_int16)(const float* x, int64_t n, int16_t* out) = nullptr;
   /// float -> cache element type, n values (q8_0: n a multiple of 32).
-  void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out);
-  void (*load_kv)(const uint8_t* in, int64_t n, KvType type, float* x);
-  LimitKernels limits;
+  void (*store_kv)(const float* x, int64_t n, KvType type, uint8_t* out) = nullptr;
+  void (*load_kv)(const uint8_t* in, int64_t n, KvType type, float* x) = nullptr;
+  LimitKernels limits = {};
 };
 
 /// Bytes of n cache values of a type that is kept in rows.
 static inline constexpr int64_t kv_bytes(KvType type, int64_t n) {
   switch (type) {
-    case KvType::kF32: return n * 4;
+    case KvType::kF32:
+      return n * 4;
     case KvType::kF16:
-    case KvType::kBF16: return n * 2;
-    case KvType::kQ8_0: return n / 32 * 34;
-    case KvType::kI16: break;
+    case KvType::kBF16:
+      return n * 2;
+    case KvType::kQ8_0:
+      return n / 32 * 34;
+    case KvType::kI16:
+      break;
   }
   return 0;
 }

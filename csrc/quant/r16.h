@@ -69,14 +69,19 @@ inline constexpr int64_t kPanelBlocks = kPanelValues / F::kValues;
 
 /// The number of the record with block `block` of row group `group`, in a matrix of `groups` row
 /// groups with `blocks` blocks a row. Up to the end of the panel the group's next ones follow.
+static inline constexpr int64_t r16_record(int64_t groups, int64_t blocks, int64_t group,
+                                           int64_t block, int64_t panel_blocks) {
+  const int64_t in_band = group % kBandGroups, band = group - in_band;
+  const int64_t in_panel = block % panel_blocks, panel = block - in_panel;
+  const int64_t height = groups - band < kBandGroups ? groups - band : kBandGroups;
+  const int64_t width = blocks - panel < panel_blocks ? blocks - panel : panel_blocks;
+  return band * blocks + panel * height + in_band * width + in_panel;
+}
+
 template <class F>
 static inline constexpr int64_t r16_record(int64_t groups, int64_t blocks, int64_t group,
                                            int64_t block) {
-  const int64_t in_band = group % kBandGroups, band = group - in_band;
-  const int64_t in_panel = block % kPanelBlocks<F>, panel = block - in_panel;
-  const int64_t height = groups - band < kBandGroups ? groups - band : kBandGroups;
-  const int64_t width = blocks - panel < kPanelBlocks<F> ? blocks - panel : kPanelBlocks<F>;
-  return band * blocks + panel * height + in_band * width + in_panel;
+  return r16_record(groups, blocks, group, block, kPanelBlocks<F>);
 }
 
 /// The 64 bytes that hold word w of sixteen rows.

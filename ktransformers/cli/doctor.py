@@ -28,9 +28,15 @@ from ktransformers.optimize.system import (
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+BF16 = (*AVX512, "avx512vbmi", "avx512_bf16")
 ISA_FEATURES = {
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
-    "avx2": ("avx2", "fma", "f16c"),
+    "amx": (*BF16, "amx_tile", "amx_int8"),
+    "avx512bf16": BF16,
+    "avx512": AVX512,
+    "avxvnni": (*AVX2, "avx_vnni"),
+    "avx2": AVX2,
     "scalar": (),
 }
 
@@ -119,7 +125,8 @@ def check_isa() -> Finding:
         from ktransformers import _core
 
         info = _core.cpu_info()
-        name, choices = info["isa"], ", ".join(i["name"] for i in info["isas"] if i["usable"])
+        usable = [i["name"] for i in info["isas"] if i["usable"] and not i["stands_for"]]
+        name, choices = info["isa"], ", ".join(usable)
         return Finding(
             "instruction set",
             NOTE if name == "scalar" else GOOD,

@@ -119,7 +119,7 @@ def amx() -> str:
         "from ktransformers import _core; "
         "print([i['name'] for i in _core.cpu_info()['isas'] if i['usable']])"
     )
-    return "" if "amx" in said_by(sys.executable, "-c", line) else "this build has no AMX kernels"
+    return "" if "'amx'" in said_by(sys.executable, "-c", line) else "this build has no AMX kernels"
 
 
 def ram_110g() -> str:

@@ -25,7 +25,7 @@ from ktransformers import _core
 assert "site-packages" in _core.__file__, _core.__file__
 assert importlib.util.find_spec("torch") is None, "this environment must have no torch"
 isas = {isa["name"] for isa in _core.cpu_info()["isas"]}
-assert isas >= {"scalar", "avx2", "avx512"}, isas
+assert isas >= {"scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"}, isas
 
 # What the module and the libraries beside it ask of the system; what they bring is in the wheel.
 folder = pathlib.Path(_core.__file__).parent

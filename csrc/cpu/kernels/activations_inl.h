@@ -22,11 +22,12 @@ struct ActBlock {
 #if defined(KT_ISA_AVX512)
   int8_t hi[32];
   int8_t lo[32];
+  int16_t four_sums[2][2];  // per 16 values: four times the sum of lo, and of hi
 #else
   int16_t q[32];  // per four values: q0 q2 q1 q3, the order weight bytes split into 16-bit pairs
 #endif
 };
-static_assert(sizeof(ActBlock) == kActBlockBytes);
+static_assert(sizeof(ActBlock) <= kActBlockBytes);
 
 KT_INLINE void store_q(ActBlock& block, const int32_t* q) {
   for (int half = 0; half < 2; ++half) {
@@ -39,6 +40,15 @@ KT_INLINE void store_q(ActBlock& block, const int32_t* q) {
     const int32_t hi = (q[i] + 128) >> 8;
     block.hi[i] = (int8_t)hi;
     block.lo[i] = (int8_t)(q[i] - hi * 256);
+  }
+  for (int half = 0; half < 2; ++half) {
+    int32_t lo = 0, hi = 0;
+    for (int i = 16 * half; i < 16 * half + 16; ++i) {
+      lo += block.lo[i];
+      hi += block.hi[i];
+    }
+    block.four_sums[half][0] = (int16_t)(4 * lo);
+    block.four_sums[half][1] = (int16_t)(4 * hi);
   }
 #else
   for (int i = 0; i < 32; i += 4) {

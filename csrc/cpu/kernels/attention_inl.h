@@ -124,7 +124,7 @@ static void read_row(const uint8_t* in, int64_t n, float* x) {
   if (i < n) store_f_tail(x + i, load_kv_tail<kType>(in, i, n), n - i);
 }
 
-static void read_kv(const uint8_t* in, int64_t n, KvType type, float* x) {
+[[maybe_unused]] static void read_kv(const uint8_t* in, int64_t n, KvType type, float* x) {
   switch (type) {
     case KvType::kF32: return read_row<KvType::kF32>(in, n, x);
     case KvType::kF16: return read_row<KvType::kF16>(in, n, x);
@@ -134,7 +134,7 @@ static void read_kv(const uint8_t* in, int64_t n, KvType type, float* x) {
   }
 }
 
-static void attention(const AttentionTask& task) {
+[[maybe_unused]] static void attention(const AttentionTask& task) {
   // The combinations offered: equal types, and f16 keys with q8_0 values.
   if (task.k_type == KvType::kF32) return attend<KvType::kF32, KvType::kF32>(task);
   if (task.k_type == KvType::kBF16) return attend<KvType::kBF16, KvType::kBF16>(task);

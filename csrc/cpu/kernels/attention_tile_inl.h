@@ -37,8 +37,7 @@ KT_INLINE void store_int16(int16_t* p, I a) {
 #elif defined(KT_ISA_AVX2)
 constexpr int kTileRows = 2;
 KT_INLINE I dot_pairs(I sum, I a, I b) {
-  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a.a, b.a)),
-          _mm256_add_epi32(sum.b, _mm256_madd_epi16(a.b, b.b))};
+  return {dot_pairs(sum.a, a.a, b.a), dot_pairs(sum.b, a.b, b.b)};
 }
 KT_INLINE void store_int16(int16_t* p, I a) {
   const __m256i packed = _mm256_packs_epi32(a.a, a.b);
@@ -80,7 +79,7 @@ KT_INLINE float int16_step(const float* x, int64_t n, float most = kInt16Top) {
 
 KT_INLINE F int16_factor(float step) { return set_f(step > 0.0f ? 1.0f / step : 0.0f); }
 
-static float round_int16(const float* x, int64_t n, int16_t* out) {
+[[maybe_unused]] static float round_int16(const float* x, int64_t n, int16_t* out) {
   const float step = int16_step(x, n);
   const F factor = int16_factor(step);
   int64_t i = 0;
@@ -94,7 +93,7 @@ static float round_int16(const float* x, int64_t n, int16_t* out) {
   return step;
 }
 
-static void put_tile(const float* key, int k_dim, const float* value, int v_dim, int slot,
+[[maybe_unused]] static void put_tile(const float* key, int k_dim, const float* value, int v_dim, int slot,
                      uint8_t* tile) {
   const int pairs = (k_dim + 1) / 2;
   int16_t* keys = (int16_t*)(tile + slot / 32 * (kv_tile_k_bytes(k_dim) / 2));
@@ -152,7 +151,7 @@ KT_INLINE void panel_product(const int16_t* const* a, const int16_t* panel, int 
   for (int r = 0; r < R; ++r) out[r][0] = sum[r][0], out[r][1] = sum[r][1];
 }
 
-static void get_tile(const uint8_t* tile, int k_dim, int v_dim, int slot, float* key, float* value) {
+[[maybe_unused]] static void get_tile(const uint8_t* tile, int k_dim, int v_dim, int slot, float* key, float* value) {
   const int pairs = (k_dim + 1) / 2;
   const int16_t* keys = (const int16_t*)(tile + slot / 32 * (kv_tile_k_bytes(k_dim) / 2));
   const float k_step = ((const float*)(keys + (int64_t)pairs * 64))[slot % 32];
@@ -329,7 +328,7 @@ static void attend_tile(const TileTask& task) {
 }
 
 // state += part, of two runs of positions; the last part divides by the sum of weights.
-static void fold_tiles(const FoldTask& task) {
+[[maybe_unused]] static void fold_tiles(const FoldTask& task) {
   for (int r = 0; r < task.num_rows; ++r) {
     const float a = task.top[r], b = task.part_top[r];
     const float top = a > b ? a : b;

@@ -34,6 +34,10 @@ KT_INLINE I pick(I w) {
   return shuffle(w, load_lanes(kBytes.control));
 }
 
+// Bytes 0 and 1, or 2 and 3, of every lane as 16-bit indices.
+KT_INLINE I first_indices(I w) { return pick<0, -1, 1, -1>(w); }
+KT_INLINE I second_indices(I w) { return pick<2, -1, 3, -1>(w); }
+
 // Of a | b << 8, the bytes that stay: a's even ones, and a's odd ones moved down beside b's.
 KT_INLINE I even_bytes(I a, I b) { return select(set_i(0x00FF00FF), a, shl(b, 8)); }
 KT_INLINE I odd_bytes(I a, I b) { return select(set_i(0x00FF00FF), shr(a, 8), b); }

@@ -1,5 +1,5 @@
-// gemv_record of the formats with one scale per group and no more: blocks of 32 values, those with
-// uneven levels (IQ4, 4-bit floats), and two-bit ternary digits.
+// gemv_record of the formats with one scale per group and no more: blocks of 32 values and those
+// with uneven levels (IQ4, 4-bit floats).
 #pragma once
 
 #include "cpu/kernels/halves_inl.h"
@@ -148,86 +148,8 @@ KT_INLINE void gemv_record(quant::IQ4_XS, const uint8_t* record, const ActBlock*
   }
 }
 
-template <int T>
-KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* const* x,
-                           F* total) {
-  using Q = quant::TQ2_0;
-  const F d = head_halves(record);
-  const float in_place[4] = {1.0f, 1.0f / 4, 1.0f / 16, 1.0f / 64};
-  const I bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0xC0)};
-  const uint8_t* p = quant::r16_word<Q>(record, 0);
-#pragma GCC unroll 1
-  for (int h = 0; h < 2; ++h, p += 512) {
-    Acc a[4][T];
-    const ActBlock* y[T];
-    KT_TOKENS {
-      y[t] = x[t] + 4 * h;
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) a[v][t] = acc_from(-(1 << 2 * v) * sum32(y[t] + v));
-    }
-#pragma GCC unroll 2
-    for (int j = 0; j < 8; ++j) {
-      const I w = take_line<T>(p + 64 * j);
-      KT_TOKENS {
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) mac(a[v][t], band(w, bits[v]), y[t] + v, 4 * j);
-      }
-    }
-    KT_TOKENS {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v)
-        total[t] = add_dot(total[t], acc_sum(a[v][t]), y[t] + v, mul(d, set_f(in_place[v])));
-    }
-  }
-}
-
-// Ternary digits, one a byte times 64, of bytes whose complement is given: floor(3 b / 256), which is
-// floor((b + floor(b / 2)) / 2) / 64. An average of complements rounds down.
-KT_INLINE I ternary_digit(I complement) {
-  const I all = bytes_of(0xFF), rest = average_bytes(complement, average_bytes(complement, all));
-  return band(bxor(rest, all), bytes_of(0xC0));
-}
-
-// The complement of 3 b of every byte b.
-KT_INLINE I ternary_next(I complement) {
-  return add_bytes(add_bytes(complement, complement), add_bytes(complement, bytes_of(2)));
-}
-
-// acc[group] += words of digits: digit n of word w belongs to the values from at + stride n + 4 w.
-template <int at, int stride, int digits, int T>
-KT_INLINE void ternary_words(const uint8_t* words, int count, const ActBlock* const* x,
-                             Acc (*acc)[T]) {
-#pragma GCC unroll 1
-  for (int w = 0; w < count; ++w) {
-    I b = bxor(take_line<T>(words + 64 * w), bytes_of(0xFF));
-#pragma GCC unroll 5
-    for (int n = 0; n < digits; ++n) {
-      const int group = (at + stride * n) / 32, within = (at + stride * n) % 32 + 4 * w;
-      const I u = ternary_digit(b);
-      KT_TOKENS mac(acc[group][t], u, x[t] + group, within);
-      b = ternary_next(b);
-    }
-  }
-}
-
-template <int T>
-KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* const* x,
-                           F* total) {
-  using Q = quant::TQ1_0;
-  Acc acc[8][T];
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) KT_TOKENS acc[g][t] = acc_from(-64 * sum32(x[t] + g));
-  ternary_words<0, 32, 5, T>(quant::r16_word<Q>(record, 0), 8, x, acc);
-  ternary_words<160, 16, 5, T>(quant::r16_word<Q>(record, 8), 4, x, acc);
-  ternary_words<240, 4, 4, T>(quant::r16_word<Q>(record, 12), 1, x, acc);
-  const F scale = mul(head_halves(record), set_f(1.0f / 64));
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g)
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[g][t]), x[t] + g, scale);
-}
-
-// half_e8m0 of quant/mxfp4.h for sixteen bytes e: the bits (e - 1) << 23, and 1 << 21 + e for the two
-// smallest, where they are more.
+// half_e8m0 of quant/mxfp4.h for sixteen bytes e: the bits (e - 1) << 23, and 1 << 21 + e for the
+// two smallest, where they are more.
 KT_INLINE F exponent_scales(const uint8_t* bytes) {
   const I e = load_bytes(bytes), one = set_i(1);
   return float_of_bits(max(shl(add(e, set_i(-1)), 23), shl(add(e, one), 21)));
@@ -247,8 +169,9 @@ KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const ActBlock* 
 }
 
 // half_ue4m3 of quant/nvfp4.h for the low byte e of each lane: exponent and mantissa where a float
-// has them, with the difference of the biases. With exponent 0 the float's hidden one does not belong
-// there; with exponent 1 instead it is 2^-7, which goes off again. The right one of the two is less.
+// has them, with the difference of the biases. With exponent 0 the float's hidden one does not
+// belong there; with exponent 1 instead it is 2^-7, which goes off again. The right one of the two
+// is less.
 KT_INLINE F ue4m3_scales(I byte) {
   const I e = shl(band(without(band(byte, set_i(0xFF)), 0x7F), set_i(0x7F)), 20);
   return min(float_of_bits(add(e, set_i(119 << 23))),

@@ -1,27 +1,26 @@
-// Matrix products on R16 for few tokens, each with two int8 halves: every line of the weights is read
-// once, in order of address, and reading is what takes the time.
+// Matrix products on R16 for few tokens, each with two int8 halves: every line of the weights is
+// read once, in order of address, and reading is what takes the time.
 //
 //   band of 8 groups of 16 rows, panel of 1024 columns, group: a run of records, metadata inside,
 //     and after it the next group's (quant/r16.h): all of a thread's rows are one stream
 //       chunk: a rolled loop over words; each step gives 1 to 4 vectors of 64 bytes
 //         token 0..T-1: hi += bytes . x.hi, lo += bytes . x.lo       (a byte dot product each)
-//       at the end of a chunk, per group of values and token: total += float((hi << 8) + lo) * scales
+//       at the end of a chunk, per group of values and token: total += float((hi << 8) + lo) *
+//       scales
 //
 // What the memory system asks for (measured on Zen 4; a stream of its own per core brings 30 GB/s):
 // no gaps, no second stream, and few load instructions with small strides, so inner loops stay rolled.
 // What the core asks for, so that products hide behind reading: scales stay in registers, because a
 // store of 64 bytes takes the time of one and a half dot products.
+// The formats' gemv_record are in headers of their own, included before this one.
 #pragma once
 
-#include "cpu/kernels/gemm_inl.h"
-#include "cpu/kernels/gemv_blocks_inl.h"
-#include "cpu/kernels/gemv_codebook_inl.h"
-#include "cpu/kernels/gemv_k_inl.h"
+#include "cpu/kernels/float_tile_inl.h"
+#include "cpu/kernels/halves_inl.h"
+#include "cpu/kernels/store_rows_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
-
-constexpr int kGemvTokens = 8;  // beyond, a tile in L1 pays
 
 #if defined(KT_HAS_GEMV)
 
@@ -50,8 +49,8 @@ template <class Q, int T>
   KT_TOKENS total[t] = sums[t];
 }
 
-// Rows of activations that share the registers. Sixteen of 32 bytes, and formats with four accumulators
-// of halves per row, have room for two.
+// Rows of activations that share the registers. Sixteen of 32 bytes, and formats with four
+// accumulators of halves per row, have room for two.
 #if defined(KT_ISA_AVX512)
 template <class Q>
 constexpr int kMostTokens = 4;
@@ -75,20 +74,25 @@ template <class Q, class... Qs>
 constexpr bool is_one_of(quant::TypeList<Qs...>) {
   return ((Q::kGgufId == Qs::kGgufId) || ...);
 }
+#if defined(KT_ISA_AVX512)
+using Reordered =
+    quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>;
+#else
+using Reordered = quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
+                                  quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>;
+#endif
 template <class Q>
-constexpr bool kReorders =
-    is_one_of<Q>(quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
-                                 quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>{});
+constexpr bool kReorders = is_one_of<Q>(Reordered{});
 
-// Records in the order in which they stand. A run's weights come from memory for the first four (two)
-// tokens and from L1 for the others.
+// Records in the order in which they stand. A run's weights come from memory for the first four
+// (two) tokens and from L1 for the others.
 template <class Q>
 static void gemv_halves(const MatmulTask& task) {
   constexpr int64_t kBand = quant::kBandGroups, kPanel = quant::kPanelBlocks<Q>;
   const int64_t blocks = task.k / Q::kValues;
   const int tokens = task.num_tokens;
-  F total[kBand][kGemvTokens];
-  ActBlock ordered[kReorders<Q> ? kGemvTokens : 1][kReorders<Q> ? quant::kPanelValues / 32 : 1];
+  F total[kBand][kFewTokens];
+  ActBlock ordered[kReorders<Q> ? kFewTokens : 1][kReorders<Q> ? quant::kPanelValues / 32 : 1];
   for (int64_t begin = task.group_begin, end; begin < task.group_end; begin = end) {
     end = (begin / kBand + 1) * kBand;
     if (end > task.group_end) end = task.group_end;
@@ -96,9 +100,8 @@ static void gemv_halves(const MatmulTask& task) {
       for (int t = 0; t < tokens; ++t) total[g][t] = zero_f();
     for (int64_t block = 0; block < blocks; block += kPanel) {
       const int64_t width = blocks - block < kPanel ? blocks - block : kPanel;
-      const ActBlock* x[kGemvTokens];
-      for (int t = 0; t < tokens; ++t)
-        x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
+      const ActBlock* x[kFewTokens];
+      for (int t = 0; t < tokens; ++t) x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
       if constexpr (kReorders<Q>) {
         for (int t = 0; t < tokens; ++t) {
           order_activations(x[t], width * Q::kValues / 32, ordered[t]);
@@ -119,23 +122,33 @@ static void gemv_halves(const MatmulTask& task) {
   }
 }
 
+// Whether a format's kernel takes its sums in an order of its own, so that no other may take them.
+#if defined(KT_ISA_AVX512)
+template <class Q>
+constexpr bool kOwnOrder = is_one_of<Q>(quant::TypeList<quant::Q2_K, quant::Q3_K>{});
+#else
+template <class Q>
+constexpr bool kOwnOrder = false;
+#endif
+
+template <class Q>
+constexpr auto gemv_of() -> void (*)(const MatmulTask&) {
+  if constexpr (HasRecord<Q>)
+    return &gemv_halves<Q>;
+  else
+    return nullptr;
+}
+
 #else
 
 template <class Q>
-concept HasRecord = false;
+constexpr bool kOwnOrder = false;
 template <class Q>
-static void gemv_halves(const MatmulTask&) {}
+constexpr auto gemv_of() -> void (*)(const MatmulTask&) {
+  return nullptr;
+}
 
 #endif
-
-/// num_tokens <= kGemvTokens.
-template <class Q>
-static void gemv(const MatmulTask& task) {
-  if constexpr (HasRecord<Q>) {
-    if (task.rounding == Rounding::kExact) return gemv_halves<Q>(task);
-  }
-  gemm<Q>(task);
-}
 
 }  // namespace
 }  // namespace kt::cpu::KT_ISA

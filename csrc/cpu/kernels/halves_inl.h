@@ -91,19 +91,15 @@ struct Acc {
 
 KT_INLINE Acc acc_from(int32_t start) { return {set_i(start)}; }
 
-KT_INLINE __m256i pair_products(__m256i even, __m256i odd, __m256i x, __m256i y) {
-  return _mm256_add_epi32(_mm256_madd_epi16(even, x), _mm256_madd_epi16(odd, y));
-}
-
 KT_INLINE void mac(Acc& acc, I bytes, const ActBlock* x, int at) {
   const __m256i low = _mm256_set1_epi16(0xFF);
   int32_t pairs[2];  // values 0 and 2, then 1 and 3
   memcpy(pairs, x->q + at, 8);
   const __m256i even = _mm256_set1_epi32(pairs[0]), odd = _mm256_set1_epi32(pairs[1]);
-  acc.sum.a = _mm256_add_epi32(
-      acc.sum.a, pair_products(_mm256_and_si256(bytes.a, low), _mm256_srli_epi16(bytes.a, 8), even, odd));
-  acc.sum.b = _mm256_add_epi32(
-      acc.sum.b, pair_products(_mm256_and_si256(bytes.b, low), _mm256_srli_epi16(bytes.b, 8), even, odd));
+  acc.sum.a = dot_pairs(acc.sum.a, _mm256_and_si256(bytes.a, low), even);
+  acc.sum.b = dot_pairs(acc.sum.b, _mm256_and_si256(bytes.b, low), even);
+  acc.sum.a = dot_pairs(acc.sum.a, _mm256_srli_epi16(bytes.a, 8), odd);
+  acc.sum.b = dot_pairs(acc.sum.b, _mm256_srli_epi16(bytes.b, 8), odd);
 }
 
 KT_INLINE I acc_sum(const Acc& acc) { return acc.sum; }

@@ -66,6 +66,23 @@ constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 12 * 128, &bf16_limi
 
 #elif defined(KT_ISA_AVX2)
 
+#if defined(KT_VNNI_EVEX)
+#define KT_CHAIN(n) "vpdpbusd %%ymm12, %%ymm13, %%ymm" #n "\n"
+#elif defined(KT_VNNI)
+#define KT_CHAIN(n) "%{vex%} vpdpbusd %%ymm12, %%ymm13, %%ymm" #n "\n"
+#endif
+#if defined(KT_VNNI)
+static void int8_limit(int64_t rounds) {
+  asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\nvpxor %%ymm13, %%ymm13, %%ymm13\n" ::
+                   : "xmm12", "xmm13");
+  for (int64_t i = 0; i < rounds; ++i)
+    asm volatile(KT_CHAIN(0) KT_CHAIN(1) KT_CHAIN(2) KT_CHAIN(3) KT_CHAIN(4) KT_CHAIN(5)
+                     KT_CHAIN(6) KT_CHAIN(7) KT_CHAIN(8) KT_CHAIN(9) KT_CHAIN(10) KT_CHAIN(11)::
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11");
+}
+constexpr int kInt8Ops = 12 * 64;
+#else
 // Bytes to pairs to fours to sums: the dot product of four bytes without VNNI.
 #define KT_CHAIN(n)                             \
   "vpmaddubsw %%ymm8, %%ymm9, %%ymm" #n "\n"    \
@@ -77,6 +94,8 @@ static void int8_limit(int64_t rounds) {
     asm volatile(KT_CHAIN(0) KT_CHAIN(1) KT_CHAIN(2) KT_CHAIN(3)::
                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm10", "xmm11", "xmm12", "xmm13");
 }
+constexpr int kInt8Ops = 4 * 64;
+#endif
 #undef KT_CHAIN
 
 #define KT_CHAIN(n) "vfmadd231ps %%ymm12, %%ymm13, %%ymm" #n "\n"
@@ -91,7 +110,7 @@ static void float_limit(int64_t rounds) {
 }
 #undef KT_CHAIN
 
-constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 4 * 64, nullptr, 0,
+constexpr LimitKernels kLimits = {&read_limit, &int8_limit, kInt8Ops, nullptr, 0,
                                   &float_limit, 12 * 16};
 
 #else

@@ -1,27 +1,26 @@
 // Matrix products on R16, by number of tokens; and the transposed product.
 //
-// A row's result must not depend on how many rows come with it, so gemv and gemm take a row's sums in
-// one order. For two int8 halves (Rounding::kExact): per row and token, groups of kGroup values in
-// order of k,
+// A row's result must not depend on how many rows come with it, so gemv and gemm take a row's sums
+// in one order (or gemv has all the rows: FormatKernels::few_for_all). For two int8 halves
+// (Rounding::kExact): per row and token, groups of kGroup values in order of k,
 //     total = fma(float(dot) * x.scale, scale, total)      dot = sum (u - kOffset) q, as int32
 //     total = fma(min, x.scale * float(sum q), total)      only formats with minima
-// where powers of two may move between the factors, because they change no bit. Digits (digits_inl.h
-// has their order) go to gemm whatever their number.
+// where powers of two may move between the factors, because they change no bit. Digits
+// (digits_inl.h has their order) go to gemm whatever their number.
 #pragma once
 
+#include "cpu/kernels/gemm_float_inl.h"
 #include "cpu/kernels/gemm_inl.h"
-#include "cpu/kernels/gemv_inl.h"
+#include "cpu/kernels/gemv_blocks_inl.h"
+#include "cpu/kernels/gemv_codebook_inl.h"
+#include "cpu/kernels/gemv_iq1_inl.h"
+#include "cpu/kernels/gemv_k_small_inl.h"
+#include "cpu/kernels/gemv_ternary_inl.h"
+
+#include "cpu/kernels/gemv_inl.h"  // behind those
 
 namespace kt::cpu::KT_ISA {
 namespace {
-
-template <class Q>
-static void matmul(const MatmulTask& task) {
-  if (task.num_tokens <= kGemvTokens && task.rounding != Rounding::kDigit)
-    gemv<Q>(task);
-  else
-    gemm<Q>(task);
-}
 
 template <class Q>
 static void transposed(const TransposedTask& task) {
@@ -41,6 +40,21 @@ static void transposed(const TransposedTask& task) {
       for (int i = 0; i < width; ++i) task.y[k + i] += reduce_add(mul(load_f(weights[i]), x));
     }
   }
+}
+
+template <class Q>
+constexpr FormatKernels kernels_of_format() {
+  return {.gguf_id = Q::kGgufId,
+          .values = Q::kValues,
+          .group = Q::kGroup,
+          .offset = Q::kOffset,
+          .record_bytes = (int64_t)quant::R16<Q>::kRecordBytes,
+          .floats = &gemm_floats<Q>,
+          .few = gemv_of<Q>(),
+          .few_for_all = kOwnOrder<Q>,
+          .many = gemm_of<Q>(),
+          .unpack = unpack_of<Q>(),
+          .transposed = &transposed<Q>};
 }
 
 }  // namespace

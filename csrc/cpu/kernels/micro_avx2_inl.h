@@ -6,7 +6,8 @@
 //     words * 2 * 255 * max|w| <= 32767     4 words for four bits, 2 for five and six
 // T = 2: 4 sums of 16 bits, 4 of 32, two words, a broadcast: 12 of 16 registers; 4 loads meet 4
 // products. Weights of eight bits have no such room: bytes are widened to 16 bits and multiplied by
-// vpmaddwd, with T = 4 to share the widening. So are halves, which have 16 bits anyway.
+// vpmaddwd, with T = 4 to share the widening. So are halves, which have 16 bits anyway. AVX-VNNI has
+// vpdpbusd for all digits.
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
@@ -17,11 +18,13 @@ namespace kt::cpu::KT_ISA {
 namespace {
 
 // Words whose products with digits are summed in 16 bits; 0: none are.
-template <class Q>
-constexpr int chunk_words() {
-  const int most = Q::kMaxU - Q::kOffset > Q::kOffset ? Q::kMaxU - Q::kOffset : Q::kOffset;
+constexpr int chunk_words(int group, int offset, int max_u) {
+#if defined(KT_VNNI)
+  return (void)group, (void)offset, (void)max_u, 0;
+#endif
+  const int most = max_u - offset > offset ? max_u - offset : offset;
   const int words = 32767 / (2 * 255 * most);
-  return words >= 8 && Q::kGroup == 32 ? 8 : words >= 4 ? 4 : words >= 2 ? 2 : words;
+  return words >= 8 && group == 32 ? 8 : words >= 4 ? 4 : words >= 2 ? 2 : words;
 }
 
 constexpr int kExactTokens = 4;
@@ -59,13 +62,23 @@ KT_INLINE Pairs widen_unsigned(const uint8_t* p, __m256i offset) {
            _mm256_sub_epi16(_mm256_srli_epi16(v.b, 8), offset)}};
 }
 KT_INLINE I add_products(I sum, I w, __m256i x) {
-  return kept({_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, x)),
-               _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, x))});
+  return kept({dot_pairs(sum.a, w.a, x), dot_pairs(sum.b, w.b, x)});
 }
 
 // acc[t] += the products of a group's words with its digits, which start `at` values into a block.
 template <int T, int V, int kChunk>
 KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, int at, I* acc) {
+#if defined(KT_VNNI)
+#pragma GCC unroll 8
+  for (int j = 0; j < V; ++j) {
+    const I w = load_i(u[j]);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m256i d = broadcast_word(x[t]->digit + at + j * 4);
+      acc[t] = {dot_bytes(acc[t].a, d, w.a), dot_bytes(acc[t].b, d, w.b)};
+    }
+  }
+#else
   if constexpr (kChunk == 0) {
     const __m256i low = _mm256_set1_epi16(255);
 #pragma GCC unroll 8
@@ -99,6 +112,7 @@ KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, in
       for (int t = 0; t < T; ++t) acc[t] = add_products(acc[t], sum[t], one);
     }
   }
+#endif
 }
 
 // Weights are signed here (u - kOffset). sums: [T][kSumsStride].

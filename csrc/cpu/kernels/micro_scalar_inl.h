@@ -9,6 +9,8 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
+constexpr int chunk_words(int, int, int) { return 0; }
+
 // One weight vector: four consecutive values of 16 rows, `bytes[row * 4 + j]`; and the dot product of
 // V of them with 4 V int16 values, as the activations' blocks order them.
 

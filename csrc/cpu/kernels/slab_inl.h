@@ -36,5 +36,18 @@ KT_INLINE void unpack_slab(const uint8_t* records, int columns,
   }
 }
 
+template <class Q>
+static void unpack_to_slab(const uint8_t* records, int columns, void* slab) {
+  unpack_slab<Q>(records, columns, *(SlabRows<Q::kGroup / 4, Q::kHasMin>*)slab);
+}
+
+template <class Q>
+constexpr auto unpack_of() -> void (*)(const uint8_t*, int, void*) {
+  if constexpr (Q::kGroup == 0)
+    return nullptr;
+  else
+    return &unpack_to_slab<Q>;
+}
+
 }  // namespace
 }  // namespace kt::cpu::KT_ISA

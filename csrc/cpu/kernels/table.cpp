@@ -1,6 +1,6 @@
-// The one translation unit of an instruction set: everything in an anonymous namespace of the ISA's
-// own, exported as one constant table. No library type, nothing weak, no dynamic initialiser: a
-// function shared between two ISAs at link time would run the wrong one's instructions.
+// The one translation unit of a whole instruction set: everything in an anonymous namespace of the
+// ISA's own, exported as one constant table. No library type, nothing weak, no dynamic initialiser:
+// a function shared between two ISAs at link time would run the wrong one's instructions.
 #include "cpu/kernels/attention_inl.h"
 #include "cpu/kernels/attention_tile_inl.h"
 #include "cpu/kernels/limits_inl.h"
@@ -25,7 +25,7 @@ struct FormatTable {
 
 template <class... Qs>
 constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
-  return {{{Qs::kGgufId, &matmul<Qs>, &transposed<Qs>}...}};
+  return {{kernels_of_format<Qs>()...}};
 }
 
 constinit const auto kFormats = make_formats(quant::Formats{});

@@ -93,8 +93,8 @@ KernelMeter::Times KernelMeter::run(int gguf_id, int64_t rows, int64_t cols, int
       const Range part = piece(groups, threads, index);
       float** out = &outputs[index * tokens];
       for (int t = 0; t < tokens; ++t) out[t] = &y[t * rows + part.begin * 16];
-      kernels.matmul({weights, cols, part.begin, part.end, rows,
-                      floats ? Rounding::kFloat : rounding, tokens, inputs.data(), out});
+      matmul(kernels, {weights, cols, part.begin, part.end, rows,
+                       floats ? Rounding::kFloat : rounding, tokens, inputs.data(), out});
     });
     times.product.push_back(os::seconds() - start);
     times.read.push_back(read(next_slot(), times.bytes));

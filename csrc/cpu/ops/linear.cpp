@@ -98,8 +98,8 @@ void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activat
       if (part.begin >= part.end) continue;
       if (part.begin > groups.begin)
         for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
-      format.matmul({slice.data, weight.cols(), part.begin - first, part.end - first, slice.rows,
-                     kind, count, inputs, outputs});
+      matmul(format, {slice.data, weight.cols(), part.begin - first, part.end - first, slice.rows,
+                      kind, count, inputs, outputs});
       if (part.begin > groups.begin)
         for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
     }
@@ -122,8 +122,6 @@ void add_adapter(Context& context, const LinearCall& call) {
       y[i] += context.kernels.dot(&adapter.b[i * adapter.rank], inner.data(), adapter.rank);
   });
 }
-
-constexpr int kFewTokens = 8;  // with which a product takes as long as reading the weights
 
 std::span<const RowChunk> chunks_for_few(Context& context, std::span<const LinearCall> calls) {
   const Matrix** matrices = context.arena.take<const Matrix*>(calls.size());

@@ -169,9 +169,9 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
         float* y[] = {to};
         const Matrix& weight = *w_.k_b[h];
         for (const RowSlice& slice : weight.slices()) {
-          format_kernels(kernels, weight.gguf_id())
-              .matmul({slice.data, nope, 0, (slice.rows + 15) / 16, slice.rows, Rounding::kFloat, 1,
-                       x, y});
+          matmul(
+              format_kernels(kernels, weight.gguf_id()),
+              {slice.data, nope, 0, (slice.rows + 15) / 16, slice.rows, Rounding::kFloat, 1, x, y});
           y[0] += slice.rows;
         }
       }

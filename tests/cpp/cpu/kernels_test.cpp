@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "cpu/isa.h"
+#include "isa_fixture.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/r16.h"
@@ -23,28 +25,10 @@ namespace {
 
 constexpr float kGuard = -54321.0f;
 
-std::vector<std::string> usable_isas() {
-  std::vector<std::string> names;
-  for (int i = 0; i < isa_count(); ++i)
-    if (isa_at(i).usable) names.push_back(isa_at(i).name);
-  return names;
-}
-
-class Kernels : public ::testing::TestWithParam<std::string> {
- protected:
-  const KernelTable& table() const { return kernels_of(GetParam()); }
-
-  std::vector<float> floats(int64_t count, float spread = 1.0f) {
-    std::normal_distribution<float> normal(0, spread);
-    std::vector<float> values(count);
-    for (float& value : values) value = normal(random_);
-    return values;
-  }
-
-  std::mt19937 random_{17};
+struct Kernels : IsaTest {
+  Kernels() : IsaTest(17) {}
 };
-INSTANTIATE_TEST_SUITE_P(Isa, Kernels, ::testing::ValuesIn(usable_isas()),
-                         [](const auto& info) { return info.param; });
+KT_EVERY_ISA(Kernels);
 
 // `count` floats behind `offset` others, so that nothing is aligned by accident.
 struct Guarded {
@@ -140,8 +124,8 @@ TEST_P(Kernels, MatmulWritesItsRowsAndNothingElse) {
               inputs.push_back(rounding == Rounding::kFloat
                                    ? static_cast<const void*>(copies[t].data())
                                    : static_cast<const void*>(ints[t].get()));
-            format.matmul({matrix.records.get(), matrix.k, begin, groups, rows, rounding, tokens,
-                           inputs.data(), y.data()});
+            matmul(format, {matrix.records.get(), matrix.k, begin, groups, rows, rounding, tokens,
+                            inputs.data(), y.data()});
             for (int t = 0; t < tokens; ++t) {
               ASSERT_TRUE(outputs[t].intact()) << F::kName << ", rows " << rows << ", token " << t;
               ASSERT_TRUE(outputs[t].written());
@@ -366,6 +350,82 @@ TEST_P(Kernels, AttentionSurvivesExtremeScores) {
     table().attention({q.data(), 1, kDim, kDim, kDim, k.data(), v.data(), kDim * 4, kDim * 4,
                        KvType::kF32, KvType::kF32, length, out.data(), kDim});
     for (const float value : out) EXPECT_FLOAT_EQ(value, scale > 0 ? 100.0f : 20.0f);
+  }
+}
+
+// A set that has only some kernels of its own has its parent's for the rest.
+TEST(Isas, HaveEveryKernelOfEveryFormat) {
+  for (const std::string& name : usable_isas()) {
+    const KernelTable& table = kernels_of(name);
+    EXPECT_EQ(table.name, name);
+    quant::for_each_format([&]<class F>() {
+      const FormatKernels& format = format_kernels(table, F::kGgufId);
+      EXPECT_EQ(format.values, F::kValues) << name;
+      EXPECT_EQ(format.group, F::kGroup);
+      EXPECT_EQ(format.offset, F::kOffset);
+      EXPECT_EQ(format.record_bytes, static_cast<int64_t>(quant::R16<F>::kRecordBytes));
+      EXPECT_TRUE(format.floats && format.transposed) << name << ' ' << F::kName;
+      EXPECT_TRUE(F::kGroup == 0 || (format.many && format.unpack)) << name << ' ' << F::kName;
+      EXPECT_TRUE(!format.few_for_all || format.few) << name << ' ' << F::kName;
+    });
+    EXPECT_TRUE(table.quantize_exact && table.quantize_digit && table.rms_norm && table.swiglu &&
+                table.axpy && table.dot && table.softmax && table.sigmoid && table.block_max &&
+                table.block_exp_sum && table.attention && table.attend_tile && table.fold_tiles &&
+                table.score_tile && table.put_tile && table.get_tile && table.round_int16 &&
+                table.store_kv && table.load_kv && table.limits.read)
+        << name;
+  }
+}
+
+// Other instructions, the same integers and floats in the same order: not one bit differs from the
+// parent's, however many tokens come together.
+TEST(Isas, WithAParentComputeItsBits) {
+  std::mt19937 random(29);
+  std::normal_distribution<float> normal;
+  for (const auto& [name, parent] : {std::pair<std::string, std::string>{"avx512bf16", "avx512"},
+                                     {"amx", "avx512"},
+                                     {"amx_emulated", "avx512"},
+                                     {"avxvnni", "avx2"},
+                                     {"avxvnni_evex", "avx2"}}) {
+    const auto usable = usable_isas();
+    if (std::find(usable.begin(), usable.end(), name) == usable.end()) continue;
+    const KernelTable& table = kernels_of(name);
+    const KernelTable& other = kernels_of(parent);
+    quant::for_each_format([&]<class F>() {
+      if (F::kGroup == 0) return;
+      constexpr int64_t kRows = 50, kTokens = 50;
+      const TestMatrix<F> matrix(kRows, 512 / F::kValues, random);
+      std::vector<std::unique_ptr<uint8_t[]>> ints(kTokens);
+      std::vector<const void*> x;
+      std::vector<float> row(matrix.k);
+      for (const auto rounding : {Rounding::kExact, Rounding::kDigit}) {
+        x.clear();
+        for (auto& room : ints) {
+          for (float& value : row) value = normal(random) + 0.5f;
+          row[random() % row.size()] *= 40;
+          room.reset(new uint8_t[act_row_bytes(matrix.k)]);
+          (rounding == Rounding::kExact ? other.quantize_exact : other.quantize_digit)(
+              row.data(), matrix.k, room.get());
+          x.push_back(room.get());
+        }
+        std::vector<float> expected;
+        for (const int tokens : {1, 2, 3, 4, 8, 9, 16, 17, 33, 50}) {
+          for (const KernelTable* kernels : {&other, &table}) {
+            std::vector<float> y(kTokens * kRows);
+            std::vector<float*> out;
+            for (int t = 0; t < tokens; ++t) out.push_back(&y[t * kRows]);
+            matmul(format_kernels(*kernels, F::kGgufId),
+                   {matrix.records.get(), matrix.k, 0, (kRows + 15) / 16, kRows, rounding, tokens,
+                    x.data(), out.data()});
+            if (kernels == &other)
+              expected = y;
+            else
+              ASSERT_EQ(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)), 0)
+                  << name << ' ' << F::kName << ", " << tokens << " tokens";
+          }
+        }
+      }
+    });
   }
 }
 

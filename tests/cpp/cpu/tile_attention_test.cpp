@@ -13,30 +13,15 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "isa_fixture.h"
 
 namespace kt::cpu {
 namespace {
 
-std::vector<std::string> usable_isas() {
-  std::vector<std::string> names;
-  for (int i = 0; i < isa_count(); ++i)
-    if (isa_at(i).usable) names.push_back(isa_at(i).name);
-  return names;
-}
-
-class Tiles : public ::testing::TestWithParam<std::string> {
- protected:
-  const KernelTable& table() const { return kernels_of(GetParam()); }
-  std::vector<float> floats(int64_t count, float spread = 1.0f) {
-    std::normal_distribution<float> normal(0, spread);
-    std::vector<float> values(count);
-    for (float& value : values) value = normal(random_);
-    return values;
-  }
-  std::mt19937 random_{23};
+struct Tiles : IsaTest {
+  Tiles() : IsaTest(23) {}
 };
-INSTANTIATE_TEST_SUITE_P(Isa, Tiles, ::testing::ValuesIn(usable_isas()),
-                         [](const auto& info) { return info.param; });
+KT_EVERY_ISA(Tiles);
 
 // A tile in a heap block of its exact size, full of what an earlier user left.
 std::unique_ptr<uint8_t[]> dirty_tile(int k_dim, int v_dim) {

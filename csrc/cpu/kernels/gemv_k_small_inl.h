@@ -1,0 +1,273 @@
+// gemv_record of the K-quants of two and three bits: blocks of 256 values, groups of 16.
+#pragma once
+
+#include "cpu/kernels/gemv_k_inl.h"
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+#if defined(KT_HAS_GEMV)
+
+// The six-bit scales of Q3_K as bytes, four groups a word: low nibbles, and two bits of the last word.
+KT_INLINE void store_six_bits(const uint8_t* record, uint8_t (*six)[64]) {
+  using Q = quant::Q3_K;
+  const I low[2] = {word<Q>(record, 24), word<Q>(record, 25)}, high = word<Q>(record, 26);
+  const I nibble = bytes_of(0x0F), two = bytes_of(0x30);
+  store_i(six[0], bor(band(low[0], nibble), band(shl(high, 4), two)));
+  store_i(six[1], bor(band(low[1], nibble), band(shl(high, 2), two)));
+  store_i(six[2], bor(band(shr(low[0], 4), nibble), band(high, two)));
+  store_i(six[3], bor(band(shr(low[1], 4), nibble), band(shr(high, 2), two)));
+}
+
+#if defined(KT_ISA_AVX512)
+
+// Of Q2_K and Q3_K, whose weights are soon read: per 16 of them the sums of the two halves, the products
+// with their scale and the conversion to float are what takes the time. The scales are small integers, so
+// 32 values are scaled and added up as integers,
+//     dot = sum over two groups of s (256 hi + lo)      exact: 16-bit sums times 16-bit scales, in pairs
+//     a = fma(float(dot), x.scale, a)                   per 32, from 0
+//     b = fma(float(sum of m sum q), x.scale, b)        minima
+// and a record ends with total = fma(a, d, total), total = fma(b, -dmin, total). The order is another one
+// than that of gemm_inl.h, so these kernels take any number of tokens (FormatKernels::few_for_all).
+//
+// Bounds: sums of 16 products of bytes up to 12 and halves are below 2^15, as pairs with (s, 256 s),
+// |s| <= 63, below 2^30 for two groups.
+
+// A group's two sums in the 16-bit halves of a lane: lo, hi.
+KT_INLINE I sum_pair(const Acc& acc) {
+  return {_mm512_mask_mov_epi16(acc.lo, 0xAAAAAAAA, _mm512_slli_epi32(acc.hi, 16))};
+}
+
+// s = byte b of every lane as the pair (s, 256 s).
+KT_INLINE I scale_pair(I w, int b) {
+  struct Control {
+    alignas(16) uint8_t of[4][16];
+    constexpr Control() : of() {
+      for (int byte = 0; byte < 4; ++byte)
+        for (int i = 0; i < 16; ++i)
+          of[byte][i] = (uint8_t)(i % 4 == 0 || i % 4 == 3 ? i / 4 * 4 + byte : 0x80);
+    }
+  };
+  static constexpr Control kControl;
+  return shuffle(w, load_lanes(kControl.of[b]));
+}
+
+KT_INLINE I add_pairs(I sum, I a, I b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+  return sum;
+}
+KT_INLINE I sub_pairs(I a, I b) { return {_mm512_sub_epi16(a.v, b.v)}; }
+KT_INLINE I four_sums(const ActBlock* x, int half) {
+  int32_t pair;
+  memcpy(&pair, x->four_sums[half], 4);
+  return set_i(pair);
+}
+
+// 128 values of a record: four runs of 32, in each two groups of 16. step(j, u) gives four values of
+// each run, j = 0..7; finish(run, half, acc, token) takes a group's sums.
+template <int T, class Step, class Finish>
+KT_INLINE void scaled_runs(const ActBlock* const* y, Step step, Finish finish) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    Acc acc[4][T];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) KT_TOKENS acc[v][t] = acc_from(0);
+#pragma GCC unroll 1
+    for (int j = 4 * half; j < 4 * half + 4; ++j) {
+      I u[4];
+      step(j, u);
+      KT_TOKENS {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) mac(acc[v][t], u[v], y[t] + v, 4 * j);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) finish(v, half, acc[v]);
+  }
+}
+
+template <int T>
+KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ActBlock* const* x, F* total) {
+  using Q = quant::Q2_K;
+  const I head = word<Q>(record, 20);
+  // Both the values and the sums of activations count fourfold.
+  const F d = mul(half_lanes(head), set_f(0.25f));
+  const F dmin = mul(half_lanes(shr(head, 16)), set_f(-0.25f));
+  // Runs 0 and 2 are used as they are and have fourfold scales, runs 1 and 3 in place, fourfold.
+  alignas(64) uint8_t even[4][64], odd[4][64], low[4][64];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const I w = word<Q>(record, i);
+    store_i(even[i], band(shl(w, 2), bytes_of(0x3C)));
+    store_i(odd[i], band(w, bytes_of(0x0F)));
+    store_i(low[i], band(shr(w, 4), bytes_of(0x0F)));
+  }
+  const I three = bytes_of(0x03), twelve = bytes_of(0x0C);
+  const uint8_t* p = quant::r16_word<Q>(record, 4);
+  F a[T], b[T];
+  KT_TOKENS a[t] = b[t] = zero_f();
+#pragma GCC unroll 1
+  for (int h = 0; h < 2; ++h, p += 512) {
+    const ActBlock* y[T];
+    KT_TOKENS y[t] = x[t] + 4 * h;
+    I dot[4][T], min[4][T];
+    scaled_runs<T>(
+        y,
+        [&](int j, I* u) __attribute__((always_inline)) {
+          const I w = take_line<T>(p + 64 * j), above = shr(w, 4);
+          u[0] = band(w, three);
+          u[1] = band(w, twelve);
+          u[2] = band(above, three);
+          u[3] = band(above, twelve);
+        },
+        [&](int v, int half, const Acc* acc) __attribute__((always_inline)) {
+          const int at = 2 * h + v / 2, byte = v % 2 * 2 + half;
+          const I s = scale_pair(load_i(v % 2 ? odd[at] : even[at]), byte);
+          const I m = scale_pair(load_i(low[at]), byte);
+          KT_TOKENS {
+            dot[v][t] = add_pairs(half ? dot[v][t] : set_i(0), sum_pair(acc[t]), s);
+            min[v][t] = add_pairs(half ? min[v][t] : set_i(0), m, four_sums(y[t] + v, half));
+          }
+        });
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      KT_TOKENS {
+        const F scale = set_f(y[t][v].scale);
+        a[t] = fma(to_float(dot[v][t]), scale, a[t]);
+        b[t] = fma(to_float(min[v][t]), scale, b[t]);
+      }
+    }
+  }
+  KT_TOKENS total[t] = fma(b[t], dmin, fma(a[t], d, total[t]));
+}
+
+template <int T>
+KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* const* x, F* total) {
+  using Q = quant::Q3_K;
+  // Both the values and the scales count once; (lo, hi) have the offset of four taken off.
+  const F d = head_halves(record);
+  alignas(64) uint8_t six[4][64];
+  store_six_bits(record, six);
+  const I three = bytes_of(0x03), seven = bytes_of(0x07), middle = set_i(32 | 8192 << 16);
+  F a[T];
+  KT_TOKENS a[t] = zero_f();
+#pragma GCC unroll 1
+  for (int h = 0; h < 2; ++h) {
+    // Third bits: bit 4 h + v of a byte goes above the low bits.
+    const I turn[4] = {set_i(2 - 4 * h), set_i(1 - 4 * h), set_i(-4 * h), set_i(-1 - 4 * h)};
+    const uint8_t* thirds = quant::r16_word<Q>(record, 0);
+    const uint8_t* p = thirds + (h == 0 ? 64 : 1024);
+    const int stride = h == 0 ? 128 : 64;
+    const ActBlock* y[T];
+    KT_TOKENS y[t] = x[t] + 4 * h;
+    I dot[4][T];
+    scaled_runs<T>(
+        y,
+        [&](int j, I* u) __attribute__((always_inline)) {
+          const I q = load_i(thirds + 128 * j), w = take_line<T>(p + stride * j);
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; ++v)
+            u[v] = band(select(three, shr(w, 2 * v), rotate(q, turn[v])), seven);
+        },
+        [&](int v, int half, const Acc* acc) __attribute__((always_inline)) {
+          const I s = sub_pairs(scale_pair(load_i(six[2 * h + v / 2]), v % 2 * 2 + half), middle);
+          KT_TOKENS {
+            const I sums = sub_pairs(sum_pair(acc[t]), four_sums(y[t] + v, half));
+            dot[v][t] = add_pairs(half ? dot[v][t] : set_i(0), sums, s);
+          }
+        });
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v)
+      KT_TOKENS a[t] = fma(to_float(dot[v][t]), set_f(y[t][v].scale), a[t]);
+  }
+  KT_TOKENS total[t] = fma(a[t], d, total[t]);
+}
+
+#else
+
+template <int T>
+KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ActBlock* const* x, F* total) {
+  using Q = quant::Q2_K;
+  alignas(64) float scale[16][16], min[16][16];
+  const I head = word<Q>(record, 20);
+  const F d = half_lanes(head), dmin = neg(half_lanes(shr(head, 16)));
+  const F in_place[4] = {d, mul(d, set_f(1.0f / 4)), mul(d, set_f(1.0f / 16)),
+                         mul(d, set_f(1.0f / 64))};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const I w = word<Q>(record, i);
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      const int g = 4 * i + b;
+      store_f(scale[g], mul(in_place[g / 2 % 4], to_float(band(shr(w, 8 * b), set_i(15)))));
+      store_f(min[g], mul(dmin, to_float(band(shr(w, 8 * b + 4), set_i(15)))));
+    }
+  }
+  const int32_t start[4] = {0, 0, 0, 0};
+  const I bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0xC0)};
+  const uint8_t* p = quant::r16_word<Q>(record, 4);
+  Runs<T> runs;
+#pragma GCC unroll 1
+  for (int h = 0; h < 2; ++h, p += 512) {
+    const ActBlock* y[T];
+    KT_TOKENS y[t] = x[t] + 4 * h;
+    four_runs<T>(y, start, runs, [&](int j, I* u) {
+      const I w = take_line<T>(p + 64 * j);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) u[v] = band(w, bits[v]);
+    });
+    KT_TOKENS {
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        const ActBlock* z = y[t] + g / 2;
+        total[t] = add_dot(total[t], runs.dot[g % 2][g / 2][t], z, load_f(scale[8 * h + g]));
+        total[t] = fma(load_f(min[8 * h + g]), set_f(z->scale * (float)z->sum[g % 2]), total[t]);
+      }
+    }
+  }
+}
+
+template <int T>
+KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* const* x, F* total) {
+  using Q = quant::Q3_K;
+  alignas(64) float scale[16][16];
+  const F d = head_halves(record);
+  const F in_place[4] = {d, mul(d, set_f(1.0f / 4)), mul(d, set_f(1.0f / 16)),
+                         mul(d, set_f(1.0f / 16))};
+  alignas(64) uint8_t six[4][64];
+  store_six_bits(record, six);
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    const I s = add(unsigned_byte(load_i(six[g / 4]), g % 4), set_i(-32));
+    store_f(scale[g], mul(in_place[g / 2 % 4], to_float(s)));
+  }
+  const int32_t start[4] = {-4, -16, -64, -64};  // runs are used times 1, 4, 16 and 16
+  const I low_bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0x30)};
+  const I all_bits[4] = {bytes_of(0x07), bytes_of(0x1C), bytes_of(0x70), bytes_of(0x70)};
+  Runs<T> runs;
+#pragma GCC unroll 1
+  for (int h = 0; h < 2; ++h) {
+    // Third bits: bit 4 h + v of a byte goes above the low bits.
+    const I turn[4] = {set_i(2 - 4 * h), set_i(3 - 4 * h), set_i(4 - 4 * h), set_i(3 - 4 * h)};
+    const uint8_t* thirds = quant::r16_word<Q>(record, 0);
+    const uint8_t* p = thirds + (h == 0 ? 64 : 1024);
+    const int stride = h == 0 ? 128 : 64;
+    const ActBlock* y[T];
+    KT_TOKENS y[t] = x[t] + 4 * h;
+    four_runs<T>(y, start, runs, [&](int j, I* u) {
+      const I q = load_i(thirds + 128 * j), w = take_line<T>(p + stride * j);
+      const I shifted = shr(w, 2);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v)
+        u[v] = band(select(low_bits[v], v == 3 ? shifted : w, rotate(q, turn[v])), all_bits[v]);
+    });
+    add_runs<T>(runs, y, scale + 8 * h, total);
+  }
+}
+
+#endif
+
+#endif
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA

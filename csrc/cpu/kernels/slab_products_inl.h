@@ -1,0 +1,118 @@
+// A slab times all tokens of a pass, by vectors: the instruction set's micro-kernels, a few tokens at a
+// time.
+#pragma once
+
+#include "cpu/kernels/gemm_pass_inl.h"
+#if defined(KT_ISA_AVX512)
+#include "cpu/kernels/micro_avx512_inl.h"
+#elif defined(KT_ISA_AVX2)
+#include "cpu/kernels/micro_avx2_inl.h"
+#else
+#include "cpu/kernels/micro_scalar_inl.h"
+#endif
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+#if defined(KT_ISA_AVX512) || defined(KT_ISA_AVX2)
+
+// Calls run<count>(), 1 <= count <= kMost.
+template <int kMost, class Run>
+KT_INLINE void with_count(int count, Run run) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_count<kMost - 1>(count, run);
+  }
+  run.template operator()<kMost>();
+}
+
+template <int V, bool kMin, int kChunk, bool kExactRow>
+struct SlabProducts {
+  static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens<kChunk>;
+  // Zero points are looked up once for all row groups: each lies in a cache line of its own. What
+  // lies beyond (more than 32768 columns) is taken to use all there are.
+  static constexpr int kRanges = 128;
+  ZeroTable zeros;
+  ZeroRange ranges[kExactRow ? 1 : kRanges];
+
+  KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
+    if constexpr (!kExactRow) {
+      for (int i = 0; i < kRanges && i * kSlabColumns < columns; ++i)
+        find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), self.ranges[i]);
+    }
+  }
+
+  KT_INLINE void finish(SlabProducts&) {}
+
+  static constexpr int steps(int count) { return (count + kMaxTokens - 1) / kMaxTokens; }
+
+  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
+                     int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
+    const int64_t at = act_offset<kExactRow>(column);
+    if constexpr (!kExactRow) {
+      constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
+      const int64_t i = column / kSlabColumns;
+      const ZeroRange& range = i < kRanges ? self.ranges[i] : kAll;
+      for (int r = 0; r < row_groups; ++r)
+        prepare_digits<V, kMin>(w[r], r, groups, offset, range, self.zeros);
+    }
+    // As many blocks of kMaxTokens as there are, then what is left.
+    const int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
+    const int done = blocks * kMaxTokens;
+    if (blocks != 0)
+      run_blocks<kMaxTokens>(self, w, offset, row_groups, groups, pass.rows, blocks, at, pass.sums,
+                             next);
+    if (rest != 0) {
+      with_count<kMaxTokens - 1>(rest, [&]<int T>() {
+        run_blocks<T>(self, w, offset, row_groups, groups, pass.rows + done, 1, at,
+                      pass.sums + done * kSumsStride, next);
+      });
+    }
+  }
+
+ private:
+  template <int T>
+  KT_INLINE void run_blocks(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
+                            int groups, const void* const* rows, int blocks, int64_t at,
+                            float* sums, Prefetcher& next) {
+    if constexpr (kExactRow) {
+      const auto kernel =
+          row_groups == 2 ? &exact_kernel<T, 2, V, kMin> : &exact_kernel<T, 1, V, kMin>;
+      kernel(w, offset, groups, rows, blocks, at, sums, next);
+    } else {
+      const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
+                                          : &digit_kernel<T, 1, V, kMin, kChunk>;
+      kernel(w, self.zeros, groups, rows, blocks, at, sums, next);
+    }
+  }
+};
+
+#else
+
+template <int V, bool kMin, int, bool kExactRow>
+struct SlabProducts {
+  alignas(64) float parts[kTokensPerPass][16];
+
+  KT_INLINE void prepare(SlabProducts&, int64_t, const GemmPass&) {}
+
+  KT_INLINE void finish(SlabProducts&) {}
+
+  static constexpr int steps(int) { return kSlabRowGroups; }
+
+  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
+                     int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
+    const int64_t at = act_offset<kExactRow>(column);
+    for (int r = 0; r < row_groups; ++r) {
+      Prefetcher::step(next);
+      float* sums = pass.sums + 16 * r;
+      if constexpr (kExactRow)
+        exact_rows<V, kMin>(w[r], offset, groups, pass.rows, pass.count, at, sums);
+      else
+        digit_rows<V, kMin>(w[r], offset, groups, pass.rows, pass.count, at, self.parts, sums);
+    }
+  }
+};
+
+#endif
+
+}  // namespace
+}  // namespace kt::cpu::KT_ISA

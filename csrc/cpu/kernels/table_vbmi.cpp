@@ -1,0 +1,42 @@
+// What AVX-512 with VBMI does otherwise than AVX-512 without: formats whose values are looked up
+// are looked up by bytes. The same integers in the same order, so the same bits.
+//
+// The set's other instruction, the dot product of bf16, is in none of its kernels: attention
+// multiplies 16-bit integers at the same rate and loses less, and a product with weights in bf16
+// waits for memory.
+#include "cpu/kernels/gemv_ternary_inl.h"
+#include "cpu/kernels/gemv_vbmi_inl.h"
+
+#include "cpu/kernels/gemv_inl.h"  // behind those
+
+namespace kt::cpu::KT_ISA {
+namespace {
+
+template <class Q>
+constexpr FormatKernels few_of_format() {
+  return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()};
+}
+
+template <int n>
+struct FormatTable {
+  FormatKernels rows[n];
+};
+
+template <class... Qs>
+constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
+  return {{few_of_format<Qs>()...}};
+}
+
+constinit const auto kFormats =
+    make_formats(quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS,
+                                 quant::IQ3_S, quant::TQ1_0>{});
+
+}  // namespace
+
+extern constinit const KernelTable kTable;
+constinit const KernelTable kTable = {
+    .name = KT_ISA_NAME,
+    .formats = kFormats.rows,
+    .num_formats = (int)(sizeof kFormats.rows / sizeof kFormats.rows[0])};
+
+}  // namespace kt::cpu::KT_ISA
