@@ -13,7 +13,8 @@ TEST(Good, ArgumentsAreEvaluatedOnce) {
   ASSERT_LE(next(), 2);
   EXPECT_NEAR(next(), 3, 0.1);
   EXPECT_THROW(throw std::runtime_error("x"), std::runtime_error);
-  if (calls == 3)
+  EXPECT_NO_THROW(next());
+  if (calls == 4)
     EXPECT_TRUE(true);
   else
     FAIL() << "evaluated " << calls << " times";
@@ -28,6 +29,7 @@ TEST(Bad, AnAssertionDoesNot) {
 }
 TEST(Bad, AnExceptionIsAFailure) { throw std::runtime_error("thrown"); }
 TEST(Bad, NothingIsThrown) { EXPECT_THROW(next(), std::runtime_error); }
+TEST(Bad, SomethingIsThrown) { EXPECT_NO_THROW(throw std::runtime_error("fourth")); }
 TEST(Bad, NaNIsNear) { EXPECT_NEAR(std::nan(""), 0, 1); }
 TEST(Skipped, WithAReason) {
   GTEST_SKIP() << "no card";

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <exception>
 #include <functional>
 #include <sstream>
 #include <string>
@@ -195,6 +196,15 @@ bool add_typed(Types<Ts...>, const char* name, Make make) {
       return ::testing::Check{true, ""};                            \
     }                                                               \
     return ::testing::Check{false, #statement " throws no " #kind}; \
+  }()))
+#define EXPECT_NO_THROW(statement)                                                      \
+  KT_EXPECT(([&] {                                                                      \
+    try {                                                                               \
+      statement;                                                                        \
+    } catch (const std::exception& e) {                                                 \
+      return ::testing::Check{false, std::string(#statement " throws: ") + e.what()};   \
+    }                                                                                   \
+    return ::testing::Check{true, ""};                                                  \
   }()))
 #define FAIL() KT_ASSERT((::testing::Check{false, "failed:"}))
 #define GTEST_SKIP() return ::testing::Ignore() = ::testing::skipped()
