@@ -31,8 +31,8 @@ from ktransformers.optimize.fit import fit, split_of
 
 ROWS = Path(__file__).with_name("fit_rows.json")
 JOBS = {
-    "fit": {"contexts": [128, 2048], "prompt": 512, "decode": 8},
-    "test": {"contexts": [512, 4096], "prompt": 512, "decode": 8},
+    "fit": {"contexts": [128, 2048], "prompt": 512, "decode": 24, "rounds": 3},
+    "test": {"contexts": [512, 4096], "prompt": 512, "decode": 24, "rounds": 3},
 }
 MAX_OTHERS = 0.08  # CPUs that other processes may use during a measurement
 MAX_DRIFT = 0.15  # by which the read bandwidth before and after one may differ

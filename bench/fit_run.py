@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 
 CALM = 0.06  # CPUs used by others, and drift of the bandwidth, that need no other try
+WARM = 3.0  # seconds of decoding before the first figure: fresh memory is slower to read
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -26,41 +27,69 @@ def cpu_seconds() -> tuple[float, float]:
     return busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
-class Beside:
-    """Times something between two measurements of the machine's limits, again where disturbed.
+def halves_apart(values: list[float]) -> float:
+    """The share by which the medians of the first and the second half of a series differ."""
+    middle = len(values) // 2
+    both = [median(values[:middle]), median(values[middle:])]
+    return max(both) / min(both) - 1
 
-    Neighbours of a virtual machine take of its memory's bandwidth for minutes: a figure means
-    something only beside the limits of its own moment. Of the tries kept, the worst: others, CPUs
-    that other processes used; drift, the share by which the bandwidth before and after differs.
+
+class Beside:
+    """Times something in turns with the machine's limits, again where disturbed.
+
+    Neighbours of a virtual machine take of its memory's bandwidth within milliseconds and for
+    minutes: a figure means something only beside the limits of its own moment. Of the tries kept,
+    the worst: others, CPUs that other processes used; drift, the share by which the bandwidth of
+    the first and of the second half of a try differ.
     """
 
-    def __init__(self, context, tries: int = 4):
-        self.context, self.tries, self.others, self.drift = context, tries, 0.0, 0.0
-
-    def limits(self) -> dict:
+    def __init__(self, context, tries: int = 3):
         from ktransformers import _core
 
-        return _core.measure_limits(self.context, 1 << 27, 2)
+        self.context, self.tries, self.others, self.drift = context, tries, 0.0, 0.0
+        self.meter = _core.LimitMeter(context)
 
-    def __call__(self, action) -> dict:
-        """{seconds (what `action` returns), read_gbps, int8_tops} of the calmest try."""
+    def read(self) -> float:
+        return self.meter.read_gbps(self.context)
+
+    def int8(self) -> float:
+        return self.meter.int8_tops(self.context)
+
+    def steps(self, step, count: int) -> dict:
+        """Medians of `count` short steps, between two of which the memory is read once."""
+        reads, seconds, int8 = [], [], [self.int8() for _ in range(3)]
+        for _ in range(count):
+            reads.append(self.read())
+            seconds.append(step())
+        return {"seconds": median(seconds), "read_gbps": median(reads),
+                "int8_tops": median(int8)} | {"drift": halves_apart(reads)}  # fmt: skip
+
+    def long(self, step, rounds: int) -> dict:
+        """The round of median arithmetic, which is the median of seconds times the int8 limit."""
+        made = []
+        for _ in range(rounds):
+            reads, int8 = [self.read() for _ in range(3)], [self.int8() for _ in range(3)]
+            seconds = step()
+            reads += [self.read() for _ in range(3)]
+            int8 += [self.int8() for _ in range(3)]
+            made.append({"seconds": seconds, "read_gbps": median(reads),
+                         "int8_tops": median(int8), "drift": halves_apart(reads)})  # fmt: skip
+        made.sort(key=lambda one: one["seconds"] * one["int8_tops"])
+        return made[len(made) // 2]
+
+    def calmest(self, measure) -> dict:
+        """{seconds, read_gbps, int8_tops} of the least disturbed try of measure()."""
         best, result = None, {}
         for _ in range(self.tries):
-            before = self.limits()
             all_before, own_before = cpu_seconds()
             start = time.perf_counter()
-            seconds = action()
+            found = measure()
             spent = time.perf_counter() - start
             all_after, own_after = cpu_seconds()
-            after = self.limits()
             others = max(0.0, (all_after - all_before) - (own_after - own_before)) / spent
-            both = [before["read_gbps"], after["read_gbps"]]
-            drift = max(both) / min(both) - 1
+            drift = found.pop("drift")
             if best is None or others + drift < sum(best):
-                best = (others, drift)
-                result = {"seconds": seconds} | {
-                    key: (before[key] + after[key]) / 2 for key in ("read_gbps", "int8_tops")
-                }
+                best, result = (others, drift), found
             if others <= CALM and drift <= CALM:
                 break
             time.sleep(0.3)
@@ -69,13 +98,11 @@ class Beside:
 
 
 def run(job: dict) -> dict:
-    from ktransformers import _core
     from ktransformers.optimize.system import own_memory
     from ktransformers.runtime.loading import load_model
 
-    beside = Beside(_core.Context(job["threads"]))
     before, start = own_memory(), time.perf_counter()
-    cache = max(*job["contexts"], job["prompt"]) + job["prompt"] + 16 * job["decode"] + 64
+    cache = max(*job["contexts"], job["prompt"]) + job["prompt"] + 4 * job["decode"] + 64
     model = load_model(job["model"], cpu_infer=job["threads"], cache_lens=cache)
     loaded, memory = time.perf_counter() - start, own_memory() - before
     runtime, rng = model.kt, np.random.default_rng(5)
@@ -91,20 +118,31 @@ def run(job: dict) -> dict:
         )  # fmt: skip
         return time.perf_counter() - begin
 
-    def decoded(length: int) -> float:
+    beside = Beside(runtime.engine.context)
+    begin, sequence = time.perf_counter(), runtime.engine.kv.make_sequence()
+    while time.perf_counter() - begin < WARM:
+        step(sequence, 1, False)
+        if sequence.length > job["prompt"]:
+            sequence = runtime.engine.kv.make_sequence()
+
+    def decoded(length: int) -> dict:
         sequence = runtime.engine.kv.make_sequence()
         sequence.extend(length)
         step(sequence, 1, False)
-        return median(step(sequence, 1, False) for _ in range(job["decode"]))
+        return beside.steps(lambda: step(sequence, 1, False), job["decode"])
 
-    def prompted(length: int) -> float:
-        sequence = runtime.engine.kv.make_sequence()
-        if length > job["prompt"]:
-            sequence.extend(length)
-        return step(sequence, job["prompt"], True)
+    def prompted(length: int) -> dict:
+        def once() -> float:
+            sequence = runtime.engine.kv.make_sequence()
+            if length > job["prompt"]:
+                sequence.extend(length)
+            return step(sequence, job["prompt"], True)
 
-    decode = {length: beside(lambda n=length: decoded(n)) for length in job["contexts"]}
-    prompt = {length: beside(lambda n=length: prompted(n)) for length in job["contexts"]}
+        return beside.long(once, job["rounds"])
+
+    decode = {length: beside.calmest(lambda n=length: decoded(n)) for length in job["contexts"]}
+    prompt = {length: beside.calmest(lambda n=length: prompted(n)) for length in job["contexts"]}
+    del beside.meter  # whose memory is not the model's
     return {"load_seconds": loaded, "memory": memory, "memory_after": own_memory() - before,
             "others_cpus": round(beside.others, 3), "drift": round(beside.drift, 3),
             "cache": cache, "decode": decode, "prompt": prompt}  # fmt: skip

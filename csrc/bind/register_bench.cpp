@@ -37,6 +37,22 @@ void register_bench(py::module_& module) {
       "(1e9 bytes/s, huge pages, from `bytes` of memory), int8_tops, bf16_tflops (of float32 where "
       "bf16_is_float32). Best of `passes`.");
 
+  const auto running = [](double (cpu::LimitMeter::*measure)()) {
+    return [measure](cpu::LimitMeter& meter, cpu::Context& context) {
+      const Running running(context);
+      return (meter.*measure)();
+    };
+  };
+  py::class_<cpu::LimitMeter>(module, "LimitMeter",
+                              "The limits of measure_limits, one pass at a time on `bytes` of memory.")
+      .def(py::init([](cpu::Context& context, int64_t bytes) {
+             const Running running(context);
+             return std::make_unique<cpu::LimitMeter>(context, bytes);
+           }),
+           py::arg("context"), py::arg("bytes") = int64_t{1} << 27, py::keep_alive<1, 2>())
+      .def("read_gbps", running(&cpu::LimitMeter::read_gbps), py::arg("context"))
+      .def("int8_tops", running(&cpu::LimitMeter::int8_tops), py::arg("context"));
+
   py::class_<cpu::KernelMeter>(module, "KernelMeter",
                                "Times products of any format on `bytes` of memory.")
       .def(py::init([](cpu::Context& context, int64_t bytes) {
