@@ -56,7 +56,7 @@ class Gqa:
 MODELS = (Gqa("Qwen3-30B-A3B", 32, 4, 128), Gqa("Mixtral", 32, 8, 128), Gqa("SmolLM2", 9, 3, 64))
 
 
-def mla(context, rng, expand_from: int):
+def mla(context, rng, expand: str):
     """DeepSeek-V3's: 128 heads of 128 + 64 values over a latent of 512."""
     from ktransformers import _core
 
@@ -64,7 +64,7 @@ def mla(context, rng, expand_from: int):
 
     def matrix(rows: int, cols: int, kind: str = "f32"):
         values = rng.standard_normal((rows, cols), np.float32) / cols**0.5
-        blocks = values if kind == "f32" else _core.quantize(values.reshape(-1), kind)
+        blocks = values if kind == "f32" else _core.quantize(values, kind)
         return _core.Linear(_core.Matrix(context, blocks, kind, rows, cols, "w"))
 
     turns = (1e4 ** (-np.arange(rope // 2) * 2 / rope)).astype(np.float32)
@@ -74,7 +74,7 @@ def mla(context, rng, expand_from: int):
         o=matrix(HIDDEN, heads * v), rope=_core.Rope(turns, interleaved=True), num_heads=heads,
         kv_lora_rank=latent, qk_nope_head_dim=nope, qk_rope_head_dim=rope, v_head_dim=v,
         scale=(nope + rope) ** -0.5, q=matrix(heads * (nope + rope), HIDDEN),
-        kv_b=matrix(heads * (nope + v), latent, "q8_0"), expand_from=expand_from,
+        kv_b=matrix(heads * (nope + v), latent, "q8_0"), expand=expand,
     )  # fmt: skip
 
 
@@ -153,11 +153,11 @@ def forms(context, contexts, _) -> list[dict]:
             if count > length:
                 continue
             row: dict = {"context": length, "rows": count}
-            for name, expand_from in (("absorbed", 0), ("expanded", 1)):
+            for name, expand in (("absorbed", "never"), ("expanded", "always")):
                 if name == "expanded" and count < 16:
                     continue
                 rng = np.random.default_rng(1)
-                bench = Bench(context, mla(context, rng, expand_from), "f16", length, rng)
+                bench = Bench(context, mla(context, rng, expand), "f16", length, rng)
                 row[f"{name} ms"] = bench.seconds(count, DIGIT, 2) * 1e3
             if "expanded ms" in row:
                 row["absorbed / expanded"] = row["absorbed ms"] / row["expanded ms"]

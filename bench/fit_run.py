@@ -39,8 +39,8 @@ class Beside:
 
     Neighbours of a virtual machine take of its memory's bandwidth within milliseconds and for
     minutes: a figure means something only beside the limits of its own moment. Of the tries kept,
-    the worst: others, CPUs that other processes used; drift, the share by which the bandwidth of
-    the first and of the second half of a try differ.
+    the worst: others, CPUs that other processes used; drift, the share by which the limit that
+    matters, in the first and in the second half of a try, differ.
     """
 
     def __init__(self, context, tries: int = 3):
@@ -73,7 +73,7 @@ class Beside:
             reads += [self.read() for _ in range(3)]
             int8 += [self.int8() for _ in range(3)]
             made.append({"seconds": seconds, "read_gbps": median(reads),
-                         "int8_tops": median(int8), "drift": halves_apart(reads)})  # fmt: skip
+                         "int8_tops": median(int8), "drift": halves_apart(int8)})  # fmt: skip
         made.sort(key=lambda one: one["seconds"] * one["int8_tops"])
         return made[len(made) // 2]
 
@@ -124,6 +124,7 @@ def run(job: dict) -> dict:
         step(sequence, 1, False)
         if sequence.length > job["prompt"]:
             sequence = runtime.engine.kv.make_sequence()
+    del sequence  # and its pages
 
     def decoded(length: int) -> dict:
         sequence = runtime.engine.kv.make_sequence()

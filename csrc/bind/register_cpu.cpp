@@ -289,7 +289,7 @@ void register_attention(py::module_& m) {
                        const std::vector<std::shared_ptr<cpu::Matrix>>& k_b,
                        const std::vector<std::shared_ptr<cpu::Matrix>>& v_b, LinearPtr o,
                        RopePtr rope, int num_heads, int kv_lora_rank, int qk_nope_head_dim,
-                       int qk_rope_head_dim, int v_head_dim, float scale, int expand_from) {
+                       int qk_rope_head_dim, int v_head_dim, float scale, const std::string& expand) {
              cpu::MlaWeights w;
              w.q = q, w.q_a = q_a, w.q_b = q_b, w.q_a_norm = q_a_norm;
              w.kv_a = kv_a, w.kv_a_norm = kv_a_norm, w.kv_b = kv_b, w.o = o, w.rope = rope;
@@ -297,7 +297,12 @@ void register_attention(py::module_& m) {
              w.v_b.assign(v_b.begin(), v_b.end());
              w.num_heads = num_heads, w.kv_lora_rank = kv_lora_rank;
              w.qk_nope_head_dim = qk_nope_head_dim, w.qk_rope_head_dim = qk_rope_head_dim;
-             w.v_head_dim = v_head_dim, w.scale = scale, w.expand_from = expand_from;
+             w.v_head_dim = v_head_dim, w.scale = scale;
+             KT_CHECK(expand == "long_prompts" || expand == "never" || expand == "always",
+                      "MLA: expand is long_prompts, never or always, not ", expand);
+             w.expand = expand == "never"    ? cpu::Expand::kNever
+                        : expand == "always" ? cpu::Expand::kAlways
+                                             : cpu::Expand::kLongPrompts;
              return std::make_shared<cpu::MlaAttention>(std::move(w));
            }),
            py::kw_only(), py::arg("q") = nullptr, py::arg("q_a") = nullptr,
@@ -307,7 +312,7 @@ void register_attention(py::module_& m) {
            py::arg("v_b") = std::vector<std::shared_ptr<cpu::Matrix>>{}, py::arg("o"),
            py::arg("rope"), py::arg("num_heads"), py::arg("kv_lora_rank"),
            py::arg("qk_nope_head_dim"), py::arg("qk_rope_head_dim"), py::arg("v_head_dim"),
-           py::arg("scale"), py::arg("expand_from") = 0);
+           py::arg("scale"), py::arg("expand") = "long_prompts");
 }
 
 void register_ffn(py::module_& m) {

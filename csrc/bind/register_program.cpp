@@ -94,6 +94,7 @@ std::shared_ptr<KvPool> make_pool(const Widths& widths, const std::string& k_typ
 
 void register_cache(py::module_& m) {
   m.attr("KV_PAGE") = py::int_(cpu::kKvBlock);
+  m.attr("LONG_PROMPT") = py::int_(cpu::kLongPrompt);
   m.def(
       "kv_bytes_per_position",
       [](const Widths& widths, const std::string& k_type, const std::string& v_type) {

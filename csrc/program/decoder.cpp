@@ -124,7 +124,7 @@ void AttentionNode::run(StepState& state) const {
   const cpu::PhaseScope phase(state.context.phases, cpu::Phase::kDense);
   attention_->forward(state.context,
                       {state.m, state.step.position.data(), state.rounding, state.pages[layer_],
-                       state.step.sequence.data(), kv.k_type, kv.v_type},
+                       state.step.sequence.data(), kv.k_type, kv.v_type, state.kind},
                       normed, out);
   add_rows(state.context, out, state.m, n, state.hidden);
 }
@@ -230,8 +230,11 @@ void Decoder::run(const Step& step, StepOut& out) {
   const int64_t n = hidden_size();
 
   cpu::Rounding* rounding = arena.take<cpu::Rounding>(m);
-  for (int row = 0; row < m; ++row)
+  cpu::RowKind* kind = arena.take<cpu::RowKind>(m);
+  for (int row = 0; row < m; ++row) {
     rounding[row] = rounding_of(arithmetic_, step.position[row], step.is_prompt[row] != 0);
+    kind[row] = static_cast<cpu::RowKind>(std::min<uint8_t>(step.is_prompt[row], 2));
+  }
 
   // Page addresses: per layer and sequence one list, shared by the sequence's rows.
   const int layers = kv_->num_layers();
@@ -255,7 +258,7 @@ void Decoder::run(const Step& step, StepOut& out) {
 
   float* hidden = arena.take<float>(m * n);
   for (int row = 0; row < m; ++row) embedding_->lookup(step.token[row], hidden + row * n);
-  StepState state{*context_, step, rounding, kv_.get(), pages, m, hidden, &out.logits};
+  StepState state{*context_, step, rounding, kind, kv_.get(), pages, m, hidden, &out.logits};
   for (const auto& node : nodes_) node->run(state);
 
   const int wanted = static_cast<int>(step.logits_rows.size());

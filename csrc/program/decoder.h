@@ -29,7 +29,7 @@ struct Step {
   std::span<const int32_t> token;     // [m]
   std::span<const int32_t> position;  // [m] consecutive per sequence, from its length on
   std::span<const int32_t> sequence;  // [m] index into sequences
-  std::span<const uint8_t> is_prompt;  // [m] 1: part of a prompt, 0: a generated token
+  std::span<const uint8_t> is_prompt;  // [m] cpu::RowKind: 0 generated, 1 of a prompt, 2 of a long one
   std::span<const std::shared_ptr<Sequence>> sequences;
   std::span<const int32_t> logits_rows;  // rows whose logits are wanted
   bool want_hidden = false;              // the rows' final hidden states, after the last norm
@@ -64,6 +64,7 @@ struct StepState {
   cpu::Context& context;
   const Step& step;
   const cpu::Rounding* rounding;  // [m]
+  const cpu::RowKind* kind;       // [m]
   KvPool* kv;
   const cpu::KvPages* const* pages;  // [layer][m]
   int m;

@@ -202,12 +202,15 @@ void evaluate_prompt(Decoder& decoder, const std::shared_ptr<Sequence>& sequence
                      std::span<const int32_t> prompt, int chunk, StepOut& out) {
   std::vector<int32_t> position, zero;
   std::vector<uint8_t> is_prompt;
+  const auto kind = static_cast<int64_t>(prompt.size()) >= cpu::kLongPrompt
+                        ? cpu::RowKind::kLongPrompt
+                        : cpu::RowKind::kPrompt;
   for (size_t start = 0; start < prompt.size(); start += chunk) {
     const size_t count = std::min<size_t>(chunk, prompt.size() - start);
     position.resize(count);
     std::iota(position.begin(), position.end(), static_cast<int32_t>(sequence->length()));
     zero.assign(count, 0);
-    is_prompt.assign(count, 1);
+    is_prompt.assign(count, static_cast<uint8_t>(kind));
     const bool last = start + count == prompt.size();
     const int32_t row = static_cast<int32_t>(count) - 1;
     Step step;

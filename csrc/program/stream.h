@@ -61,6 +61,7 @@ class Stream {
   std::shared_ptr<Sequence> sequence_;
   std::vector<int32_t> tokens_;
   int64_t prompt_;
+  bool is_long_ = false;  // what was left of the prompt when its sequence was set
   StreamOptions options_;
   Sampler sampler_;
   std::vector<int32_t> mask_;

@@ -105,4 +105,5 @@ class MlaAttention(Attention):
             qk_rope_head_dim=config.qk_rope_head_dim,
             v_head_dim=config.v_head_dim,
             scale=self.scaling,
+            expand="never" if self.options.absorb_prompts else "long_prompts",
         )

@@ -7,6 +7,7 @@ through the operators of their children. The classes are imported when a plan is
 from ktransformers.operators.registry import (
     REGISTRY,
     ExpertOptions,
+    LatentOptions,
     NoOptions,
     UpstreamOp,
     WeightOptions,
@@ -37,7 +38,12 @@ NEEDS = {
 }
 
 # Those that own matrices may be told which type to load them as.
-OPTIONS = {"linear": WeightOptions, "embedding": WeightOptions, "moe.experts": ExpertOptions}
+OPTIONS = {
+    "linear": WeightOptions,
+    "embedding": WeightOptions,
+    "moe.experts": ExpertOptions,
+    "attention.mla": LatentOptions,
+}
 
 for _name, _place in CPU_OPERATORS.items():
     register(

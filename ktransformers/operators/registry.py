@@ -47,6 +47,13 @@ class ExpertOptions(WeightOptions):
 
 
 @dataclass(frozen=True)
+class LatentOptions:
+    """absorb_prompts: long prompts too in the absorbed form, which is slower than expanding."""
+
+    absorb_prompts: bool = False
+
+
+@dataclass(frozen=True)
 class Kwargs:
     """Options of an operator somebody wrote: (name, value) pairs, checked by its constructor."""
 

@@ -14,9 +14,10 @@ from ktransformers.optimize.facts import ModelFacts
 
 # A generated token: {part: seconds / (work / limit)}; "layers": seconds each.
 DECODE = {"weights": 1.16, "cache": 1.6, "attention": 5.0, "layers": 25e-6}
-# A chunk of a prompt.
-PROMPT = {"linears": 1.8, "attention": 5.0, "experts": 0.5, "layers": 25e-6}
+# A chunk of a prompt; "rows": seconds per 1e9 values that go from layer to layer.
+PROMPT = {"linears": 1.8, "attention": 5.0, "experts": 0.5, "rows": 20.0}
 DECODE_DOTS = 2.2  # two integer products per weight, where they take longer than the reading
+LONG_PROMPT = 128  # tokens of which latent keys and values are expanded (csrc/cpu/ops/attention.h)
 CPU_CHUNK = 512  # tokens of a prompt that one pass over the weights serves
 EXACT = 64  # positions of a sequence whose activations are rounded twice as finely
 GPU_READ = 0.70  # of its memory's bandwidth, whole steps
@@ -62,12 +63,16 @@ def prompt_work(facts: ModelFacts, box: Box, split: Split, start: int, count: in
     """{part: seconds at the limits} of the CPU's share of `count` prompt tokens behind `start`."""
     share = 1.0 - split.cache_on_gpu
     finely = max(0, min(EXACT - start, count))
-    positions = count * (start + count / 2)
+    end = start + count
+    if facts.expand_ops and count < LONG_PROMPT:
+        attention = count * (start + end) / 2 * facts.attention_ops
+    else:
+        attention = count * (start + end) / 2 * facts.prompt_ops + end * facts.expand_ops
     return {
         "linears": split.prompt_ops * (count + finely) / box.int8,
-        "attention": share * facts.prompt_ops * facts.layers * positions / box.int8,
+        "attention": share * attention * facts.layers / box.int8,
         "experts": (1 - split.gpu_experts) * facts.touched(count) / box.read,
-        "layers": facts.layers * share,
+        "rows": 1e-9 * facts.layers * share * count * facts.hidden,
     }
 
 
@@ -103,7 +108,7 @@ def cpu_prompt_seconds(facts: ModelFacts, box: Box, split: Split, length: int) -
 
 
 BOUNDS = {"linears": "CPU arithmetic", "attention": "CPU arithmetic of attention",
-          "experts": "reading experts", "layers": "joins between layers"}  # fmt: skip
+          "experts": "reading experts", "rows": "norms and rounding"}  # fmt: skip
 
 
 def prompt_speed(facts: ModelFacts, box: Box, split: Split, length: int) -> tuple[float, str]:

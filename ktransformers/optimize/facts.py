@@ -39,7 +39,8 @@ class Group:
 class ModelFacts:
     """groups by (kind, layer). kv_bytes: of one position and layer, f16. attention_ops: of one
     generated token and layer, per position of the context; prompt_ops: of a prompt's token, for
-    which latent keys and values are expanded."""
+    which latent keys and values are expanded; expand_ops: of doing that for a position of a layer,
+    once for each chunk of a prompt."""
 
     name: str
     layers: int
@@ -50,6 +51,7 @@ class ModelFacts:
     kv_bytes: int = 0
     attention_ops: float = 0.0
     prompt_ops: float = 0.0
+    expand_ops: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +108,7 @@ def facts_of(
         per_head = key("attention.key_length_mla", key("attention.key_length", latent + rope))
         value = key("attention.value_length_mla", key("attention.value_length", latent))
         facts.prompt_ops = 2.0 * heads * (per_head + value)
+        facts.expand_ops = 2.0 * heads * (per_head - rope + value) * latent
     else:
         width = key("attention.key_length", facts.hidden // heads)
         facts.kv_bytes = 2 * 2 * key("attention.head_count_kv", heads) * width

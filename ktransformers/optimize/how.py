@@ -3,7 +3,7 @@
 generate=KLinearMarlin upstream=int4g64  what upstream's op would keep; here the file's type stays
 prefill=cuda:0/KExpertsTorch             where and how prompts above the threshold are computed
 out=cuda:1                               where results go
-prompts=absorbed | expanded              latent attention over prompts
+prompts=absorbed | expanded              latent attention over prompts of 128 tokens and more
 moves=30:cuda:1                          from that layer on, the hidden states are there
 layerwise_prefill=off | 4096             tokens from which a prompt goes layer by layer
 """

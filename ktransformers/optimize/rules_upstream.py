@@ -7,7 +7,7 @@ Where it would only fail later (a null `kwargs`, an unknown op), it fails here w
 import re
 from typing import Any
 
-from ktransformers.operators.registry import Kwargs, Registry
+from ktransformers.operators.registry import Kwargs, LatentOptions, Registry
 from ktransformers.operators.upstream_names import (
     CPU_BACKENDS,
     CPU_OPS,
@@ -53,6 +53,9 @@ def read(entry: Yaml, registry: Registry, notes: list[str]) -> Rule:
         written=written,
         device=kwargs["generate_device"],
         asked=tuple((key, value) for key, value in kwargs.items() if key != "backend_of_op"),
+        options=LatentOptions(kwargs["absorb_for_prefill"])
+        if "absorb_for_prefill" in kwargs
+        else None,
         recursive=read_recursive(fields, notes),
     )
 

@@ -32,6 +32,14 @@ class WeightPlace:
     gpu: str = "auto"
 
 
+def row_kinds(sequence: np.ndarray, is_prompt: bool) -> np.ndarray:
+    """[m] marks of the core's Step for rows of these sequence numbers: 0 generated, 1 part of a
+    prompt, 2 of one so long that latent attention expands its keys and values."""
+    if not is_prompt or not len(sequence):
+        return np.full(len(sequence), is_prompt, np.uint8)
+    return np.where(np.bincount(sequence)[sequence] >= _core.LONG_PROMPT, 2, 1).astype(np.uint8)
+
+
 @dataclass
 class Runtime:
     """What a loaded model carries beside its modules (`model.kt`).
@@ -58,7 +66,7 @@ class Runtime:
         sequences as long as they were.
         """
         before = [one.length for one in sequences]
-        marks = np.full(len(token), is_prompt, np.uint8)
+        marks = row_kinds(sequence, is_prompt)
         rows, parts = np.asarray(rows, np.int64), []
         try:
             with self.lock:

@@ -304,7 +304,7 @@ class Mla:
     def floats(self, name):
         return dequantized(self.kind if name == "kv_b" else "f32", self.w[name])
 
-    def core(self, threads, split=False, expand_from=0, interleaved=True):
+    def core(self, threads, split=False, expand="long_prompts", interleaved=True):
         c = CONTEXTS[threads]
 
         def op(name):
@@ -330,7 +330,7 @@ class Mla:
         return _core.MlaAttention(
             **parts, rope=_core.Rope(self.inv_freq, 1.0, interleaved), num_heads=self.heads,
             kv_lora_rank=self.latent, qk_nope_head_dim=self.nope, qk_rope_head_dim=self.rope,
-            v_head_dim=self.v, scale=self.scale, expand_from=expand_from,
+            v_head_dim=self.v, scale=self.scale, expand=expand,
         )  # fmt: skip
 
     def expected(self, x, rows, sequences, interleaved=True):
@@ -362,7 +362,7 @@ class Mla:
 
 FORMS = {
     "absorbed": dict(),
-    "expanded": dict(expand_from=1),
+    "expanded": dict(expand="always"),
     "split": dict(split=True),
     "half_order": dict(interleaved=False),
 }

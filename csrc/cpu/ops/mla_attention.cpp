@@ -104,25 +104,33 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
                          position % kKvBlock * kv_bytes(rows.k_type, kv_width));
   });
 
-  // Rows of one sequence that come in number may be worth expanding its keys for; others absorb.
+  // Rows of long prompts are worth expanding their sequence's keys for; others absorb.
   const int64_t o_width = w_.o->cols();
   float* heads = arena.take<float>(m * o_width);
   const auto [floats, num_floats, others, num_others] = split_by_arithmetic(context, rows);
   RowRun* runs = arena.take<RowRun>(m);
+  const auto is_expanded = [&](int row) {
+    return w_.expand == Expand::kAlways || (w_.expand == Expand::kLongPrompts && rows.kind &&
+                                            rows.kind[row] == RowKind::kLongPrompt);
+  };
   for (const bool in_floats : {true, false}) {
     int* chosen = in_floats ? floats : others;
     const int num_runs =
         sort_by_sequence(rows, chosen, in_floats ? num_floats : num_others, runs);
     int num_single = 0;
     for (int i = 0; i < num_runs; ++i) {
-      const int* mine = chosen + runs[i].begin;
-      const bool is_worth_it = w_.expand_from > 0 && runs[i].count >= w_.expand_from;
-      if (is_worth_it && !in_floats)
-        expanded_tiles(context, rows, mine, runs[i].count, q, heads);
-      else if (is_worth_it && w_.kv_b)
-        expanded(context, rows, mine, runs[i].count, q, heads);
-      else
-        num_single = static_cast<int>(std::copy_n(mine, runs[i].count, chosen + num_single) - chosen);
+      int* mine = chosen + runs[i].begin;
+      int* const end = mine + runs[i].count;
+      if ((!in_floats || w_.kv_b) && std::any_of(mine, end, is_expanded)) {
+        int* const others_begin = std::stable_partition(mine, end, is_expanded);
+        const int count = static_cast<int>(others_begin - mine);
+        if (in_floats)
+          expanded(context, rows, mine, count, q, heads);
+        else
+          expanded_tiles(context, rows, mine, count, q, heads);
+        mine = others_begin;
+      }
+      num_single = static_cast<int>(std::copy(mine, end, chosen + num_single) - chosen);
     }
     // In slices: the absorbed queries of all heads are large.
     constexpr int kSlice = 64;
