@@ -18,6 +18,7 @@ import torch
 
 from ktransformers import AutoModelForCausalLM, _core
 from ktransformers.errors import UserError
+from ktransformers.runtime.loading import row_kinds
 from tests.support.miniatures import miniature, write
 
 FOLDER = tempfile.TemporaryDirectory(prefix="kt-decoder-")
@@ -31,6 +32,7 @@ MODELS = {
     "deepseek_v3": "Q8_0",
     "deepseek_v3_whole": {"": "Q4_K", "attn_kv_b": "Q5_K"},
 }
+LONG = 2  # the mark of a long prompt's rows
 PROMPT = [int(i) for i in np.random.default_rng(5).integers(3, 259, 150)]
 
 
@@ -114,6 +116,34 @@ def test_a_prompt_may_be_cut_anywhere(name, activations):
     expected = Line(model).add(PROMPT).array()
     for size in (1, 7, 64, 65, 100):
         assert np.array_equal(Line(model).add(PROMPT, size=size).array(), expected), size
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "deepseek_v3_whole"])
+def test_latent_keys_of_a_long_prompt_are_expanded_however_it_is_cut(name, activations):
+    model = load(name, activations)
+    line = Line(model).add(PROMPT[:140], prompt=LONG).add(PROMPT[140:], prompt=False)
+    assert np.array_equal(whole(line), line.array())
+    for size in (1, 7, 100):
+        cut = Line(model).add(PROMPT[:140], prompt=LONG, size=size)
+        assert np.array_equal(cut.array(), line.array()[:140]), size
+    expanded, absorbed = line.array()[:140], Line(model).add(PROMPT[:140]).array()
+    # In floats a file's own halves of kv_b are always absorbed.
+    same = activations == "f32" and name == "deepseek_v3"
+    assert np.array_equal(expanded, absorbed) == same
+    floats = Line(load(name, "f32")).add(PROMPT[:140]).array()
+    limit = {"auto": 1.2 * apart(absorbed, floats), "exact": 1e-6, "f32": 1e-10}[activations]
+    assert apart(expanded, floats) < limit
+
+
+def apart(logits, expected) -> float:
+    return float(np.square(logits - expected).sum() / np.square(expected).sum())
+
+
+def test_rows_of_long_prompts_are_marked_by_what_comes_together():
+    counted = np.repeat(np.int32([0, 1, 0]), [100, _core.LONG_PROMPT - 1, _core.LONG_PROMPT - 100])
+    assert row_kinds(counted, True).tolist() == [2 if s == 0 else 1 for s in counted]
+    assert not row_kinds(counted, False).any() and row_kinds(counted[:0], True).size == 0
 
 
 @everywhere
