@@ -15,6 +15,7 @@ GB are 10^9 bytes, in files and in what is printed.
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from ktransformers.optimize.rules import Yaml, read_yaml
 from ktransformers.optimize.rules_own import known_fields
@@ -102,11 +103,16 @@ def _number(node: Yaml, most: float) -> float:
 
 @cache
 def measured_limits(threads: int) -> tuple[float, float]:
-    """(bytes read per second, integer operations per second): half a second, once a process."""
+    """(bytes read per second, integer operations per second): half a second, once a process.
+
+    Medians, as in the rows that the planner's factors were fitted on: what a run will mostly find.
+    """
     from ktransformers import _core
 
-    limits = _core.measure_limits(_core.Context(threads), 1 << 28, 3)
-    return limits["read_gbps"] * GB, limits["int8_tops"] * 1e12
+    context = _core.Context(threads)
+    meter = _core.LimitMeter(context, 1 << 27)
+    read = median(meter.read_gbps(context) for _ in range(15))
+    return read * GB, median(meter.int8_tops(context) for _ in range(9)) * 1e12
 
 
 def here(threads: int | None = None) -> Box:
