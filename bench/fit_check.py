@@ -50,27 +50,21 @@ def path_of(kind: str, name: str) -> Path:
 
 def measure(kind: str, names: list[str], threads: list[int]) -> Iterator[dict]:
     """Rows as they are done. The facts are kept in them: constants can be fitted without files."""
-    heads, jobs = [], []
     for name in names:
         path = path_of(kind, name)
         facts = facts_to_json(facts_of_model(open_model(path)))
         for count in threads:
-            jobs.append(JOBS[kind] | {"model": str(path), "threads": count})
-            heads.append({"kind": kind, "model": path.stem, "threads": count, "facts": facts,
-                          "prompt_tokens": JOBS[kind]["prompt"]})  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.fit_run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd=ROOT,
-    )  # fmt: skip
-    process.stdin.write(json.dumps(jobs))
-    process.stdin.close()
-    done = 0
-    for line in process.stdout:
-        if line.startswith("{"):
-            yield heads[done] | json.loads(line)
-            done += 1
-    if process.wait():
-        raise SystemExit(f"bench.fit_run ended with {process.returncode}")
+            # A process each: memory that another left free would not be seen to be taken.
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.fit_run"], text=True, cwd=ROOT,
+                stdout=subprocess.PIPE,
+                input=json.dumps(JOBS[kind] | {"model": str(path), "threads": count}),
+            )  # fmt: skip
+            if done.returncode:
+                raise SystemExit(f"bench.fit_run ended with {done.returncode}")
+            head = {"kind": kind, "model": path.stem, "threads": count, "facts": facts,
+                    "prompt_tokens": JOBS[kind]["prompt"]}  # fmt: skip
+            yield head | json.loads(done.stdout.splitlines()[-1])
 
 
 def facts_to_json(facts: ModelFacts) -> dict:

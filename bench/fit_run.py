@@ -1,11 +1,10 @@
-"""One process of bench.fit_check: models and numbers of threads, times at several contexts.
+"""One process of bench.fit_check: a model and a number of threads, times at several contexts.
 
-A JSON list of jobs on standard input, the figures of each in a line of its own. Positions before
+A job in JSON on standard input, its figures in the last line of the output. Positions before
 those that are timed are taken from the cache without being computed: their content does not change
 how long it takes.
 """
 
-import gc
 import json
 import os
 import sys
@@ -56,13 +55,19 @@ class Beside:
         return self.meter.int8_tops(self.context)
 
     def steps(self, step, count: int) -> dict:
-        """Medians of `count` short steps, between two of which the memory is read once."""
-        reads, seconds, int8 = [], [], [self.int8() for _ in range(3)]
-        for _ in range(count):
-            reads.append(self.read())
+        """Of `count` short steps, each between two readings of the memory, the one that is median
+        in bytes that could have been read meanwhile."""
+        int8, reads, seconds = [], [self.read()], []
+        for done in range(count):
+            if done % 4 == 0:
+                int8.append(self.int8())
             seconds.append(step())
-        return {"seconds": median(seconds), "read_gbps": median(reads),
-                "int8_tops": median(int8)} | {"drift": halves_apart(reads)}  # fmt: skip
+            reads.append(self.read())
+        pairs = [(s, (a + b) / 2) for s, a, b in zip(seconds, reads, reads[1:], strict=False)]
+        pairs.sort(key=lambda pair: pair[0] * pair[1])
+        middle, read = pairs[count // 2]
+        return {"seconds": middle, "read_gbps": read, "int8_tops": median(int8),
+                "drift": halves_apart(reads)}  # fmt: skip
 
     def long(self, step, rounds: int) -> dict:
         """The round of median arithmetic, which is the median of seconds times the int8 limit."""
@@ -150,6 +155,4 @@ def run(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    for one in json.load(sys.stdin):
-        print("\n" + json.dumps(run(one)), flush=True)
-        gc.collect()
+    print("\n" + json.dumps(run(json.load(sys.stdin))))

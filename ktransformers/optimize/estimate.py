@@ -2,9 +2,8 @@
 
 What the CPU does takes a sum of parts: work, divided by a limit of the machine, times how much
 longer than that limit allows real runs take. bench/fit_check.py fits these factors on models of
-other widths than those it then tests them with. They have not been fitted yet: those below are what
-single kernels reach (docs/planner.md). The GPU's are published figures; nothing here was measured
-on one.
+other widths than those it then tests them with (bench/fit_rows.json, docs/planner.md). The GPU's
+are published figures; nothing here was measured on one.
 """
 
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from ktransformers.optimize.box import Box, Gpu
 from ktransformers.optimize.facts import ModelFacts
 
 # A generated token: {part: seconds / (work / limit)}; "layers": seconds each.
-DECODE = {"weights": 1.16, "cache": 1.6, "attention": 5.0, "layers": 25e-6}
-# A chunk of a prompt; "rows": seconds per 1e9 values that go from layer to layer.
-PROMPT = {"linears": 1.8, "attention": 5.0, "experts": 0.5, "rows": 20.0}
+DECODE = {"weights": 0.944, "cache": 0.0, "attention": 4.74, "layers": 311e-6}
+# A chunk of a prompt; "rows": what a value between layers takes besides products (norms, rounding,
+# routing, sorting by expert), in the time of a thousand operations.
+PROMPT = {"linears": 1.46, "attention": 2.31, "experts": 2.92, "rows": 44.8}
 DECODE_DOTS = 2.2  # two integer products per weight, where they take longer than the reading
 LONG_PROMPT = 128  # tokens of which latent keys and values are expanded (csrc/cpu/ops/attention.h)
 CPU_CHUNK = 512  # tokens of a prompt that one pass over the weights serves
@@ -72,7 +72,7 @@ def prompt_work(facts: ModelFacts, box: Box, split: Split, start: int, count: in
         "linears": split.prompt_ops * (count + finely) / box.int8,
         "attention": share * attention * facts.layers / box.int8,
         "experts": (1 - split.gpu_experts) * facts.touched(count) / box.read,
-        "rows": 1e-9 * facts.layers * share * count * facts.hidden,
+        "rows": 1e3 * share * facts.layers * count * facts.hidden / box.int8,
     }
 
 

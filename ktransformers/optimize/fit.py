@@ -19,6 +19,9 @@ from ktransformers.optimize.hot import Profile, fill, parts
 MARGIN = 1.0 * GB  # the driver's context, fragmentation, the desktop
 RAM_SHARE = 0.92  # of RAM for weights and cache
 PROMPT_ROWS = 24  # half-precision rows of the hidden size per prompt token: a layer's peak
+CPU_ROWS = 26  # the same on the CPU, in floats (bench/fit_rows.json: 17 to 37)
+PROCESS = 0.3 * GB  # Python with torch and transformers
+EXPANDED = 64 << 20  # keys and values of the latent positions that are expanded together
 
 REASONS = {
     "attention": "read for every token, and so is the cache, which goes where attention is",
@@ -177,6 +180,14 @@ def layer_owners(facts: ModelFacts, box: Box) -> Callable[[Group], str | None]:
     return owner
 
 
+def cpu_scratch(facts: ModelFacts, context: int) -> float:
+    """Bytes in RAM beside weights and cache, at the peak of a prompt's chunk."""
+    rows = 4.0 * CPU_ROWS * facts.hidden * min(context, estimate.CPU_CHUNK)
+    # The latents of all positions, as floats and as 16-bit integers: the cache has them as halves.
+    expanded = EXPANDED + 3.0 * facts.kv_bytes * context if facts.expand_ops else 0.0
+    return PROCESS + rows + expanded
+
+
 def account(made: Fit, kv: float, scratch: float) -> None:
     """Fills `used`, `reserve` and `verdict`."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(len(made.box.gpus)))]
@@ -188,7 +199,7 @@ def account(made: Fit, kv: float, scratch: float) -> None:
             made.reserve[one.device] += kv
     for device in devices[1:]:
         made.reserve[device] += MARGIN + scratch
-    made.reserve["cpu"] += scratch / 8  # floats, of a chunk of 512 tokens
+    made.reserve["cpu"] += cpu_scratch(made.facts, made.context)
     for device in devices:
         made.used[device] += made.reserve[device]
     short = made.used["cpu"] - RAM_SHARE * made.box.ram
