@@ -233,7 +233,9 @@ void Decoder::run(const Step& step, StepOut& out) {
   cpu::RowKind* kind = arena.take<cpu::RowKind>(m);
   for (int row = 0; row < m; ++row) {
     rounding[row] = rounding_of(arithmetic_, step.position[row], step.is_prompt[row] != 0);
-    kind[row] = static_cast<cpu::RowKind>(std::min<uint8_t>(step.is_prompt[row], 2));
+    // The other arithmetics promise a row's last bits whatever of its prompt was cached.
+    const uint8_t most = arithmetic_ == Arithmetic::kAuto ? 2 : 1;
+    kind[row] = static_cast<cpu::RowKind>(std::min(step.is_prompt[row], most));
   }
 
   // Page addresses: per layer and sequence one list, shared by the sequence's rows.

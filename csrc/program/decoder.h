@@ -29,7 +29,7 @@ struct Step {
   std::span<const int32_t> token;     // [m]
   std::span<const int32_t> position;  // [m] consecutive per sequence, from its length on
   std::span<const int32_t> sequence;  // [m] index into sequences
-  std::span<const uint8_t> is_prompt;  // [m] cpu::RowKind: 0 generated, 1 of a prompt, 2 of a long one
+  std::span<const uint8_t> is_prompt;  // [m] cpu::RowKind; a long prompt's only counts in kAuto
   std::span<const std::shared_ptr<Sequence>> sequences;
   std::span<const int32_t> logits_rows;  // rows whose logits are wanted
   bool want_hidden = false;              // the rows' final hidden states, after the last norm

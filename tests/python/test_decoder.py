@@ -128,12 +128,10 @@ def test_latent_keys_of_a_long_prompt_are_expanded_however_it_is_cut(name, activ
         cut = Line(model).add(PROMPT[:140], prompt=LONG, size=size)
         assert np.array_equal(cut.array(), line.array()[:140]), size
     expanded, absorbed = line.array()[:140], Line(model).add(PROMPT[:140]).array()
-    # In floats a file's own halves of kv_b are always absorbed.
-    same = activations == "f32" and name == "deepseek_v3"
-    assert np.array_equal(expanded, absorbed) == same
+    # What is deterministic may not depend on how much of a prompt was cached.
+    assert np.array_equal(expanded, absorbed) == (activations != "auto")
     floats = Line(load(name, "f32")).add(PROMPT[:140]).array()
-    limit = {"auto": 1.2 * apart(absorbed, floats), "exact": 1e-6, "f32": 1e-10}[activations]
-    assert apart(expanded, floats) < limit
+    assert apart(expanded, floats) <= 1.2 * apart(absorbed, floats)
 
 
 def apart(logits, expected) -> float:
