@@ -15,6 +15,8 @@ if [ -z "${KT_IN_NAMESPACE:-}" ]; then
   exec env KT_IN_NAMESPACE=1 unshare --mount --propagation private "$0" "$@"
 fi
 cd "$root"
+model=.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+[ -f "$model" ] || { echo "error: $model is missing; run: make chat_model" >&2; exit 2; }
 . tests/tools/bare_system.sh
 bare_passed
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/kt-image.XXXXXX")
@@ -61,7 +63,7 @@ do_copy() { # STAGE FROM TO
 }
 do_start() {
   mkdir -p "$here/models"
-  cp -L .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf "$here/models/"
+  cp -L "$model" "$here/models/"
   echo "== $* (as $user)"
   enter
   # A shell's background commands ignore Ctrl-C unless told otherwise.
