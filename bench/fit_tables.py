@@ -146,6 +146,8 @@ def with_tables(text: str) -> str:
     """The page with its tables renewed."""
     for name, table in tables().items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
+        if not mark.search(text):
+            raise SystemExit(f"error: {PAGE.name} has no place for the table {name!r}")
         text = mark.sub(lambda m, table=table: m[1] + table + m[2], text)
     return text
 
