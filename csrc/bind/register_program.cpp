@@ -352,6 +352,8 @@ void register_program(py::module_& module) {
           },
           "Seconds per phase of all steps since set_timing(True); empty where timing is off.")
       .def_property_readonly("vocab_size", &Decoder::vocab_size)
+      .def_property_readonly("tokens_sampled", &Decoder::tokens_sampled,
+                             "Tokens that a card chose, whose logits stayed there.")
       .def_property_readonly("hidden_size", &Decoder::hidden_size)
       .def_property_readonly("arithmetic", &Decoder::arithmetic)
       .def_property_readonly("kv", &Decoder::kv_pointer)

@@ -67,7 +67,7 @@ class EmulatedRunner : public StepRunner, private StepRecorder {
   void step(const StepSize& size) override {
     size_ = size;
     coordinator_.begin_step();
-    record_step(model_.step_layers(size), false, *this);
+    record_step(model_.step_layers(size), size.sample, *this);
     coordinator_.end_step([] { return true; });
   }
 

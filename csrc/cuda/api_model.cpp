@@ -208,7 +208,9 @@ void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
   const size_t hidden = model.shape().hidden, vocab = model.shape().vocab;
   if (step.hidden_out)
     std::memcpy(step.hidden_out, model.hidden(), sizeof(float) * step.rows * hidden);
-  if (step.num_head_rows > 0)
+  if (size.sample)
+    std::copy_n(model.tokens(), step.num_head_rows, step.tokens);
+  else if (step.num_head_rows > 0)
     std::memcpy(step.logits, model.logits(), sizeof(float) * step.num_head_rows * vocab);
 }
 

@@ -12,6 +12,17 @@ typedef struct {
   float* out;            // [rows, hidden]
 } kt_cuda_job;
 
+/// How one row's next token is chosen (as csrc/program/sampling.h defines it, without penalties).
+typedef struct {
+  uint64_t random;    // what the row's generator gave; nothing where greedy
+  float temperature;  // above 0
+  float top_p;        // in (0, 1]; 1: off
+  float min_p;        // in [0, 1]; 0: off
+  int32_t top_k;      // 0: off
+  int32_t greedy;     // not 0: the largest logit, the lowest token of equals
+  int32_t pad;
+} kt_cuda_sampling;
+
 typedef struct {
   int rows, sequences;
   const float* hidden;          // [rows, hidden]
@@ -21,7 +32,9 @@ typedef struct {
   const int32_t* num_pages;     // [sequences]
   int num_head_rows;            // rows whose logits are wanted; 0 where the card has no head
   const int32_t* head_rows;     // [num_head_rows]
-  float* logits;                // [num_head_rows, vocab]
+  float* logits;                // [num_head_rows, vocab]; unused where sampling is given
+  const kt_cuda_sampling* sampling;  // [num_head_rows]: tokens are wanted, or null
+  int32_t* tokens;                   // [num_head_rows], -1 where every logit is NaN
   float* hidden_out;            // [rows, hidden] behind the last layer, or null
   /// Runs job number `job` (layers whose feed-forward part is the CPU's or partly so, from 0);
   /// called from another thread, returns 0, or 1 where it failed.

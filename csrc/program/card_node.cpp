@@ -44,7 +44,7 @@ void CardNode::run(StepState& state) const {
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
     return state.step.sequence[a] < state.step.sequence[b];
   });
-  if (options_.vocab > 0)
+  if (options_.vocab > 0 && state.step.sampling.empty())
     state.logits->resize(state.step.logits_rows.size() * options_.vocab);
   std::vector<int> piece;
   int sequences = 0, wanted = 0, last = -1;
@@ -69,8 +69,10 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
   const int m = static_cast<int>(rows.size());
   const int64_t n = hidden_size_;
   Running running{this, &state.context, {}, nullptr};
+  const bool samples = !state.step.sampling.empty();
   std::vector<float> hidden(m * n), logits;
-  std::vector<int32_t> position(m), sequence(m), counts, head_rows;
+  std::vector<int32_t> position(m), sequence(m), counts, head_rows, tokens;
+  std::vector<kt_cuda_sampling> sampling;
   std::vector<const int32_t*> pages;
   std::vector<size_t> places;  // of the head rows' logits in the step's
   int last = -1;
@@ -91,15 +93,19 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
       if (state.step.logits_rows[place] != row) continue;
       if (head_rows.empty() || head_rows.back() != i) head_rows.push_back(i);
       places.push_back(place);
+      if (samples) sampling.push_back(state.step.sampling[place]);
     }
   }
-  logits.resize(head_rows.size() * options_.vocab);
+  KT_CHECK(!samples || sampling.size() == head_rows.size(), "a row is sampled twice");
+  tokens.resize(sampling.size());
+  if (!samples) logits.resize(head_rows.size() * options_.vocab);
   const bool hidden_out = options_.vocab == 0 || state.step.want_hidden;
   kt_cuda_step step{};
   step.rows = m, step.sequences = static_cast<int>(pages.size());
   step.hidden = hidden.data(), step.position = position.data(), step.sequence = sequence.data();
   step.pages = pages.data(), step.num_pages = counts.data();
   step.num_head_rows = static_cast<int>(head_rows.size()), step.head_rows = head_rows.data();
+  step.sampling = sampling.empty() ? nullptr : sampling.data(), step.tokens = tokens.data();
   step.logits = logits.data(), step.hidden_out = hidden_out ? hidden.data() : nullptr;
   step.job = &CardNode::run_job, step.context = &running;
   if (card_.step(card_.model, &step) != 0) {
@@ -108,6 +114,8 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
   }
   for (int i = 0; hidden_out && i < m; ++i)
     std::copy_n(hidden.data() + i * n, n, state.hidden + rows[i] * n);
+  for (size_t i = 0; i < tokens.size(); ++i) (*state.tokens)[places[i]] = tokens[i];
+  if (samples) return;
   size_t next = 0;
   for (size_t h = 0; h < head_rows.size(); ++h)
     for (; next < places.size() && state.step.logits_rows[places[next]] == rows[head_rows[h]]; ++next)

@@ -44,6 +44,7 @@ class CardNode : public Node {
   const char* kind() const override { return "card_layers"; }
   const char* device() const override { return options_.device.c_str(); }
   int64_t vocab_size() const override { return options_.vocab; }
+  bool can_sample() const override { return options_.vocab > 0; }
   void copy_page(int32_t from, int32_t to) const override;
 
  private:

@@ -202,6 +202,10 @@ void Decoder::check(const Step& step) const {
   }
   for (const int32_t row : step.logits_rows)
     KT_CHECK(row >= 0 && static_cast<size_t>(row) < m, "step: logits of row ", row, " of ", m);
+  KT_CHECK(step.sampling.empty() ||
+               (can_sample() && step.sampling.size() == step.logits_rows.size()),
+           "step: ", step.sampling.size(), " tokens of ", step.logits_rows.size(), " rows",
+           can_sample() ? "" : ", from a head that gives logits only");
 }
 
 void Decoder::step(const Step& step, StepOut& out) {
@@ -260,8 +264,11 @@ void Decoder::run(const Step& step, StepOut& out) {
 
   float* hidden = arena.take<float>(m * n);
   for (int row = 0; row < m; ++row) embedding_->lookup(step.token[row], hidden + row * n);
-  StepState state{*context_, step, rounding, kind, kv_.get(), pages, m, hidden, &out.logits};
+  StepState state{*context_, step, rounding, kind, kv_.get(), pages, m, hidden, &out.logits,
+                  &out.tokens};
+  out.tokens.assign(step.sampling.size(), -1);
   for (const auto& node : nodes_) node->run(state);
+  tokens_sampled_ += static_cast<int64_t>(out.tokens.size());
 
   const int wanted = static_cast<int>(step.logits_rows.size());
   out.hidden.clear();

@@ -16,6 +16,7 @@
 #include "cpu/ops/ffn.h"
 #include "cpu/ops/linear.h"
 #include "cpu/ops/phase.h"
+#include "cuda/api_step.h"
 #include "program/kv_pool.h"
 
 namespace kt::program {
@@ -33,11 +34,14 @@ struct Step {
   std::span<const std::shared_ptr<Sequence>> sequences;
   std::span<const int32_t> logits_rows;  // rows whose logits are wanted
   bool want_hidden = false;              // the rows' final hidden states, after the last norm
+  /// [logits_rows], each another row: next tokens instead of logits, where Decoder::can_sample().
+  std::span<const kt_cuda_sampling> sampling = {};
 };
 
 struct StepOut {
   std::vector<float> logits;  // [logits_rows, vocab]
   std::vector<float> hidden;  // [m, hidden] where wanted
+  std::vector<int32_t> tokens;  // [logits_rows] instead of logits; -1: every logit is NaN
 };
 
 /// Rows of the embedding matrix, kept as the file's blocks.
@@ -70,6 +74,7 @@ struct StepState {
   int m;
   float* hidden;                // [m, hidden_size], the residual stream
   std::vector<float>* logits;   // [logits_rows, vocab], for the node that has the head
+  std::vector<int32_t>* tokens;  // [logits_rows], for it too
 };
 
 /// One instruction of the program.
@@ -82,6 +87,8 @@ class Node {
   virtual const char* device() const { return "cpu"; }
   /// Of a node that gives the step's logits itself; 0: the decoder does.
   virtual int64_t vocab_size() const { return 0; }
+  /// Whether it chooses tokens from them.
+  virtual bool can_sample() const { return false; }
   /// Gives a page's content to another, where the node keeps a cache of its own.
   virtual void copy_page(int32_t /*from*/, int32_t /*to*/) const {}
   const std::string& name() const { return name_; }
@@ -151,6 +158,10 @@ class Decoder {
   cpu::PhaseTimes* times() const { return times_.get(); }
 
   int64_t vocab_size() const { return lm_head_ ? lm_head_->rows() : nodes_.back()->vocab_size(); }
+  /// Whether steps can give tokens instead of logits.
+  bool can_sample() const { return !nodes_.empty() && nodes_.back()->can_sample(); }
+  /// Tokens that steps gave so.
+  int64_t tokens_sampled() const { return tokens_sampled_; }
   int64_t hidden_size() const { return embedding_->cols(); }
   Arithmetic arithmetic() const { return arithmetic_; }
   KvPool& kv() const { return *kv_; }
@@ -169,6 +180,7 @@ class Decoder {
   std::shared_ptr<const cpu::Linear> lm_head_;
   std::shared_ptr<KvPool> kv_;
   Arithmetic arithmetic_;
+  int64_t tokens_sampled_ = 0;
   std::unique_ptr<cpu::PhaseTimes> times_;
 };
 

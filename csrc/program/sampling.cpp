@@ -56,6 +56,10 @@ std::span<const float> Sampler::penalised(std::span<const float> logits) {
   return changed_;
 }
 
+void check_token(int32_t token) {
+  KT_CHECK(token >= 0, "every logit is NaN: the model's weights or cache are damaged");
+}
+
 int32_t Sampler::sample(std::span<const float> logits) {
   KT_CHECK(!logits.empty(), "sample: no logits");
   const size_t vocab = logits.size();
@@ -70,11 +74,28 @@ int32_t Sampler::sample(std::span<const float> logits) {
   // The first of equals, in the first block that has one.
   auto chosen = static_cast<size_t>(best - block_top_.begin()) * cpu::kScanBlock;
   while (chosen < vocab && logits[chosen] != top) ++chosen;
-  KT_CHECK(chosen < vocab, "every logit is NaN: the model's weights or cache are damaged");
-  auto token = static_cast<int32_t>(chosen);
+  auto token = chosen < vocab ? static_cast<int32_t>(chosen) : -1;
+  check_token(token);
   if (!options_.greedy) token = draw(logits, top);
   if (has_penalties_) count(token, true);
   return token;
+}
+
+std::optional<kt_cuda_sampling> Sampler::for_card() const {
+  if (has_penalties_) return std::nullopt;
+  kt_cuda_sampling how{};
+  how.greedy = options_.greedy;
+  if (options_.greedy) return how;
+  // uniform() is the generator's one number divided by 2^64, as the card does it.
+  std::mt19937_64 next = random_;
+  how.random = next();
+  how.temperature = options_.temperature, how.top_k = options_.top_k;
+  how.top_p = options_.top_p, how.min_p = options_.min_p;
+  return how;
+}
+
+void Sampler::chose() {
+  if (!options_.greedy) random_.discard(1);
 }
 
 // Every logit that is at least `threshold`, in order of tokens.
@@ -197,9 +218,10 @@ double Sampler::weight(float logit, float top) const {
 
 namespace {
 
-// Evaluates the prompt in chunks; the logits of its last token stay in `out`.
+// Evaluates the prompt in chunks; what its last token gives, logits or the next one, is in `out`.
 void evaluate_prompt(Decoder& decoder, const std::shared_ptr<Sequence>& sequence,
-                     std::span<const int32_t> prompt, int chunk, StepOut& out) {
+                     std::span<const int32_t> prompt, int chunk,
+                     std::span<const kt_cuda_sampling> sampling, StepOut& out) {
   std::vector<int32_t> position, zero;
   std::vector<uint8_t> is_prompt;
   const auto kind = static_cast<int64_t>(prompt.size()) >= cpu::kLongPrompt
@@ -219,7 +241,7 @@ void evaluate_prompt(Decoder& decoder, const std::shared_ptr<Sequence>& sequence
     step.sequence = zero;
     step.is_prompt = is_prompt;
     step.sequences = {&sequence, 1};
-    if (last) step.logits_rows = {&row, 1};
+    if (last) step.logits_rows = {&row, 1}, step.sampling = sampling;
     decoder.step(step, out);
   }
 }
@@ -247,14 +269,33 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
   StepOut out;
   bool goes_on = true;
 
-  const auto choose = [&](int s, std::span<float> logits) {
+  const auto may_stop = [&](int s) {
+    return options.stop_ids.empty() || static_cast<int>(result.tokens[s].size()) >= options.min_new_tokens;
+  };
+  // How the card that has the logits chooses for these sequences; nothing where it cannot.
+  const auto on_card = [&](std::span<const int> chosen, std::vector<kt_cuda_sampling>& how) {
+    how.clear();
+    for (const int s : chosen) {
+      const auto one = decoder.can_sample() && may_stop(s) ? samplers[s].for_card() : std::nullopt;
+      if (!one) return how.clear();
+      how.push_back(*one);
+    }
+  };
+  std::vector<kt_cuda_sampling> how;
+
+  const auto choose = [&](int s, size_t row) {
     if (decoder.times()) decoder.times()->start();
     const cpu::PhaseScope phase(decoder.times(), cpu::Phase::kSampling);
-    if (static_cast<int>(result.tokens[s].size()) < options.min_new_tokens) {
+    if (!how.empty()) {
+      current[s] = out.tokens[row];
+      check_token(current[s]);
+      samplers[s].chose();
+    } else {
+      const std::span<float> logits{out.logits.data() + row * vocab, vocab};
       for (const int32_t id : options.stop_ids)
-        if (id >= 0 && static_cast<size_t>(id) < vocab) logits[id] = -INFINITY;
+        if (!may_stop(s) && id >= 0 && static_cast<size_t>(id) < vocab) logits[id] = -INFINITY;
+      current[s] = samplers[s].sample(logits);
     }
-    current[s] = samplers[s].sample(logits);
     result.tokens[s].push_back(current[s]);
     if (on_token && !on_token(s, current[s])) goes_on = false;
     const bool stop = std::find(options.stop_ids.begin(), options.stop_ids.end(), current[s]) !=
@@ -268,9 +309,10 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
     SamplingOptions sampling = options.sampling;
     sampling.seed += static_cast<uint64_t>(s);
     samplers.emplace_back(sampling).saw(prompts[s]);
-    evaluate_prompt(decoder, sequences[s], prompts[s], options.prompt_chunk, out);
+    on_card({&s, 1}, how);
+    evaluate_prompt(decoder, sequences[s], prompts[s], options.prompt_chunk, how, out);
     result.prompt_tokens += static_cast<int64_t>(prompts[s].size());
-    if (choose(s, out.logits)) active.push_back(s);
+    if (choose(s, 0)) active.push_back(s);
     if (!goes_on) break;
   }
   result.prompt_seconds = os::seconds() - begin;
@@ -289,11 +331,12 @@ GenerateResult generate(Decoder& decoder, std::span<const std::shared_ptr<Sequen
     rows.resize(active.size());
     std::iota(rows.begin(), rows.end(), 0);
     generated.assign(active.size(), 0);
-    decoder.step({token, position, rows, generated, chosen, rows}, out);
+    on_card(active, how);
+    decoder.step({token, position, rows, generated, chosen, rows, false, how}, out);
     result.eval_tokens += static_cast<int64_t>(active.size());
     size_t still = 0;
     for (size_t i = 0; i < active.size() && goes_on; ++i) {
-      if (choose(active[i], {out.logits.data() + i * vocab, vocab})) active[still++] = active[i];
+      if (choose(active[i], i)) active[still++] = active[i];
     }
     active.resize(still);
   }

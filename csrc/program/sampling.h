@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <random>
 #include <span>
 #include <vector>
 
+#include "cuda/api_step.h"
 #include "program/decoder.h"
 
 namespace kt::program {
@@ -34,6 +36,10 @@ class Sampler {
   void saw(std::span<const int32_t> tokens);
   /// Chooses a token and remembers it. `logits` is [vocab]. Throws InvalidArgument if all are NaN.
   int32_t sample(std::span<const float> logits);
+  /// How a card, which has the logits, chooses the token that sample() would; none where penalties
+  /// change them. The next random number is used up by chose() only.
+  std::optional<kt_cuda_sampling> for_card() const;
+  void chose();
 
  private:
   struct Candidate {
@@ -66,6 +72,9 @@ class Sampler {
   std::vector<Candidate> candidates_;
   std::vector<double> p_;
 };
+
+/// Throws InvalidArgument for -1, which a card chooses where every logit is NaN.
+void check_token(int32_t token);
 
 struct GenerateOptions {
   SamplingOptions sampling;

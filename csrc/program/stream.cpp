@@ -74,11 +74,27 @@ TokenLogprob Stream::choose(std::span<float> logits) {
   return logprob_of(raw, token, options_.top_logprobs);
 }
 
+std::optional<kt_cuda_sampling> Stream::for_card() const {
+  const bool may_stop = static_cast<int64_t>(tokens_.size()) - prompt_ >= options_.min_new_tokens;
+  const bool masks_stops = !may_stop && !options_.stop_ids.empty();
+  if (masks_stops || options_.top_logprobs >= 0 || !options_.logit_bias.empty() || !mask_.empty())
+    return std::nullopt;
+  return sampler_.for_card();
+}
+
+TokenLogprob Stream::take(int32_t token) {
+  check_token(token);
+  sampler_.chose();
+  tokens_.push_back(token);
+  return {token, 0.0f, {}};
+}
+
 /// The rows of one step, and what is done with their logits.
 struct StreamStep {
   std::vector<int32_t> token, position, sequence, logits_rows;
   std::vector<uint8_t> is_prompt;
   std::vector<std::shared_ptr<Sequence>> sequences;
+  std::vector<kt_cuda_sampling> sampling;  // where a card chooses for everyone
   struct Part {
     int64_t begin;  // position of the first row
     int rows;
@@ -107,12 +123,30 @@ struct StreamStep {
     parts.push_back(part);
   }
 
+  /// All tokens by the card, or none: where one row needs its logits, every row has them.
+  void sample_on_card(std::span<const Share> shares) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i].num_logits == 0) continue;
+      const auto how = parts[i].num_logits == 1 && parts[i].ends
+                           ? shares[i].stream->for_card()
+                           : std::nullopt;
+      if (!how) return sampling.clear();
+      sampling.push_back(*how);
+    }
+  }
+
   void finish(Stream& stream, const Part& part, StepOut& out, size_t vocab,
               Outcome& outcome) const {
     const auto row = [&](int i) {
       return std::span(out.logits.data() + (part.first_logits + i) * vocab, vocab);
     };
     try {
+      if (!sampling.empty()) {
+        if (!part.ends) return;
+        outcome.token = stream.take(out.tokens[part.first_logits]);
+        outcome.chosen = true;
+        return;
+      }
       const int told = stream.options_.prompt_logprobs;
       for (int i = 0; told >= 0 && i < part.num_logits; ++i) {
         const int64_t next = part.begin + i + 1;
@@ -131,10 +165,11 @@ struct StreamStep {
 std::vector<Outcome> run_streams(Decoder& decoder, std::span<const Share> shares) {
   StreamStep step;
   for (const Share& share : shares) step.add(*share.stream, share.rows);
+  if (decoder.can_sample()) step.sample_on_card(shares);
   StepOut out;
-  decoder.step(
-      {step.token, step.position, step.sequence, step.is_prompt, step.sequences, step.logits_rows},
-      out);
+  decoder.step({step.token, step.position, step.sequence, step.is_prompt, step.sequences,
+                step.logits_rows, false, step.sampling},
+               out);
   std::vector<Outcome> outcomes(shares.size());
   const auto vocab = static_cast<size_t>(decoder.vocab_size());
   decoder.context().pool.run(static_cast<int64_t>(shares.size()), [&](int64_t i, int) {

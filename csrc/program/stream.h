@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -57,6 +58,9 @@ class Stream {
  private:
   friend struct StreamStep;
   TokenLogprob choose(std::span<float> logits);
+  /// How a card chooses the next token; none where that takes the logits.
+  std::optional<kt_cuda_sampling> for_card() const;
+  TokenLogprob take(int32_t token_of_card);
 
   std::shared_ptr<Sequence> sequence_;
   std::vector<int32_t> tokens_;

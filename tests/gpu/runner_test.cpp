@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
@@ -97,6 +98,24 @@ TEST(CardRunner, ACapturedStepGivesWhatItsOperationsDo) {
     GTEST_SKIP() << "this card or driver has no stream memory operations";
   }
   check_way(HandoffWay::kMemoryOperations);
+}
+
+TEST(CardRunner, ACapturedStepChoosesTokens) {
+  Scene scene;
+  CardRunner runner(*scene.model, scene.memory, scene.jobs(), HandoffWay::kHostFunction, {});
+  for (int position = 0; position < 3; ++position) {
+    runner.step(scene.begin(position));
+    StepSize size = scene.begin(position);
+    kt_cuda_sampling greedy{};
+    greedy.greedy = 1;
+    scene.model->sample_next({greedy, greedy}, size);
+    runner.step(size);
+    for (int row = 0; row < 2; ++row) {
+      const float* logits = scene.model->logits() + row * scene.v3.shape.vocab;  // of the step before
+      const auto best = std::max_element(logits, logits + scene.v3.shape.vocab) - logits;
+      EXPECT_EQ(scene.model->tokens()[row], best);
+    }
+  }
 }
 
 TEST(CardRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.models.registry import family_for
 from ktransformers.optimize import nvidia
@@ -217,8 +218,45 @@ def test_long_prompts_bring_their_experts_to_the_card(both, tmp_path, monkeypatc
 
 
 def test_generation_runs_in_the_core(both):
+    before = both[1].kt.decoder.tokens_sampled
     answers = [ours.greedy(model, [5, 9, 2], 3, None) for model in both[:2]]
     assert answers[0] == answers[1] and len(answers[0]) == 3
+    assert (
+        both[1].kt.decoder.tokens_sampled == before + 3 and both[0].kt.decoder.tokens_sampled == 0
+    )
+
+
+def sampled(model, prompts, **changes) -> list[list[int]]:
+    """Five tokens of each prompt, drawn with a seed of its own, all streams in one step."""
+    streams = []
+    for seed, prompt in enumerate(prompts):
+        options = _core.StreamOptions()
+        options.sampling.greedy = seed == 2
+        options.sampling.temperature, options.sampling.seed = 1.5, seed
+        options.sampling.top_k, options.sampling.top_p, options.sampling.min_p = (
+            [(0, 1, 0), (7, 0.9, 0.01), (0, 1, 0)][seed]
+        )  # fmt: skip
+        for name, value in changes.items():
+            setattr(options, name, value)
+        streams.append(_core.Stream(model.kt.engine.kv.make_sequence(), prompt, options))
+    for _ in range(5):
+        rows = [stream.pending for stream in streams]
+        outcomes = _core.run_streams(model.kt.decoder, streams, rows)
+        assert all(error is None for *_, error in outcomes)
+    return [stream.tokens[len(prompt) :] for stream, prompt in zip(streams, prompts, strict=True)]
+
+
+def test_the_card_chooses_tokens_as_the_host_does(both):
+    _, card, _ = both
+    prompts = [[5, 9, 2], [4, 8], [11, 3, 7]]
+    before = card.kt.decoder.tokens_sampled
+    chosen = sampled(card, prompts)
+    assert card.kt.decoder.tokens_sampled == before + 15
+    # What needs the logits gets them, and draws with the same random numbers.
+    for changes in ({"top_logprobs": 0}, {"logit_bias": [(1, 0.0)]}, {"prompt_logprobs": 0}):
+        assert sampled(card, prompts, **changes) == chosen, changes
+    assert card.kt.decoder.tokens_sampled == before + 15 + 12  # prompt_logprobs: of prompts only
+    assert len({tuple(tokens) for tokens in chosen}) == 3
 
 
 SECOND_LAYER = {

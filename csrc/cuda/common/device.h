@@ -19,12 +19,12 @@
 //   Shared<T>, shared_at<T>(byte), shared_cast<T>     dynamic shared memory, elements of >= 2 bytes
 //   Global<T>                                         device memory: Global<const float> x(p.x)
 //   load_once                                         16 bytes read once: past L1, first out of L2
-//   async_copy16, async_commit, async_wait<N>         cp.async and its groups (plain copies on
-//   sm_75) load_matrix4, load_matrix4_transposed             ldmatrix.x4 mma<T>(d, a, b) m16n8k16,
-//   T half_t or bf16_t, float sums atomic_add, atomic_max, fence                     device memory
+//   async_copy16, async_commit, async_wait<N>         cp.async and its groups (sm_75: plain copies)
+//   load_matrix4, load_matrix4_transposed             ldmatrix.x4
+//   mma<T>(d, a, b)                                   m16n8k16, T half_t or bf16_t, float sums
+//   atomic_add, fence                                 device memory; atomic_add: shared memory too
 //   to_float, from_float<T>, pack2<T>, unpack2<T>     conversions; fma2, mul2, sub2: packed pairs
 //   exp2_fast, rsqrt_fast, ...                        approximate functions; sine, cosine: exact
-//   ones
 //
 // On nvcc Shared<T> and Global<T> are plain pointers. Emulated, every access through them is
 // checked: bounds, alignment, memory nobody wrote, and, for shared memory, two threads touching a

@@ -284,6 +284,10 @@ inline float abs(float a) { return std::fabs(a); }
 inline float infinity() { return INFINITY; }
 inline uint32_t bits_of(float v) { return float_to_bits(v); }
 inline float float_of(uint32_t bits) { return bits_to_float(bits); }
+/// The upper half of a product.
+inline uint64_t multiply_high(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 inline int count_bits(uint32_t v) { return __builtin_popcount(v); }
 
 // ---- tensor cores ----
@@ -386,6 +390,13 @@ inline T atomic_add(Global<T> p, T value, KT_SITE) {
   check_access<T, Space::kGlobal>(p.raw(), false, site);
   const T old = *p.raw();
   check_access<T, Space::kGlobal>(p.raw(), true, site);
+  *p.raw() = old + value;
+  return old;
+}
+template <class T>
+inline T atomic_add(Shared<T> p, T value, KT_SITE) {
+  emulated::check_shared_atomic(p.raw(), sizeof(T), alignof(T), site);
+  const T old = *p.raw();
   *p.raw() = old + value;
   return old;
 }

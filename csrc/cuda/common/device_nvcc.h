@@ -215,6 +215,7 @@ KT_DEVICE float abs(float a) { return fabsf(a); }
 KT_DEVICE float infinity() { return __int_as_float(0x7F800000); }
 KT_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
 KT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+KT_DEVICE uint64_t multiply_high(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 KT_DEVICE int count_bits(uint32_t v) { return __popc(v); }
 
 struct FragmentA {
@@ -283,6 +284,9 @@ KT_DEVICE Words4 load_matrix4_transposed(T* row) {
 template <class T>
 KT_DEVICE T atomic_add(T* p, T value) {
   return atomicAdd(p, value);
+}
+KT_DEVICE uint64_t atomic_add(uint64_t* p, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
 }
 KT_DEVICE void fence() { __threadfence(); }
 

@@ -89,7 +89,9 @@ struct Cell {
   uint32_t write_epoch = 0, write_warp_epoch = 0, read_epoch = 0, read_warp_epoch = 0;
   uint16_t writer = 0, reader = 0;
   uint16_t copier = 0;  // thread + 1 whose asynchronous copy is under way
+  bool atomic = false;  // the last writes were atomic ones
 };
+constexpr uint16_t kSeveralWriters = 0xFFFF;
 constexpr uint16_t kSeveralWarps = 0xFFFF;   // readers
 constexpr uint16_t kSeveralOfWarp = 0x8000;  // + warp
 constexpr size_t kCellBytes = 2;
@@ -149,7 +151,8 @@ class Block {
 
   void barrier(Site site);
   void meet(const void* in, void* out, Compute compute, bool orders_memory, Site site);
-  void check_shared(const void* address, size_t bytes, size_t alignment, bool write, Site site);
+  void check_shared(const void* address, size_t bytes, size_t alignment, bool write, Site site,
+                    bool atomic = false);
   void copy(void* target, const void* source, size_t bytes, bool zeros, Site site);
   void commit() { me().groups.push_back(std::exchange(me().open, {})); }
   void wait(int groups_left);
@@ -168,7 +171,7 @@ class Block {
   void block_here(State state, Site site);
   void deadlock();
   bool ordered_before_me(unsigned thread, uint32_t epoch, uint32_t warp_epoch);
-  void touch(size_t cell, bool write, Site site);
+  void touch(size_t cell, bool write, bool atomic, Site site);
   void finish(const Copy& copy);
 
   LaunchShape shape_;
@@ -297,7 +300,7 @@ bool Block::ordered_before_me(unsigned thread, uint32_t epoch, uint32_t warp_epo
          (thread / 32 == place.thread / 32 && warp_epoch < my_warp().epoch);
 }
 
-void Block::touch(size_t index, bool write, Site site) {
+void Block::touch(size_t index, bool write, bool atomic, Site site) {
   Cell& cell = cells_[index];
   const uint16_t self = static_cast<uint16_t>(place.thread), warp = self / 32;
   const uint32_t warp_epoch = my_warp().epoch;
@@ -322,7 +325,9 @@ void Block::touch(size_t index, bool write, Site site) {
     cell.read_warp_epoch = warp_epoch;
     return;
   }
-  if (initialised && !ordered_before_me(cell.writer, cell.write_epoch, cell.write_warp_epoch))
+  const bool ordered = ordered_before_me(cell.writer, cell.write_epoch, cell.write_warp_epoch);
+  if (atomic && !initialised) fail(site, "adds to shared byte ", byte, ", which nobody wrote");
+  if (initialised && !ordered && !(atomic && cell.atomic))
     fail(site, "writes shared byte ", byte, " that thread ", cell.writer,
          " wrote with no barrier between");
   if (cell.read_epoch == epoch_ && cell.reader != self) {
@@ -335,17 +340,19 @@ void Block::touch(size_t index, bool write, Site site) {
   }
   cell.write_epoch = epoch_;
   cell.write_warp_epoch = warp_epoch;
-  cell.writer = self;
+  // Who adds reads the sum behind a barrier only: others may not have added yet.
+  cell.writer = atomic ? kSeveralWriters : self;
+  cell.atomic = atomic;
 }
 
 void Block::check_shared(const void* address, size_t bytes, size_t alignment, bool write,
-                         Site site) {
+                         Site site, bool atomic) {
   const auto at = reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(shared_);
   if (at < 0 || at + bytes > shape_.shared_bytes)
     fail(site, write ? "writes" : "reads", " shared bytes ", at, "..", at + intptr_t(bytes), " of ",
          shape_.shared_bytes);
   if (at % alignment) fail(site, "shared byte ", at, " is not aligned to ", alignment);
-  for (size_t i = at / kCellBytes; i < (at + bytes) / kCellBytes; ++i) touch(i, write, site);
+  for (size_t i = at / kCellBytes; i < (at + bytes) / kCellBytes; ++i) touch(i, write, atomic, site);
 }
 
 void Block::copy(void* target, const void* source, size_t bytes, bool zeros, Site site) {
@@ -451,6 +458,10 @@ void collective(const void* in, void* out, Compute compute, Site site) {
 uint8_t* shared_base() { return block->shared(); }
 void check_shared(const void* address, size_t bytes, size_t alignment, bool write, Site site) {
   block->check_shared(address, bytes, alignment, write, site);
+}
+
+void check_shared_atomic(const void* address, size_t bytes, size_t alignment, Site site) {
+  block->check_shared(address, bytes, alignment, true, site, true);
 }
 
 void check_global(const void* address, size_t bytes, size_t alignment, bool write, Site site) {

@@ -124,6 +124,8 @@ void collective(const void* in, void* out, Compute compute, Site site);
 /// Address of a byte of dynamic shared memory (not checked yet).
 uint8_t* shared_base();
 void check_shared(const void* address, size_t bytes, size_t alignment, bool write, Site site);
+/// A write that others may make too before the next barrier.
+void check_shared_atomic(const void* address, size_t bytes, size_t alignment, Site site);
 void check_global(const void* address, size_t bytes, size_t alignment, bool write, Site site);
 /// `bytes` from `source` (none: zeros) to shared memory, done at the wait for its group.
 void async_copy(void* target, const void* source, size_t bytes, bool zeros, Site site);

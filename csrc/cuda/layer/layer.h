@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cuda/api_step.h"
 #include "cuda/common/types.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
@@ -106,20 +107,17 @@ struct CopyParams {
 };
 void launch_copy(const CopyParams& params);
 
-/// The next token of every row: greedy, or by temperature, top-k, top-p, min-p in this order.
+/// The next token of every row, the one that the CPU's Sampler (csrc/program/sampling.h) chooses
+/// from the same logits with the same random number, but for draws within 1e-6 of a step.
 struct SampleParams {
-  const float* logits;   // [rows, vocab]
-  const float* uniform;  // [rows] in [0, 1), from the host
-  int32_t* token;        // [rows]
+  const float* logits;            // [rows, vocab]
+  const kt_cuda_sampling* how;    // [rows], memory of the card or mapped
+  int32_t* token;                 // [rows], the same; -1: every logit is NaN
   int rows, vocab;
-  bool greedy;
-  float temperature;
-  int top_k;           // 0: off
-  float top_p, min_p;  // 1 and 0: off
   Stream stream;
 };
-/// Throws InvalidArgument for values out of range. Equal logits at the edge of top-k or top-p are
-/// all kept; a row of NaN gives token -1.
 void launch_sample(const SampleParams& params);
+/// Throws InvalidArgument for values out of range.
+void check_sampling(const kt_cuda_sampling& how);
 
 }  // namespace kt::cuda

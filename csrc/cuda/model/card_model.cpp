@@ -95,7 +95,11 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
   const size_t head_rows = round_up(std::min(s_.rows, kMostHeadRows), 8);
   logits_ = memory.take<float>(std::max<size_t>(1, head_rows * s_.vocab));
-  if (s_.vocab > 0) host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
+  if (s_.vocab > 0) {
+    host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
+    host_sampling_ = memory.take_mapped<kt_cuda_sampling>(head_rows);
+    host_tokens_ = memory.take_mapped<int32_t>(head_rows);
+  }
   take_jobs(memory);
   if (resident) take_experts(memory);
   take_ring(memory, resident);
@@ -258,7 +262,9 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
     case StepOp::kHead:
       return head(stream, size);
     case StepOp::kSample:
-      throw Unsupported("sampling is launched by its caller");
+      // Read and written where the host has it: a few bytes a row, and no copies around the kernel.
+      return launch_sample(
+          {logits_, host_sampling_, host_tokens_, size.head_rows, s_.vocab, stream});
   }
 }
 
@@ -366,6 +372,7 @@ void CardModel::head(Stream stream, const StepSize& size) const {
   launch_prepare({normed_, nullptr, s_.hidden, input(input_).head_rows, main_.prepared, size.rows,
                   s_.hidden, tiles(size.head_rows), 0, stream});
   multiply(stream, main_, head_, size.head_rows, logits_);
+  if (size.sample) return;
   launch_copy(
       {{{logits_, host_logits_, int64_t{size.head_rows} * s_.vocab * 4}}, 1, stream});
 }

@@ -108,6 +108,7 @@ struct StepSize {
   int max_tokens = 1;  // of a sequence
   int head_rows = 1;   // whose logits are wanted; 0: none
   bool hidden_out = false;
+  bool sample = false;   // tokens are wanted instead of logits
   bool streams = false;  // experts come to the card, where a layer has sources
 
   /// One token of each of so many sequences.
@@ -143,8 +144,12 @@ class CardModel {
   /// The same for one token of each of shape().rows sequences, all with logits.
   StepSize begin_step(const float* embeddings, const int32_t* positions,
                       const std::vector<std::vector<int32_t>>& pages);
+  /// The step that was begun gives tokens: how[i] of its i-th row with logits.
+  void sample_next(const std::vector<kt_cuda_sampling>& how, StepSize& size);
   /// After the step: [head_rows, vocab], and the rows behind the last layer; mapped memory.
   const float* logits() const { return host_logits_; }
+  /// [head_rows] where tokens are wanted instead.
+  const int32_t* tokens() const { return host_tokens_; }
   const float* hidden() const { return host_hidden_; }
   /// What the job of the layer under way reads and writes; one job is under way at a time. The ids
   /// are not null in a step with layers of both kinds: a job of Ffn::kCpu ignores them.
@@ -236,6 +241,8 @@ class CardModel {
   size_t input_ints(int sequences) const;
   int32_t *input_, *host_input_;  // card's, mapped
   float *host_hidden_, *host_logits_ = nullptr;
+  kt_cuda_sampling* host_sampling_ = nullptr;
+  int32_t* host_tokens_ = nullptr;
   kt_cuda_job host_{};
   float *host_x_, *host_weights_;
   int32_t* host_ids_;

@@ -6,6 +6,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cuda/graph/cuda_recorder.h"
@@ -65,7 +66,7 @@ class CardRunner : public StepRunner {
   std::vector<HandoffJob> jobs_, captured_jobs_;
   std::vector<Guarded> guarded_;
   std::exception_ptr error_;  // of the first guarded job that threw
-  std::map<int, std::unique_ptr<StepGraph>> graphs_;  // by rows
+  std::map<std::pair<int, bool>, std::unique_ptr<StepGraph>> graphs_;  // by rows, and sampling
   std::unique_ptr<Coordinator> coordinator_;
   size_t nodes_ = 0;
   Stream stream_ = nullptr;

@@ -177,17 +177,17 @@ CardRunner::~CardRunner() {
 }
 
 StepGraph& CardRunner::graph_of(const StepSize& size) {
-  std::unique_ptr<StepGraph>& graph = graphs_[size.rows];
+  std::unique_ptr<StepGraph>& graph = graphs_[{size.rows, size.sample}];
   if (!graph) {
     // Kernels are loaded when they are first launched, which must not happen inside a capture, nor
     // while the card waits for the CPU.
     Eagerly first(model_, size, nullptr, cuda(stream_), static_cast<cudaEvent_t>(event_));
-    record_step(model_.step_layers(size), false, first);
+    record_step(model_.step_layers(size), size.sample, first);
     check(cudaStreamSynchronize(cuda(stream_)), "a step's kernels");
     const auto launches = [this, size](Stream stream, StepOp op, int layer) {
       model_.launch(stream, op, layer, size);
     };
-    graph = std::make_unique<StepGraph>(model_.step_layers(size), false, launches, *mailbox_,
+    graph = std::make_unique<StepGraph>(model_.step_layers(size), size.sample, launches, *mailbox_,
                                         captured_jobs_, way_);
   }
   return *graph;
@@ -196,7 +196,7 @@ StepGraph& CardRunner::graph_of(const StepSize& size) {
 void CardRunner::run_eagerly(const StepSize& size) {
   Eagerly recorder(model_, size, &jobs_, cuda(stream_), static_cast<cudaEvent_t>(event_));
   try {
-    record_step(model_.step_layers(size), false, recorder);
+    record_step(model_.step_layers(size), size.sample, recorder);
   } catch (...) {
     cudaStreamSynchronize(cuda(stream_));
     throw;

@@ -77,7 +77,18 @@ StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
     }
   }
   host_.rows = step.rows;
+  if (step.sampling && step.num_head_rows > 0)
+    sample_next({step.sampling, step.sampling + step.num_head_rows}, size);
   return size;
+}
+
+void CardModel::sample_next(const std::vector<kt_cuda_sampling>& how, StepSize& size) {
+  KT_CHECK(int(how.size()) <= size.head_rows, how.size(), " tokens of ", size.head_rows, " rows");
+  for (const kt_cuda_sampling& one : how) check_sampling(one);
+  std::copy(how.begin(), how.end(), host_sampling_);
+  for (int i = static_cast<int>(how.size()); i < size.head_rows; ++i)
+    host_sampling_[i] = kt_cuda_sampling{0, 1, 1, 0, 0, 1, 0};  // rows nobody asked for
+  size.sample = true;
 }
 
 StepSize CardModel::begin_step(const float* embeddings, const int32_t* positions,

@@ -261,6 +261,26 @@ TEST_P(EachOrder, SharedMemoryMistakesAreFound) {
   EXPECT_NE(error_of(shape, by_warp(32)), "no error");
 }
 
+TEST_P(EachOrder, SharedSumsAreReadBehindABarrier) {
+  const LaunchShape shape{.threads = 64, .shared_bytes = 32};
+  Buffer<uint64_t> out(4);
+  const auto sums = [&](bool zeroed, bool barrier) {
+    return [&out, zeroed, barrier] {
+      const Shared<uint64_t> s = shared_at<uint64_t>(0);
+      if (zeroed && thread_id() < 4) s[thread_id()] = 0;
+      sync();
+      atomic_add(s + thread_id() % 4, uint64_t{thread_id()} << 32);
+      if (barrier) sync();
+      const uint64_t sum = s[thread_id() % 4];
+      if (thread_id() < 4) Global<uint64_t>(out.data())[thread_id()] = sum;
+    };
+  };
+  EXPECT_EQ(error_of(shape, sums(true, true)), "no error");
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(out.values()[i], uint64_t(16 * i + 4 * 120) << 32);
+  EXPECT_NE(error_of(shape, sums(true, false)), "no error");
+  EXPECT_NE(error_of(shape, sums(false, true)).find("nobody wrote"), std::string::npos);
+}
+
 TEST_P(EachOrder, AsynchronousCopiesMustBeWaitedFor) {
   Buffer<float> x(std::vector<float>(128, 2.0f));
   const LaunchShape shape{.shared_bytes = 1024};

@@ -18,6 +18,7 @@
 #include "cuda/gemm/dense_gemm.h"
 #include "cuda/layer/layer.h"
 #include "cuda/moe/moe.h"
+#include "program/sampling.h"
 #include "quant/list.h"
 
 namespace kt::cuda {
@@ -375,78 +376,91 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
 
 // ---- sampling ----
 
-struct Draw {
-  bool greedy = false;
-  float temperature = 1;
-  int top_k = 0;
-  float top_p = 1, min_p = 0;
-};
-
-std::vector<int32_t> sample(const std::vector<float>& logits, int vocab, const Draw& d,
-                            const std::vector<float>& uniform) {
-  const int rows = int(logits.size()) / vocab;
-  Buffer<float> lb(logits), ub(uniform);
+std::vector<int32_t> sample(const std::vector<float>& logits, int vocab,
+                            const std::vector<kt_cuda_sampling>& how) {
+  const int rows = int(how.size());
+  Buffer<float> lb(logits);
+  Buffer<kt_cuda_sampling> hb(how);
   Buffer<int32_t> out(rows);
-  launch_sample({lb.data(),
-                 ub.data(),
-                 out.data(),
-                 rows,
-                 vocab,
-                 d.greedy,
-                 d.temperature,
-                 d.top_k,
-                 d.top_p,
-                 d.min_p,
-                 {}});
+  launch_sample({lb.data(), hb.data(), out.data(), rows, vocab, {}});
   return out.values();
 }
 
-/// Probabilities of the kept tokens, by sorting: the definition.
-std::vector<double> distribution(const std::vector<float>& logits, const Draw& d) {
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
-  std::vector<double> p(logits.size());
-  for (size_t i = 0; i < p.size(); ++i)
-    p[i] = std::exp((logits[i] - logits[order[0]]) / d.temperature);
-  if (d.top_k)
-    for (size_t i = d.top_k; i < order.size(); ++i) p[order[i]] = 0;
-  const double all = std::accumulate(p.begin(), p.end(), 0.0);
-  double before = 0;
-  for (int i : order) {
-    const double here = p[i];
-    if (before >= d.top_p * all) p[i] = 0;
-    before += here;
-  }
-  for (double& v : p)
-    if (v < d.min_p) v = 0;
-  const double kept = std::accumulate(p.begin(), p.end(), 0.0);
-  for (double& v : p) v /= kept;
-  return p;
-}
-
-TEST(Sampling, FollowsTheDistribution) {
-  const int vocab = 1003, draws = 5;
-  const std::vector<float> row = gaussian(vocab, 21, 2);
-  std::vector<float> logits, uniform;
-  for (int i = 0; i < draws; ++i) {
-    logits.insert(logits.end(), row.begin(), row.end());
-    uniform.push_back((float(i) + 0.37f) / draws);
-  }
-  for (const Draw& d : {Draw{}, Draw{.temperature = 0.6f, .top_p = 0.9f}, Draw{.top_k = 20},
-                        Draw{.temperature = 1.5f, .top_k = 200, .top_p = 0.7f},
-                        Draw{.min_p = 0.05f}, Draw{.top_k = 1}, Draw{.top_p = 1e-6f}}) {
-    const auto tokens = sample(logits, vocab, d, uniform);
-    const std::vector<double> p = distribution(row, d);
-    // The inverse of the cumulative sum over token numbers, up to rounding at a step.
+/// Every way of choosing, from rows that all have the same logits: the token that the CPU chooses.
+void check_against_the_cpu(const std::vector<float>& row, int draws) {
+  using Options = program::SamplingOptions;
+  const auto drawn = [](float temperature, int top_k, float top_p, float min_p) {
+    Options o;
+    o.greedy = false, o.temperature = temperature;
+    o.top_k = top_k, o.top_p = top_p, o.min_p = min_p;
+    return o;
+  };
+  const int most = static_cast<int>(row.size());
+  const std::vector<Options> ways{
+      Options{},
+      drawn(1, 0, 1, 0),
+      drawn(0.6f, 0, 0.9f, 0),
+      drawn(1, 20, 1, 0),
+      drawn(1.5f, 200, 0.7f, 0),
+      drawn(0.8f, 0, 1, 0.05f),
+      drawn(1.3f, 40, 0.95f, 0.02f),
+      drawn(1, 1, 1, 0),
+      drawn(1, 0, 1e-6f, 0),
+      drawn(2, most, 1, 0),
+      drawn(2, 3 * most, 0.5f, 0),
+      drawn(1, 0, 1, 1),
+  };
+  std::vector<kt_cuda_sampling> how;
+  std::vector<int32_t> expected;
+  std::vector<float> logits;
+  for (size_t way = 0; way < ways.size(); ++way) {
+    Options options = ways[way];
+    options.seed = 77 + way;
+    program::Sampler cpu(options), card(options);
     for (int i = 0; i < draws; ++i) {
-      ASSERT_GE(tokens[i], 0);
-      EXPECT_GT(p[tokens[i]], 0) << "token " << tokens[i] << " is not among the kept";
-      const double below = std::accumulate(p.begin(), p.begin() + tokens[i], 0.0);
-      EXPECT_LE(below, uniform[i] + 1e-5);
-      EXPECT_GE(below + p[tokens[i]], uniform[i] - 1e-5);
+      const auto asked = card.for_card();
+      ASSERT_TRUE(asked);
+      how.push_back(*asked);
+      card.chose();
+      expected.push_back(cpu.sample(row));
+      logits.insert(logits.end(), row.begin(), row.end());
     }
   }
+  const auto got = sample(logits, most, how);
+  for (size_t i = 0; i < got.size(); ++i)
+    EXPECT_EQ(got[i], expected[i]) << "way " << i / draws << ", draw " << i % draws;
+}
+
+TEST(Sampling, ChoosesWhatTheCpuChooses) {
+  check_against_the_cpu(gaussian(1003, 21, 2), 5);
+  check_against_the_cpu(gaussian(37, 23, 3), 5);
+}
+
+TEST(Sampling, TiesInfinitiesAndNaNsAreTheCpusToo) {
+  std::vector<float> row = gaussian(777, 24, 2);
+  for (float& v : row) v = std::round(v);  // at every edge many are equal
+  row[5] = -0.0f, row[6] = 0.0f;
+  check_against_the_cpu(row, 4);
+  for (size_t i = 0; i < row.size(); i += 3) row[i] = i % 2 ? NAN : -INFINITY;
+  check_against_the_cpu(row, 2);
+  row[40] = row[500] = row[501] = INFINITY;
+  check_against_the_cpu(row, 2);
+}
+
+TEST(Sampling, ALongRowIsSearchedInChunks) {
+  const std::vector<float> row = gaussian(40007, 25, 2);  // more than 32 tokens a chunk
+  std::vector<kt_cuda_sampling> how;
+  std::vector<float> logits;
+  std::vector<int32_t> expected;
+  for (const float top_p : {1.0f, 0.95f}) {
+    program::SamplingOptions options;
+    options.greedy = false, options.top_p = top_p, options.seed = 4;
+    program::Sampler cpu(options), card(options);
+    how.push_back(*card.for_card());
+    expected.push_back(cpu.sample(row));
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  EXPECT_EQ(sample(logits, 40007, how), expected);
 }
 
 TEST(Sampling, GreedyTakesTheFirstOfTheLargestAndNaNGivesNone) {
@@ -454,10 +468,14 @@ TEST(Sampling, GreedyTakesTheFirstOfTheLargestAndNaNGivesNone) {
   logits[500] = logits[600] = 50;
   logits[777 + 776] = 50;
   std::fill_n(logits.begin() + 2 * 777, 777, NAN);
-  EXPECT_EQ(sample(logits, 777, {.greedy = true}, {0, 0, 0}), (std::vector<int32_t>{500, 776, -1}));
-  EXPECT_EQ(sample(logits, 777, {}, {0, 0, 0})[2], -1);
-  EXPECT_THROW(sample(logits, 777, {.temperature = 0}, {0, 0, 0}), InvalidArgument);
-  EXPECT_THROW(sample(logits, 777, {.top_p = 0}, {0, 0, 0}), InvalidArgument);
+  kt_cuda_sampling greedy{};
+  greedy.greedy = 1;
+  EXPECT_EQ(sample(logits, 777, {greedy, greedy, greedy}), (std::vector<int32_t>{500, 776, -1}));
+  const kt_cuda_sampling draw{0, 1, 1, 0, 0, 0, 0};
+  EXPECT_EQ(sample(logits, 777, {draw, draw, draw})[2], -1);
+  EXPECT_THROW(check_sampling({0, 0, 1, 0, 0, 0, 0}), InvalidArgument);
+  EXPECT_THROW(check_sampling({0, 1, 0, 0, 0, 0, 0}), InvalidArgument);
+  EXPECT_NO_THROW(check_sampling(greedy));
 }
 
 }  // namespace
