@@ -36,21 +36,22 @@ KT_INLINE const uint8_t* record_at(const Task& task, int64_t group, int64_t bloc
 
 // Values handled at a time in the float kernels.
 template <class Q>
-inline constexpr int kFloatChunk = Q::kValues > 32 ? Q::kValues : 32;
+inline constexpr int kFloatChunk = Q::kGroup == 0 ? 128 : Q::kValues > 32 ? Q::kValues : 32;
+
+// One column of sixteen rows that are stored as floats.
+template <class Q>
+KT_INLINE F load_stored(const uint8_t* record) {
+  if constexpr (Q::kGgufId == quant::F32::kGgufId) return load_f((const float*)record);
+  if constexpr (Q::kGgufId == quant::F16::kGgufId) return load_half((const uint16_t*)record);
+  if constexpr (Q::kGgufId == quant::BF16::kGgufId) return load_bf16((const uint16_t*)record);
+}
 
 // `count` (<= kFloatChunk) columns from record `first_record` on as floats, [k][row].
 template <class Q>
 KT_INLINE void unpack_floats(const uint8_t* records, int count, float (*out)[16]) {
   if constexpr (Q::kGroup == 0) {
-    for (int i = 0; i < count; ++i) {
-      const uint8_t* record = records + i * quant::R16<Q>::kRecordBytes;
-      if constexpr (Q::kGgufId == quant::F32::kGgufId)
-        store_f(out[i], load_f((const float*)record));
-      else if constexpr (Q::kGgufId == quant::F16::kGgufId)
-        store_f(out[i], load_half((const uint16_t*)record));
-      else
-        store_f(out[i], load_bf16((const uint16_t*)record));
-    }
+    for (int i = 0; i < count; ++i)
+      store_f(out[i], load_stored<Q>(records + i * quant::R16<Q>::kRecordBytes));
   } else {
     Tile<Q> tile;
     unpack_tile(records, tile);
