@@ -152,6 +152,50 @@ TEST_P(Kernels, MatmulWritesItsRowsAndNothingElse) {
   });
 }
 
+// A token alone, or one of any number: the same bits.
+TEST_P(Kernels, MatmulsSumsDoNotDependOnTheirCompany) {
+  quant::for_each_format([&]<class F>() {
+    const FormatKernels& format = format_kernels(table(), F::kGgufId);
+    const TestMatrix<F> matrix(49, F::kValues == 1 ? 1100 : 2, random_);
+    constexpr int kTokens = 70;
+    const auto x = floats(kTokens * matrix.k);
+    for (const auto rounding : {Rounding::kFloat, Rounding::kExact, Rounding::kDigit}) {
+      if (F::kGroup == 0 && rounding != Rounding::kFloat) continue;
+      const size_t row_bytes = act_row_bytes(matrix.k);
+      std::vector<uint8_t> ints(kTokens * row_bytes + 64);
+      uint8_t* aligned = ints.data() + (64 - reinterpret_cast<uintptr_t>(ints.data()) % 64) % 64;
+      std::vector<const void*> inputs;
+      for (int t = 0; t < kTokens; ++t) {
+        const float* row = &x[t * matrix.k];
+        if (rounding == Rounding::kExact)
+          table().quantize_exact(row, matrix.k, aligned + t * row_bytes);
+        if (rounding == Rounding::kDigit)
+          table().quantize_digit(row, matrix.k, aligned + t * row_bytes);
+        inputs.push_back(rounding == Rounding::kFloat
+                             ? static_cast<const void*>(row)
+                             : static_cast<const void*>(aligned + t * row_bytes));
+      }
+      const auto product = [&](int first, int count) {
+        std::vector<float> out(count * matrix.rows);
+        std::vector<float*> y;
+        for (int t = 0; t < count; ++t) y.push_back(&out[t * matrix.rows]);
+        matmul(format, {matrix.records.get(), matrix.k, 0, (matrix.rows + 15) / 16, matrix.rows,
+                        rounding, count, &inputs[first], y.data()});
+        return out;
+      };
+      std::vector<float> alone;
+      for (int t = 0; t < kTokens; ++t)
+        for (const float value : product(t, 1)) alone.push_back(value);
+      for (const int count : {2, 3, 4, 7, 8, 9, 63, 70}) {
+        const auto together = product(1 % (kTokens - count + 1), count);
+        const float* expected = &alone[1 % (kTokens - count + 1) * matrix.rows];
+        ASSERT_EQ(std::memcmp(together.data(), expected, together.size() * sizeof(float)), 0)
+            << F::kName << ", rounding " << static_cast<int>(rounding) << ", tokens " << count;
+      }
+    }
+  });
+}
+
 TEST_P(Kernels, TransposedProductAddsTheRowsAskedFor) {
   quant::for_each_format([&]<class F>() {
     const FormatKernels& format = format_kernels(table(), F::kGgufId);
