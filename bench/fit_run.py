@@ -14,6 +14,8 @@ from statistics import median
 
 import numpy as np
 
+from bench.moments import Moments
+
 CALM = 0.06  # CPUs used by others, and drift of the bandwidth, that need no other try
 WARM = 3.0  # seconds of decoding before the first figure: fresh memory is slower to read
 
@@ -36,33 +38,25 @@ def halves_apart(values: list[float]) -> float:
 class Beside:
     """Times something in turns with the machine's limits, again where disturbed.
 
-    Neighbours of a virtual machine take of its memory's bandwidth within milliseconds and for
-    minutes: a figure means something only beside the limits of its own moment. Of the tries kept,
-    the worst: others, CPUs that other processes used; drift, the share by which the limit that
-    matters, in the first and in the second half of a try, differ.
+    Of the tries kept, the worst: others, CPUs that other processes used; drift, the share by which
+    the limit that matters, in the first and in the second half of a try, differ.
     """
 
     def __init__(self, context, tries: int = 3):
-        from ktransformers import _core
-
-        self.context, self.tries, self.others, self.drift = context, tries, 0.0, 0.0
-        self.meter = _core.LimitMeter(context)
-
-    def read(self) -> float:
-        return self.meter.read_gbps(self.context)
-
-    def int8(self) -> float:
-        return self.meter.int8_tops(self.context)
+        self.tries, self.others, self.drift = tries, 0.0, 0.0
+        self.moments = Moments(context)
 
     def steps(self, step, count: int) -> dict:
         """Of `count` short steps, each between two readings of the memory, the one that is median
         in bytes that could have been read meanwhile."""
-        int8, reads, seconds = [], [self.read()], []
-        for done in range(count):
-            if done % 4 == 0:
-                int8.append(self.int8())
-            seconds.append(step())
-            reads.append(self.read())
+        int8, left = [], iter(range(count))
+
+        def one() -> float:
+            if next(left) % 4 == 0:
+                int8.append(self.moments.int8())
+            return step()
+
+        seconds, reads = self.moments.between(one, count)
         pairs = [(s, (a + b) / 2) for s, a, b in zip(seconds, reads, reads[1:], strict=False)]
         pairs.sort(key=lambda pair: pair[0] * pair[1])
         middle, read = pairs[count // 2]
@@ -73,10 +67,11 @@ class Beside:
         """The round of median arithmetic, which is the median of seconds times the int8 limit."""
         made = []
         for _ in range(rounds):
-            reads, int8 = [self.read() for _ in range(3)], [self.int8() for _ in range(3)]
+            reads = [self.moments.read() for _ in range(3)]
+            int8 = [self.moments.int8() for _ in range(3)]
             seconds = step()
-            reads += [self.read() for _ in range(3)]
-            int8 += [self.int8() for _ in range(3)]
+            reads += [self.moments.read() for _ in range(3)]
+            int8 += [self.moments.int8() for _ in range(3)]
             made.append({"seconds": seconds, "read_gbps": median(reads),
                          "int8_tops": median(int8), "drift": halves_apart(int8)})  # fmt: skip
         made.sort(key=lambda one: one["seconds"] * one["int8_tops"])
@@ -148,7 +143,7 @@ def run(job: dict) -> dict:
 
     decode = {length: beside.calmest(lambda n=length: decoded(n)) for length in job["contexts"]}
     prompt = {length: beside.calmest(lambda n=length: prompted(n)) for length in job["contexts"]}
-    del beside.meter  # whose memory is not the model's
+    del beside.moments  # whose memory is not the model's
     return {"load_seconds": loaded, "memory": memory, "memory_after": own_memory() - before,
             "others_cpus": round(beside.others, 3), "drift": round(beside.drift, 3),
             "cache": cache, "decode": decode, "prompt": prompt}  # fmt: skip

@@ -51,7 +51,8 @@ void register_bench(py::module_& module) {
            }),
            py::arg("context"), py::arg("bytes") = int64_t{1} << 27, py::keep_alive<1, 2>())
       .def("read_gbps", running(&cpu::LimitMeter::read_gbps), py::arg("context"))
-      .def("int8_tops", running(&cpu::LimitMeter::int8_tops), py::arg("context"));
+      .def("int8_tops", running(&cpu::LimitMeter::int8_tops), py::arg("context"))
+      .def("bf16_tflops", running(&cpu::LimitMeter::bf16_tflops), py::arg("context"));
 
   py::class_<cpu::KernelMeter>(module, "KernelMeter",
                                "Times products of any format on `bytes` of memory.")
