@@ -1,31 +1,50 @@
 """Our CPU engine and its peers on full-width synthetic models, against the machine's limits.
 
-    python -m bench.cpu                     every model, prompts 512/2048/8192, decode
+    python -m bench.cpu                     every model, prompts to 8192, contexts to 32768: hours
     python -m bench.cpu --quick             prompt 512 and decode, ours and llama.cpp: minutes
     python -m bench.cpu --models qwen3 --engines ours --layers 4     one question at a time
     python -m bench.cpu --make              only writes the models
 
-Models (kept in KT_BENCH_MODELS or ~/.cache/ktransformers/bench): qwen3, v3, v2-lite, mixtral, and
-smollm2, which is real. Limits are measured before and after each model; every figure stands beside
-its fraction of them. A run is void where its limits, a peer or the routing show that it was
-disturbed. Figures and plots go to bench/results/.
+Models (kept in KT_BENCH_MODELS or ~/.cache/ktransformers/bench): qwen3, v3, v2-lite, mixtral;
+qwen3-32k, fewer layers of qwen3 for a context that peers would take an hour to evaluate; smollm2,
+which is real; moe-layer, one layer beside kt-kernel. What is compared takes turns within seconds,
+and stands beside the limits of its own moment. A row is void where fewer than three of its turns
+(one of a prompt) met the limits that this machine is known to have, or where a peer was slow.
+Figures and plots go to bench/results/, a model's replacing its older ones; `python -m
+bench.cpu_tables --write` puts them into docs/cpu.md.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
-from bench import cpu_layer, cpu_models, cpu_run, cpu_verdict, limits, report
+from bench import cpu_layer, cpu_models, cpu_run, cpu_tables, cpu_verdict, report
+from bench.cpu_run import Job
+from bench.cpu_tables import LAYER
 from bench.cpu_work import work_of
 
-LAYER = "moe-layer"
-MODELS = (*cpu_models.WIDTHS, "smollm2", LAYER)
-QUICK = cpu_run.Job([512], [128], decode=24, rows=[4], repeats=1)
-FULL = cpu_run.Job([512, 2048, 8192], [128, 8192], rows=[4], rounds=2)
+LONG, LONG_LAYERS = "qwen3-32k", 4
+MODELS = (*cpu_models.WIDTHS, LONG, "smollm2", LAYER)
+QUICK_MODELS = (*cpu_models.WIDTHS, LAYER)
+LEFT_OUT = (
+    f"--quick leaves out: prompts other than 512, contexts other than 128, the engines of AVX2, "
+    f"{LONG}, smollm2, and seven of twelve turns"
+)
+PATIENCE = 10.0  # minutes that two engines on a model of a full run may wait for turns that count
 
 
 def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+    found = [int(part) for part in text.split(",") if part]
+    if any(number < 1 for number in found):
+        raise ValueError(text)
+    return found
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def choice_of(known: tuple[str, ...]):
@@ -38,7 +57,7 @@ def choice_of(known: tuple[str, ...]):
     return parse
 
 
-def parse(argv: list[str] | None):
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="prompt 512 and decode only")
@@ -46,27 +65,49 @@ def parse(argv: list[str] | None):
     parser.add_argument(
         "--engines", "--only", type=choice_of(cpu_run.ENGINES), help=",".join(cpu_run.ENGINES)
     )
-    parser.add_argument("--layers", type=int, help="layers instead of what memory allows")
+    parser.add_argument("--layers", type=positive, help="layers instead of what memory allows")
     parser.add_argument("--prompts", type=numbers, help="lengths, e.g. 512,2048")
     parser.add_argument("--contexts", type=numbers, help="lengths that tokens are decoded behind")
-    parser.add_argument("--decode", type=int, help="tokens decoded")
-    parser.add_argument("--rounds", type=int, help="times each engine is started")
+    parser.add_argument("--turns", type=positive, help="of decode, four tokens each")
     parser.add_argument("--threads", type=int, default=0, help="0: all usable cores")
     parser.add_argument("--activations", default="auto", choices=("auto", "exact", "f32"))
     parser.add_argument("--no-details", action="store_true", help="no phases, no routing, no rows")
+    parser.add_argument(
+        "--patience", type=float, metavar="MINUTES",
+        help=f"of two engines on a model, for further turns of decode while too few count; "
+        f"{PATIENCE:.0f} in a full run",
+    )  # fmt: skip
     parser.add_argument("--make", action="store_true", help="write the models and end")
     return parser.parse_args(argv)
 
 
-def job_of(options) -> cpu_run.Job:
-    job = QUICK if options.quick else FULL
-    for name in ("prompts", "contexts", "decode", "rounds"):
-        value = getattr(options, name)
-        setattr(job, name, getattr(job, name) if value is None else value)
+def job_of(name: str, options: argparse.Namespace) -> Job:
+    """What is measured of a model."""
+    job = Job([128, 512, 2048, 8192], [128, 8192], rows=[4], patience=60 * PATIENCE)
+    if options.quick:
+        job = Job([512], [128], rows=[4], turns=5, prompt_turns=1)
+    elif name == LONG:
+        job.prompts, job.contexts, job.rows, job.details = [], [128, 8192, 32768], [], False
+    elif name == "smollm2":
+        job.prompts, job.contexts, job.rows = [512], [128], []
+    for field in ("prompts", "contexts", "turns"):
+        value = getattr(options, field)
+        setattr(job, field, getattr(job, field) if value is None else value)
     job.threads, job.activations = options.threads, options.activations
+    if options.patience is not None:
+        job.patience = 60 * options.patience
     if options.no_details:
-        job.details = False
+        job.details, job.rows = False, []
     return job
+
+
+def mode_of(options: argparse.Namespace) -> str:
+    """full, quick, or part: of which the page shows nothing."""
+    narrowed = (options.layers, options.prompts, options.contexts, options.turns, options.engines,
+                options.threads or None, options.no_details or None)  # fmt: skip
+    if any(value is not None for value in narrowed) or options.activations != "auto":
+        return "part"
+    return "quick" if options.quick else "full"
 
 
 def model_file(name: str, layers: int | None) -> tuple[str, Path] | None:
@@ -76,14 +117,21 @@ def model_file(name: str, layers: int | None) -> tuple[str, Path] | None:
 
         path = smollm2.dense_path()
         return path.stem, path
-    family = cpu_models.sized(name, int(report.machine()["memory_gib"] * 2**30), layers)
+    width = {LAYER: "v3", LONG: "qwen3"}.get(name, name)
+    if name in (LAYER, LONG):  # of their own size whatever is asked of the others
+        layers = LONG_LAYERS if name == LONG else None
+    family = cpu_models.sized(width, int(report.machine()["memory_gib"] * 2**30), layers)
     if family is None:
         return None
     return family.name, cpu_models.make(family, cpu_models.cache_folder())
 
 
-def bench_model(name: str, path: Path, engines: list[str], job, first_ours: bool) -> dict:
-    """Measures, prints and returns everything about one model."""
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def bench_model(name: str, path: Path, engines: list[str], job: Job) -> dict:
+    """Measures one model -> its entry."""
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.runtime.loading import model_config
 
@@ -91,97 +139,79 @@ def bench_model(name: str, path: Path, engines: list[str], job, first_ours: bool
     config = model_config(gguf)[1]
     work, vocab = work_of(gguf.tensors.values(), config), config["vocab_size"]
     layers = config["num_hidden_layers"]
-    print(f"\n{name}, {layers} layers, {gguf.bytes_total / 1e9:.2f} GB, "
-          f"{work.decode_bytes(0) / 1e6:.0f} MB a token", flush=True)  # fmt: skip
     del gguf
-    found = cpu_run.measure(
-        path, vocab, engines, job, first_ours, lambda line: print(line, flush=True)
-    )
-    best = cpu_verdict.best_limits(found["limits"])
-    rows = cpu_verdict.rows_of(name, work, found)
-    first = (found["runs"].get("ours") or [{}])[0]
-    phases = cpu_verdict.phase_rows(work, first.get("phases", {}), best)
-    routing = cpu_verdict.routing_rows(work, first.get("routing", {}))
-    void = cpu_verdict.void_reasons(f"{name}-{layers}layers", report.machine(), found, routing)
-    show(rows, ["work", "limit", *found["runs"], "fraction", "ratio", "avx2 ratio", "must",
-                "verdict"])  # fmt: skip
-    show(phases, ["step", "phase", "ms", "share", "MB", "GB/s", "GOP", "GOP/s", "of limit"])
-    show(routing, ["tokens", "distinct", "least layer", "uniform", "share"])
-    for reason in void:
-        print(f"VOID: {reason}")
-    return {
-        "model": name, "layers": layers, "file_bytes": path.stat().st_size, "limits": best,
-        "rows": rows, "phases": phases, "routing": routing, "void": void, "measured": found,
+    entry = {"model": name, "layers": layers, "file_bytes": path.stat().st_size}
+    say(f"\n{cpu_tables.title(entry)}; {work.decode_bytes(0) / 1e6:.0f} MB a token")
+    found = cpu_run.measure(path, vocab, engines, job, say)
+    routing = cpu_verdict.routing_rows(work, found["routing"])
+    return entry | {
+        "engines": found["engines"], "missing": found["missing"],
+        "rows": cpu_verdict.rows_of(f"{name}-{layers}layers", work, found, report.machine()),
+        "phases": cpu_verdict.phase_rows(work, found["phases"]), "routing": routing,
+        "void": cpu_verdict.uneven(routing),
+        "turns": {"groups": found["groups"], "phases": found["phases"]},
     }  # fmt: skip
 
 
-def bench_layer(path: Path, job) -> dict:
-    """One MoE layer beside kt-kernel; prints and returns the figures."""
-    print(f"\nMoE layer of DeepSeek-V3 width, {cpu_layer.EXPERTS} experts, "
-          f"{cpu_layer.USED} a token", flush=True)  # fmt: skip
-    measured = limits.measure(job.threads)
-    print(limits.line(measured))
-    repeats = 2 * job.repeats
-    found = cpu_layer.measure(path, measured["threads"], repeats, measured, print)
-    columns = ["tokens", "limit ms", "ours ms", "kt-kernel ms", "fraction", "ratio", "must"]
-    show(found["rows"], [*columns, "verdict"])
-    return found | {"limits": measured}
+def bench_layer(path: Path, job: Job, is_quick: bool) -> dict:
+    """One MoE layer beside kt-kernel -> its entry."""
+    entry = {"model": LAYER, "layers": 1, "file_bytes": path.stat().st_size, "void": []}
+    say(f"\n{cpu_tables.title(entry)}")
+    turns = {1: job.turns, 512: 1 if is_quick else 4}
+    return entry | cpu_layer.measure(path, job.threads, turns, say)
 
 
-def show(rows: list[dict], columns: list[str]) -> None:
-    columns = [c for c in columns if any(row.get(c) not in (None, "") for row in rows)]
-    if columns:
-        cells = [[shown(row.get(column)) for column in columns] for row in rows]
-        print("\n" + report.table(columns, cells), flush=True)
+def keep(entry: dict, mode: str, argv: list[str]) -> Path:
+    """Puts an entry beside those of other models and other modes. Returns the file."""
+    here = {"machine": report.machine(), "commit": report.commit(), "mode": mode,
+            "command": " ".join(["python -m bench.cpu", *argv]),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+    entries = cpu_tables.entries_of(report.RESULTS / "cpu.json")
+    entries[cpu_tables.key_of(entry | here)] = entry | here
+    return report.write_json("cpu", {"entries": entries})
 
 
-def shown(value):
-    """Rates and times with as many digits as they are worth."""
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "-" if value is None else value
+def is_void(entry: dict) -> bool:
+    return bool(entry["void"]) or any(row["void"] for row in entry["rows"])
 
 
 def main(argv: list[str] | None = None) -> int:
     from ktransformers.errors import UserError
 
+    argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
-    job = job_of(options)
     engines = options.engines or (["ours", "llama.cpp"] if options.quick else [*cpu_run.ENGINES])
-    models = options.models or [*cpu_models.WIDTHS, LAYER]
-    if LAYER in models and options.make and "v3" not in models:
-        models = ["v3", *models]
+    models = options.models or (QUICK_MODELS if options.quick or options.make else MODELS)
     print(report.header())
-    results = []
-    layer: dict = {}
-    for index, name in enumerate(models):
+    if options.quick:
+        print(LEFT_OUT)
+    measured = []
+    for name in models:
         try:
-            made = model_file("v3" if name == LAYER else name, options.layers)
+            made = model_file(name, options.layers)
             if made is None:
-                print(f"\n{name}: left out, a third of this machine's memory does not hold a layer")
+                say(f"\n{name}: left out, a third of this machine's memory does not hold a layer")
                 continue
             if options.make:
                 print(made[1])
                 continue
+            job = job_of(name, options)
             if name == LAYER:
-                layer = bench_layer(made[1], job)
-                continue
-            results.append(bench_model(*made, engines, job, first_ours=index % 2 == 0))
+                entry = bench_layer(made[1], job, options.quick)
+            else:
+                entry = bench_model(*made, engines, job)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-    if not results and not layer:
+        path = keep(entry, mode_of(options), argv)
+        say("\n" + cpu_tables.text(entry))
+        measured.append(entry)
+    if not measured:
         return 0
-    path = report.write_json("cpu", {"models": results, "layer": layer})
-    print(f"\nfigures in {path.relative_to(report.ROOT)}")
-    try:
-        from bench.cpu_plots import plot
-    except ImportError:
-        print("no plots: pip install 'ktransformers[bench]' brings matplotlib")
-    else:
-        for image in results and plot(results, report.RESULTS):
-            print(f"plot in {image.relative_to(report.ROOT)}")
-    return 1 if any(result["void"] for result in results) else 0
+    say(f"\nfigures in {path.relative_to(report.ROOT)}")
+    for image in cpu_tables.plots(measured, report.RESULTS):
+        print(f"plot in {image.relative_to(report.ROOT)}")
+    return 1 if any(map(is_void, measured)) else 0
 
 
 if __name__ == "__main__":

@@ -1,27 +1,31 @@
 """One MoE layer of DeepSeek-V3 width, 64 of its experts: ours and kt-kernel, which is that only.
 
 The weights are the first experts of the synthetic v3 model's MoE layer. Run as a module it is our
-side: a JSON job on standard input, seconds on the last line.
+side, a process that answers lines.
 """
 
-import json
-import subprocess
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
+from bench import report
+from bench.answering import answer
+from bench.cpu_engine import EngineFailed, started
+from bench.cpu_run import Pair
+from bench.cpu_turns import RECORDED, compared, floor_of, is_recorded, verdict
+from bench.cpu_verdict import PEER_MARGIN, RATES
 from bench.cpu_work import uniform_distinct
 
 EXPERTS, USED, LAYER = 64, 8, 1
-TOKENS = (1, 512)
+FORWARDS = 20  # of one token, in a turn
 MUSTS = {1: 4.0, 512: 2.9}  # times as fast as kt-kernel
-RECORDED_MS = {1: 16.0, 512: 1752.0}  # kt-kernel on the machine of bench.cpu_verdict
 
 
-def job_for(path: Path, threads: int, repeats: int) -> dict:
+def job_for(path: Path, threads: int) -> dict:
     from ktransformers.checkpoint.gguf import open_model
 
     gguf = open_model(path)
@@ -35,98 +39,130 @@ def job_for(path: Path, threads: int, repeats: int) -> dict:
     return {
         "model": str(path), "tensors": tensors, "nbytes": nbytes, "experts": EXPERTS,
         "used": USED, "hidden": hidden, "intermediate": intermediate, "threads": threads,
-        "tokens": list(TOKENS), "repeats": repeats,
+        "longest": max(MUSTS),
     }  # fmt: skip
 
 
-def run(job: dict) -> dict:
-    """Our seconds of each forward: {"engine", "seconds": {tokens: [...]}}."""
-    from ktransformers import _core
+class OurLayer:
+    """Our side: the layer in a process that answers lines."""
 
-    context = _core.Context(job["threads"])
-    hidden, inner = job["hidden"], job["intermediate"]
-    shapes = {
-        "gate": ("q4_k", inner, hidden),
-        "up": ("q4_k", inner, hidden),
-        "down": ("q6_k", hidden, inner),
-    }
-    parts = []
-    for name, (kind, rows, cols) in shapes.items():
-        offset, count = job["tensors"][name]
-        data = np.memmap(job["model"], np.uint8, "r", offset, count).reshape(job["experts"], -1)
-        parts.append([_core.Matrix(context, one, kind, rows, cols, name) for one in data])
-        del data
-    layer = _core.Experts(*parts)
-    rng = np.random.default_rng(7)
-    seconds: dict[str, list[float]] = {}
-    for count in job["tokens"]:
-        x = rng.standard_normal((count, hidden), np.float32)
-        share = np.full((count, job["used"]), 1.0 / job["used"], np.float32)
+    def __init__(self, job: dict):
+        from bench.moments import Moments
+        from ktransformers import _core
+
+        self.job, self.core, self.rng = job, _core, np.random.default_rng(7)
+        start = time.perf_counter()
+        self.context = context = _core.Context(job["threads"])
+        hidden, inner = job["hidden"], job["intermediate"]
+        shapes = {
+            "gate": ("q4_k", inner, hidden),
+            "up": ("q4_k", inner, hidden),
+            "down": ("q6_k", hidden, inner),
+        }
+        parts = []
+        for name, (kind, rows, cols) in shapes.items():
+            offset, count = job["tensors"][name]
+            data = np.memmap(job["model"], np.uint8, "r", offset, count).reshape(job["experts"], -1)
+            parts.append([_core.Matrix(context, one, kind, rows, cols, name) for one in data])
+            del data
+        self.layer = _core.Experts(*parts)
+        self.moments = Moments(context)
+        self.facts = {
+            "engine": f"ktransformers {context.isa}", "isa": context.isa, "activations": "auto",
+            "threads": context.threads, "load_seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    def limits(self) -> dict[str, float]:
+        return self.moments.limits()
+
+    def forward(self, tokens: int, times: int) -> list[dict]:
+        """Seconds of each forward beside limits, the first not counted where they are short."""
+        x = self.rng.standard_normal((tokens, self.job["hidden"]), np.float32)
+        share = np.full((tokens, self.job["used"]), 1.0 / self.job["used"], np.float32)
         # As in a model: a token alone is generated, many are a prompt behind its first positions.
-        position = np.arange(64, 64 + count, dtype=np.int32)
-        rounding = _core.rounding(_core.Arithmetic.AUTO, position, count > 1)
-        times = []
-        for _ in range(job["repeats"] if count > 1 else 20 * job["repeats"]):
-            ids = np.argsort(rng.random((count, job["experts"])), axis=1)
-            ids = np.ascontiguousarray(ids[:, : job["used"]], np.int32)
+        position = np.arange(64, 64 + tokens, dtype=np.int32)
+        rounding = self.core.rounding(self.core.Arithmetic.AUTO, position, tokens > 1)
+
+        def once() -> float:
+            ids = np.argsort(self.rng.random((tokens, self.job["experts"])), axis=1)
+            ids = np.ascontiguousarray(ids[:, : self.job["used"]], np.int32)
             start = time.perf_counter()
-            layer.forward(context, x, ids, share, rounding)
-            times.append(time.perf_counter() - start)
-        seconds[str(count)] = times
-    return {"engine": f"ktransformers {context.isa}", "seconds": seconds}
+            self.layer.forward(self.context, x, ids, share, rounding)
+            return time.perf_counter() - start
+
+        if tokens > 1:
+            return [self.moments.beside(once) for _ in range(times)]
+        once()
+        return self.moments.pairs(once, times)
 
 
-def measure(path: Path, threads: int, repeats: int, limits: dict, say) -> dict:
-    """Both engines in alternating order -> rows with ms, limit and ratio, printed by the caller."""
-    from bench import peers
-    from bench.cpu_run import EngineFailed, last_line
+def measure(path: Path, threads: int, turns: dict[int, int], say: Callable) -> dict:
+    """{"engines", "missing", "turns", "rows"}; turns: of forwards of so many tokens."""
+    found: dict = {"engines": {}, "missing": {}, "turns": {}}
+    job, loaded = job_for(path, threads or len(os.sched_getaffinity(0))), []
+    try:
+        for name in ("kt-kernel", "ours"):
+            try:
+                engine = started(name, job, "bench.cpu_layer", "bench.peer_kt_kernel")
+            except EngineFailed as error:
+                found["missing"][name] = str(error)
+                say(f"  {name}: {error}")
+                continue
+            loaded.append(engine)
+            found["engines"][name] = engine.facts
+        pair = Pair(loaded)
+        for tokens, count in turns.items():
+            times = FORWARDS if tokens == 1 else 1
+            label = label_of(tokens)
+            try:
+                made = [pair.forward(turn, tokens, times) for turn in range(count)]
+            except EngineFailed as error:
+                found["missing"][error.engine] = str(error)
+                say(f"  {label}: {error.engine}: {error}")
+                break
+            found["turns"][label] = made
+    finally:
+        for engine in loaded:
+            engine.end()
+    return found | {"rows": rows_of(job, found, report.machine())}
 
-    job = job_for(path, threads, repeats)
-    found: dict[str, dict[str, list[float]]] = {}
-    names: dict[str, str] = {}
-    peer = Path(__file__).with_name("peer_kt_kernel.py")
-    commands = {
-        "ours": [sys.executable, "-m", "bench.cpu_layer"],
-        "kt-kernel": [str(peers.PYTHON), str(peer)],
-    }
-    for engine in ("ours", "kt-kernel", "ours"):
-        if engine == "kt-kernel" and not peers.PYTHON.exists():
-            say("  kt-kernel: not installed: run `make peers`")
-            continue
-        try:
-            result = last_line(commands[engine], job)
-        except (EngineFailed, subprocess.TimeoutExpired) as error:
-            say(f"  {engine}: {error}")
-            continue
-        names[engine] = result["engine"]
-        for tokens, times in result["seconds"].items():
-            found.setdefault(engine, {}).setdefault(tokens, []).append(median(times))
-    return {"engines": names, "seconds": found, "rows": rows_of(job, found, limits)}
+
+def label_of(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
-def rows_of(job: dict, found: dict, limits: dict) -> list[dict]:
+def least_seconds(job: dict, tokens: int, pair: dict) -> float | None:
+    """What a forward takes at least at the limits of its moment."""
+    share = uniform_distinct(job["experts"], job["used"], tokens) / job["experts"]
+    read = job["nbytes"] * share / pair["read_gbps"] / 1e9
+    if tokens == 1:
+        return read
+    ops = 2 * 3 * job["hidden"] * job["intermediate"] * job["used"] * tokens
+    return max(read, ops / pair["int8_tops"] / 1e12) if pair["int8_tops"] else None
+
+
+def rows_of(job: dict, found: dict, machine: dict) -> list[dict]:
+    """Figures of bench.cpu_turns.compared, in ms (ours, peer, limit), with the verdict."""
     rows = []
-    values = 3 * job["hidden"] * job["intermediate"]
-    for tokens in job["tokens"]:
-        ours = min(found.get("ours", {}).get(str(tokens), []), default=None)
-        peer = min(found.get("kt-kernel", {}).get(str(tokens), []), default=None)
-        share = uniform_distinct(job["experts"], job["used"], tokens) / job["experts"]
-        least = job["nbytes"] * share / limits["read_gbps"] / 1e9
-        if limits["int8_tops"]:
-            halves = 2 if tokens == 1 else 1
-            ops = 2 * values * job["used"] * tokens * halves
-            least = max(least, ops / limits["int8_tops"] / 1e12)
-        row = {"tokens": tokens, "limit ms": least * 1e3}
-        row |= {"ours ms": ours and ours * 1e3, "kt-kernel ms": peer and peer * 1e3}
-        row |= {"fraction": ours and least / ours, "ratio": ours and peer and peer / ours}
+    isa = found["engines"].get("ours", {}).get("isa", "")
+    for label, turns in found["turns"].items():
+        tokens = int(label.split()[0])
+        row = {"work": label, "engine": "ours", "peer_engine": "kt-kernel"}
+        row |= compared(
+            label, turns, lambda pair, tokens=tokens: least_seconds(job, tokens, pair),
+            floor_of(label, machine, isa),
+        )  # fmt: skip
+        for name, seconds in RATES.items():
+            row[name] = row[seconds] and row[seconds] * 1e3
+        known = RECORDED["kt-kernel"][tokens]
+        is_slow = row["peer"] and row["peer"] > known / PEER_MARGIN
+        if is_slow and not row["void"] and is_recorded(machine):
+            row["void"] = f"kt-kernel {row['peer']:.1f} ms, known to take {known}"
         row["must"] = f"{MUSTS[tokens]:.1f}x"
-        if row["ratio"]:
-            row["verdict"] = "ok" if row["ratio"] >= MUSTS[tokens] else "short"
+        row["verdict"] = verdict([(row["ratio"], MUSTS[tokens])], row["void"])
         rows.append(row)
     return rows
 
 
 if __name__ == "__main__":
-    outcome = run(json.load(sys.stdin))
-    print()
-    print(json.dumps(outcome))
+    sys.exit(answer(OurLayer))

@@ -1,17 +1,21 @@
-"""Our engine's side of bench.cpu: a JSON job on standard input, its figures on the last line.
+"""Our engine's side of bench.cpu: a process that keeps a model and answers lines (bench.answering).
 
-It runs in a process of its own, so that memory and caches are those of one engine. Prompts go
-through `Runtime.evaluate`, the way every caller takes; generated tokens are drawn at random and fed
-one by one, so that the experts they meet are as varied as a text's.
+Prompts go through `Runtime.evaluate`, the way every caller takes; generated tokens are drawn at
+random and fed one by one, so that the experts they meet are as varied as a text's. Figures of ours
+stand beside the machine's limits of their own moment.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
+
+from bench.answering import answer
+from bench.cpu_verdict import ROWS_BEHIND
+from bench.moments import PASSES, Moments
+
+SLACK = 256  # positions that a context may be longer than asked for
 
 
 @dataclass
@@ -29,21 +33,31 @@ class Marks:
 
 
 class Ours:
+    """job: model, threads, activations, longest (positions behind which a token is generated)."""
+
     def __init__(self, job: dict):
         from ktransformers.runtime.loading import load_model
 
         self.rng = np.random.default_rng(7)
-        longest = max([*job["prompts"], *job["contexts"], 512]) + job["decode"] + 128
         start = time.perf_counter()
         self.model = load_model(
             job["model"],
             cpu_infer=job["threads"],
             activations=job["activations"],
-            cache_lens=longest + 1024,
+            cache_lens=job["longest"] + 2048,
         )
-        self.load_seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         self.runtime = self.model.kt
         self.vocab = self.runtime.decoder.vocab_size
+        context = self.runtime.engine.context
+        self.moments = Moments(context)
+        self.behind = None  # the sequence that tokens are generated for
+        self.together: list = []  # those that rows are decoded for
+        self.facts = {
+            "engine": f"ktransformers {context.isa}", "load_seconds": seconds, "isa": context.isa,
+            "threads": context.threads, "activations": self.runtime.engine.activations,
+        }  # fmt: skip
+        self.evaluate(self.sequence(), 32, True)  # first touch of scratch memory
 
     def tokens(self, count: int) -> np.ndarray:
         return self.rng.integers(300, self.vocab, count).astype(np.int32)
@@ -63,39 +77,62 @@ class Ours:
         int(logits.argmax())
         return time.perf_counter() - start
 
-    def sweep(self, job: dict) -> dict[str, dict[str, list[float]]]:
-        """Prompts of every length, each followed by decoding where that is wanted behind it.
+    # ---- what is asked for ----
 
-        {"prompt": {length: seconds of each repeat}, "decode": {context: seconds of each token}}
-        """
-        times: dict = {"prompt": {}, "decode": {}}
-        for length in sorted({*job["prompts"], *job["contexts"]}):
-            is_prompt = length in job["prompts"]
-            repeats = job["repeats"] if is_prompt and length <= 1024 else 1
-            for _ in range(repeats):
-                sequence = self.sequence()
-                seconds = self.evaluate(sequence, length, True)
-                if is_prompt:
-                    times["prompt"].setdefault(str(length), []).append(seconds)
-            if length in job["contexts"]:
-                tokens = [self.evaluate(sequence, 1, False) for _ in range(job["decode"])]
-                times["decode"][str(length)] = tokens
-        return times
+    def limits(self) -> dict[str, float]:
+        return self.moments.limits()
 
-    def rows(self, count: int, steps: int) -> list[float]:
-        """Seconds of steps that decode one token for each of `count` sequences."""
-        sequences = [self.sequence() for _ in range(count)]
-        for one in sequences:
-            self.evaluate(one, 64, True)
-        times = []
+    def prompt(self, length: int) -> dict:
+        """Seconds of a prompt, with the limits around it."""
+        self.behind, self.together = None, []
+        return self.moments.beside(lambda: self.evaluate(self.sequence(), length, True))
+
+    def context(self, length: int) -> int:
+        """Makes `length` positions to generate behind, of random keys and values."""
+        if self.behind and length <= self.behind.length < length + SLACK:
+            return self.behind.length
+        self.behind = None  # gives its pages back
+        self.behind = sequence = self.sequence()
+        sequence.extend(length)
+        # Written to: pages that never were are all one page of zeros, which no memory is read for.
+        for layer in range(self.runtime.engine.kv.num_layers):
+            for begin in range(0, length, 4096):
+                rows = min(4096, length - begin)
+                parts = [
+                    self.rng.standard_normal((rows, part.shape[1]), np.float32)
+                    for part in sequence.read(layer, 1)
+                ]
+                sequence.write(layer, begin, *parts)
+        return sequence.length
+
+    def decode(self, tokens: int) -> list[dict]:
+        """Seconds of each token behind the context, between two readings of the memory."""
+        self.evaluate(self.behind, 1, False)  # threads wake
+        return self.moments.pairs(lambda: self.evaluate(self.behind, 1, False), tokens)
+
+    def rows(self, count: int, steps: int) -> list[dict]:
+        """Seconds of steps that decode one token for each of `count` sequences, with limits."""
+        if len(self.together) != count:
+            self.together = [self.sequence() for _ in range(count)]
+            for one in self.together:
+                self.evaluate(one, ROWS_BEHIND, True)
+        self.step_together()
+        made = []
         for _ in range(steps):
-            position = np.array([one.length for one in sequences], np.int32)
-            numbers = np.arange(count, dtype=np.int32)
-            tokens = self.tokens(count)
-            start = time.perf_counter()
-            self.runtime.evaluate(tokens, position, numbers, False, sequences, numbers)
-            times.append(time.perf_counter() - start)
-        return times
+            int8 = self.moments.int8()
+            (pair,) = self.moments.pairs(self.step_together, 1)
+            made.append(pair | {"int8_tops": (int8 + self.moments.int8()) / 2})
+        return made
+
+    def step_together(self) -> float:
+        position = np.array([one.length for one in self.together], np.int32)
+        numbers = np.arange(len(self.together), dtype=np.int32)
+        tokens = self.tokens(len(numbers))
+        start = time.perf_counter()
+        self.runtime.evaluate(tokens, position, numbers, False, self.together, numbers)
+        return time.perf_counter() - start
+
+    # ---- the inside of a step ----
 
     def marked(self, marks: Marks):
         """The decoder with a mark before every node and one before the head."""
@@ -119,32 +156,38 @@ class Ours:
             self.model.lm_head.core, engine.kv, engine.arithmetic,
         ), kinds  # fmt: skip
 
-    def phases(self, rows: int, is_prompt: bool, repeats: int) -> dict[str, float]:
-        """Seconds of each phase of a step of `rows` rows: the median over repeats.
+    def phases(self, rows: int, repeats: int) -> list[dict]:
+        """Of steps of one generated token, or of a prompt of `rows`: {spans, limits}.
 
-        "experts" includes router and shared experts, "head" the last norm.
+        spans: seconds of each phase; "experts" includes router and shared experts, "head" the last
+        norm. limits: of the step's moment.
         """
-        marks = Marks()
+        marks, is_prompt = Marks(), rows > 1
         decoder, kinds = self.marked(marks)
         sequence, runs = self.sequence(), []
         if not is_prompt:
             self.evaluate(sequence, 128, True)
-        for _ in range(repeats):
+        which, kind = np.zeros(rows, np.int32), np.full(rows, is_prompt, np.uint8)
+        wanted = np.array([rows - 1], np.int32)
+
+        def step() -> float:
             marks.times.clear()
             tokens = self.tokens(rows)
             position = np.arange(sequence.length, sequence.length + rows, dtype=np.int32)
-            which, kind = np.zeros(rows, np.int32), np.full(rows, is_prompt, np.uint8)
-            start = time.perf_counter()
-            decoder.step(tokens, position, which, kind, [sequence], np.array([rows - 1], np.int32))
-            end = time.perf_counter()
-            spans = np.diff([*marks.times, end])
-            run = {"embedding": marks.times[0] - start}
-            for kind_name, span in zip([*kinds, "head"], spans, strict=True):
-                run[kind_name] = run.get(kind_name, 0.0) + float(span)
-            runs.append(run)
+            marks.times.append(time.perf_counter())
+            decoder.step(tokens, position, which, kind, [sequence], wanted)
+            marks.times.append(time.perf_counter())
+            return marks.times[-1] - marks.times[0]
+
+        for _ in range(repeats):
+            limits = self.moments.beside(step, PASSES if is_prompt else 1)
+            names, run = ["embedding", *kinds, "head"], {}
+            for name, span in zip(names, np.diff(marks.times), strict=True):
+                run[name] = run.get(name, 0.0) + float(span)
+            runs.append({"spans": run, "limits": limits})
             if is_prompt:
                 sequence = self.sequence()
-        return {name: median(run[name] for run in runs) for name in runs[0]}
+        return runs
 
     def routing(self, tokens: int = 512) -> dict[str, list[float]]:
         """Distinct experts that 1, 8 and 512 tokens meet in each MoE layer, averaged over windows.
@@ -173,37 +216,5 @@ class Ours:
         return found
 
 
-def run(job: dict) -> dict:
-    """job: model, prompts, contexts (lengths), decode (tokens), rows, repeats, threads,
-    activations, details (phases and routing too)."""
-    ours = Ours(job)
-    context = ours.runtime.engine.context
-    result: dict = {
-        "engine": f"ktransformers {context.isa}",
-        "threads": context.threads,
-        "isa": context.isa,
-        "activations": job["activations"],
-        "load_seconds": ours.load_seconds,
-    }
-    ours.evaluate(ours.sequence(), 32, True)  # first touch of scratch memory and cache pages
-    result |= ours.sweep(job)
-    result["rows"] = {str(n): ours.rows(n, max(job["decode"] // 2, 4)) for n in job["rows"]}
-    if job["details"]:
-        result["phases"] = {
-            "decode": ours.phases(1, False, 8),
-            "prompt": ours.phases(512, True, 1),
-        }
-        result["routing"] = ours.routing()
-    return result
-
-
 if __name__ == "__main__":
-    from ktransformers.errors import UserError
-
-    try:
-        outcome = run(json.load(sys.stdin))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    print()
-    print(json.dumps(outcome))
+    sys.exit(answer(Ours))

@@ -1,5 +1,4 @@
-"""A peer's side of bench.cpu, run inside .venv-peers: a JSON job on standard input, its figures on
-the last line. Exit status 3: that engine is not installed.
+"""A peer's side of bench.cpu under .venv-peers' Python: keeps a model and answers lines.
 
 llama.cpp through llama-cpp-python is driven by its C API, token by token, as our own side is;
 xllamacpp has a server only (on the loopback address), whose own timings are taken.
@@ -11,6 +10,15 @@ import sys
 import time
 import urllib.request
 
+from bench.answering import answer
+
+ERROR = 4  # of ggml's log levels
+ROOM = 1280  # positions beyond the longest context
+
+
+def positions(job: dict) -> int:
+    return (job["longest"] + ROOM + 255) // 256 * 256
+
 
 class LlamaCpp:
     """llama-cpp-python, built for this machine."""
@@ -19,29 +27,34 @@ class LlamaCpp:
         import llama_cpp
 
         self.api = llama_cpp
-        self.name = f"llama-cpp-python {llama_cpp.__version__}"
         self.rng = random.Random(7)
-        longest = max([*job["prompts"], *job["contexts"], 512]) + job["decode"] + 128
-        silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        self.keep = [silent]
-        llama_cpp.llama_log_set(silent, None)
+        said: list[str] = []  # errors; anything else is not told
+        self.log = llama_cpp.llama_log_callback(
+            lambda level, text, data: said.append(text.decode()) if level == ERROR else None
+        )
+        llama_cpp.llama_log_set(self.log, None)
         llama_cpp.llama_backend_init()
         start = time.perf_counter()
         self.model = llama_cpp.llama_model_load_from_file(
             job["model"].encode(), llama_cpp.llama_model_default_params()
         )
         if not self.model:
-            raise RuntimeError("llama.cpp does not load the model")
+            why = said[0].strip() if said else "it does not say why"
+            raise RuntimeError(f"llama.cpp does not load the model: {why}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = (longest + 255) // 256 * 256
+        params.n_ctx = positions(job)
         params.n_batch, params.n_ubatch, params.n_seq_max = 2048, 512, 1
         params.n_threads = params.n_threads_batch = job["threads"]
-        self.context = llama_cpp.llama_init_from_model(self.model, params)
-        if not self.context:
+        self.handle = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.handle:
             raise RuntimeError("llama.cpp makes no context")
-        self.load_seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.length = 0  # of what the context holds
+        name = f"llama-cpp-python {llama_cpp.__version__}"
+        self.facts = {"engine": name, "load_seconds": seconds, "threads": job["threads"]}
+        self.prompt(32)  # first touch of its memory
 
     def evaluate(self, count: int) -> float:
         """Seconds for `count` random tokens behind what the context holds; logits of the last."""
@@ -51,18 +64,38 @@ class LlamaCpp:
         for start in range(0, count, 2048):
             part = tokens[start : start + 2048]
             array = (api.llama_token * len(part))(*part)
-            if api.llama_decode(self.context, api.llama_batch_get_one(array, len(part))) != 0:
+            if api.llama_decode(self.handle, api.llama_batch_get_one(array, len(part))) != 0:
                 raise RuntimeError("llama_decode failed")
-        api.llama_synchronize(self.context)
+        api.llama_synchronize(self.handle)
+        self.length += count
         return time.perf_counter() - begin
 
-    def clear(self) -> None:
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+    def forget(self, length: int) -> None:
+        """What lies behind the first `length` positions."""
+        memory = self.api.llama_get_memory(self.handle)
+        if not self.api.llama_memory_seq_rm(memory, 0, length, -1):
+            raise RuntimeError(f"llama.cpp does not forget positions from {length} on")
+        self.length = length
 
-    def prompt(self, length: int, then: int) -> tuple[float, list[float]]:
-        """Seconds of a prompt, and of each of `then` tokens behind it."""
-        self.clear()
-        return self.evaluate(length), [self.evaluate(1) for _ in range(then)]
+    def prompt(self, length: int) -> float:
+        self.forget(0)
+        return self.evaluate(length)
+
+    def context(self, length: int) -> int:
+        """Evaluates what is missing to `length` positions, forgets what is more."""
+        if self.length > length:
+            self.forget(length)
+        elif self.length < length:
+            self.evaluate(length - self.length)
+        return self.length
+
+    def decode(self, tokens: int) -> list[float]:
+        """Seconds of each token behind the context, which is as long again afterwards."""
+        length = self.length
+        self.evaluate(1)  # threads wake
+        seconds = [self.evaluate(1) for _ in range(tokens)]
+        self.forget(length)
+        return seconds
 
 
 class XLlamaCpp:
@@ -73,25 +106,31 @@ class XLlamaCpp:
 
         import xllamacpp
 
-        self.name = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         self.rng = random.Random(7)
         params = xllamacpp.CommonParams()
         params.model.path = job["model"]
-        longest = max([*job["prompts"], *job["contexts"], 512]) + job["decode"] + 128
-        params.n_ctx, params.n_parallel, params.warmup = (longest + 255) // 256 * 256, 1, False
+        params.n_ctx, params.n_parallel, params.warmup = positions(job), 1, False
+        params.cache_ram_mib = 0  # past prompts are not kept beside the slot's
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = job["threads"]
         start = time.perf_counter()
         self.server = xllamacpp.Server(params)
-        self.load_seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         self.vocab = job["vocab"]
+        self.behind = self.tokens(1)
+        name = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+        self.facts = {"engine": name, "load_seconds": seconds, "threads": job["threads"]}
+        self.prompt(32)  # first touch of its memory
 
-    def prompt(self, length: int, then: int) -> tuple[float, list[float]]:
-        """Seconds of a prompt, and of each of `then` tokens behind it (their mean)."""
+    def tokens(self, count: int) -> list[int]:
+        return [self.rng.randrange(300, self.vocab) for _ in range(count)]
+
+    def completion(self, prompt: list[int], tokens: int, is_kept: bool = True) -> dict:
+        """The server's timings. is_kept: what it holds of the prompt is not evaluated again."""
         body = {
-            "prompt": [self.rng.randrange(300, self.vocab) for _ in range(length)],
-            "n_predict": then + 1,  # the first comes out of the prompt
+            "prompt": prompt,
+            "n_predict": tokens,
             "ignore_eos": True,
-            "cache_prompt": False,
+            "cache_prompt": is_kept,
             "top_k": 1,
         }
         request = urllib.request.Request(
@@ -100,37 +139,26 @@ class XLlamaCpp:
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as reply:
-            timings = json.load(reply)["timings"]
-        token = timings["predicted_ms"] / max(timings["predicted_n"], 1) / 1000.0
-        return timings["prompt_ms"] / 1000.0, [token] * then
+            return json.load(reply)["timings"]
+
+    def prompt(self, length: int) -> float:
+        return self.completion(self.tokens(length), 1, is_kept=False)["prompt_ms"] / 1000.0
+
+    def context(self, length: int) -> int:
+        if len(self.behind) != length:
+            self.behind = self.tokens(length)
+            self.completion(self.behind, 1)
+        return length
+
+    def decode(self, tokens: int) -> list[float]:
+        """The mean token's seconds. The first comes out of the prompt, whose last position is
+        evaluated again; the server's clock begins behind it."""
+        timings = self.completion(self.behind, tokens + 1)
+        return [timings["predicted_ms"] / 1000.0 / (timings["predicted_n"] - 1)]
 
 
 ENGINES = {"llama.cpp": LlamaCpp, "xllamacpp": XLlamaCpp}
 
 
-def run(job: dict) -> dict:
-    peer = ENGINES[job["engine"]](job)
-    result = {"engine": peer.name, "load_seconds": peer.load_seconds, "threads": job["threads"]}
-    peer.prompt(32, 0)  # warm
-    result |= {"prompt": {}, "decode": {}}
-    for length in sorted({*job["prompts"], *job["contexts"]}):
-        is_prompt = length in job["prompts"]
-        repeats = job["repeats"] if is_prompt and length <= 1024 else 1
-        for turn in range(repeats):
-            is_last = length in job["contexts"] and turn == repeats - 1
-            seconds, tokens = peer.prompt(length, job["decode"] if is_last else 0)
-            if is_prompt:
-                result["prompt"].setdefault(str(length), []).append(seconds)
-            if is_last:
-                result["decode"][str(length)] = tokens
-    return result
-
-
 if __name__ == "__main__":
-    try:
-        outcome = run(json.load(sys.stdin))
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
-    print()
-    print(json.dumps(outcome), flush=True)
+    sys.exit(answer(lambda job: ENGINES[job["engine"]](job)))

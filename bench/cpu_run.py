@@ -1,111 +1,217 @@
-"""Runs the engines of bench.cpu on one model: a process each, in alternating order."""
+"""Measures one model for bench.cpu: engines stay loaded and take turns within seconds.
 
-import json
+On a machine whose memory's bandwidth changes by the second, two figures can be compared only if
+they were taken in turns, and one can be held against a limit only if that was measured beside it.
+So of each kind of work there are turns: ours, each step between readings of the limits, and the
+peer's; which of them begins alternates.
+"""
+
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 
-from bench import limits, peers
-from bench.report import ROOT
+from bench import report
+from bench.cpu_engine import OURS, Engine, EngineFailed, started
+from bench.cpu_turns import compared, floor_of, is_long, wants_more
 
-OURS, PEERS = ("ours", "ours-avx2"), ("llama.cpp", "xllamacpp")
-ENGINES = (*OURS, *PEERS)
-SIDE = ("ours-avx2", "xllamacpp")  # only the shortest prompt and the shortest context
-TIMEOUT = 3600.0
+GROUPS = (("ours", "llama.cpp"), ("ours-avx2", "xllamacpp"))  # loaded together
+ENGINES = tuple(name for group in GROUPS for name in group)
+SETTLE = 0.1  # seconds between an engine's turn and another's: threads spin for a while after work
+PATIENT_PAUSE = 2.0  # seconds between further turns
 
 
 @dataclass
 class Job:
-    """What is measured. prompts, contexts: lengths in tokens; decode: generated tokens timed;
-    rows: sequences decoded together; rounds: times each engine is started."""
+    """What is measured. prompts, contexts: lengths in tokens; turns: of generating tokens; rows:
+    sequences decoded together; patience: seconds spent on further turns while too few count."""
 
     prompts: list[int]
     contexts: list[int]
-    decode: int = 48
     rows: list[int] = field(default_factory=list)
-    repeats: int = 2
-    rounds: int = 1
+    turns: int = 12
+    tokens: int = 4
+    prompt_turns: int = 3  # of short prompts; longer ones have fewer
     threads: int = 0
     activations: str = "auto"
     details: bool = True  # phases and routing of our own engine
+    patience: float = 0.0
+
+    def turns_of(self, length: int) -> int:
+        return min(self.prompt_turns, 3 if length <= 1024 else 2 if length <= 4096 else 1)
+
+    def beside_others(self) -> "Job":
+        """What the second group does: the shortest context, prompts of 512 or the shortest."""
+        prompts = [512] if 512 in self.prompts else self.prompts[:1]
+        return Job(**asdict(self) | {
+            "prompts": prompts, "contexts": self.contexts[:1], "rows": [], "details": False,
+        })  # fmt: skip
 
 
-class EngineFailed(Exception):
-    """The engine started and gave no result; its last words."""
+class Pair:
+    """Ours and a peer, either of which may not be there; both take the same tasks."""
+
+    def __init__(self, engines: list[Engine]):
+        self.ours = next((engine for engine in engines if engine.name in OURS), None)
+        self.peer = next((engine for engine in engines if engine.name not in OURS), None)
+
+    def left_without(self, name: str) -> bool:
+        """Whether anyone is left when that engine has gone."""
+        self.ours = self.ours if self.ours and self.ours.name != name else None
+        self.peer = self.peer if self.peer and self.peer.name != name else None
+        return bool(self.ours or self.peer)
+
+    def turn(
+        self, index: int, ours: Callable[[Engine], list], peer: Callable[[Engine], dict]
+    ) -> dict:
+        """One of bench.cpu_turns. ours(engine) -> steps, peer(engine) -> the other entries."""
+        made: dict = {}
+        for side in ("ours", "peer") if index % 2 == 0 else ("peer", "ours"):
+            time.sleep(SETTLE)
+            if side == "ours" and self.ours:
+                made["ours"] = ours(self.ours)
+            elif side == "peer" and self.peer:
+                made |= peer(self.peer)
+        return made
+
+    def beside(self, peer: Callable[[], list]) -> dict:
+        """The peer's seconds of something long, with the limits around it."""
+        if not self.ours:
+            return {"peer": peer()}
+        before = self.ours.ask("limits")
+        time.sleep(SETTLE)
+        seconds = peer()
+        time.sleep(SETTLE)
+        after = self.ours.ask("limits")
+        return {"peer": seconds, "beside_peer": {k: (before[k] + after[k]) / 2 for k in before}}
+
+    def prompt(self, index: int, length: int) -> dict:
+        def made(engine: Engine) -> list:
+            return [engine.ask("prompt", length=length)]
+
+        return self.turn(index, made, lambda engine: self.beside(lambda: made(engine)))
+
+    def decode(self, index: int, context: int, tokens: int) -> dict:
+        def made(engine: Engine) -> list:
+            engine.ask("context", length=context)
+            return engine.ask("decode", tokens=tokens)
+
+        return self.turn(index, made, lambda engine: {"peer": made(engine)})
+
+    def forward(self, index: int, tokens: int, times: int) -> dict:
+        """Of bench.cpu_layer's engines."""
+
+        def made(engine: Engine) -> list:
+            return engine.ask("forward", tokens=tokens, times=times)
+
+        if tokens == 1:
+            return self.turn(index, made, lambda engine: {"peer": made(engine)})
+        return self.turn(index, made, lambda engine: self.beside(lambda: made(engine)))
+
+    def rows(self, index: int, count: int, steps: int) -> dict:
+        return self.turn(index, lambda e: e.ask("rows", count=count, steps=steps), lambda e: {})
 
 
-def measure(
-    path: Path, vocab: int, engines: list[str], job: Job, first_ours: bool, say: Callable
-) -> dict:
-    """{"limits": [before, after], "runs": {engine: [result, ...]}, "missing": {engine: why}}."""
-    found: dict = {"limits": [limits.measure(job.threads)], "runs": {}, "missing": {}}
-    say(limits.line(found["limits"][0]))
-    for turn in range(job.rounds):
-        order = engines if first_ours == (turn % 2 == 0) else engines[::-1]
-        for engine in order:
-            if engine in found["missing"] or (turn > 0 and engine in SIDE):
-                continue
-            task = task_for(path, vocab, engine, job, with_details=turn == 0)
-            try:
-                result = run_engine(engine, task)
-            except (EngineFailed, subprocess.TimeoutExpired) as error:
-                found["missing"][engine] = str(error)
-                say(f"  {engine}: {error}")
-                continue
-            found["runs"].setdefault(engine, []).append(result)
-            say("  " + summary(engine, result))
-    found["limits"].append(limits.measure(job.threads))
-    say(limits.line(found["limits"][1]))
+def measure(path: Path, vocab: int, engines: list[str], job: Job, say: Callable) -> dict:
+    """{"engines": {name: facts}, "missing": {name: why}, "groups": [...], "phases", "routing"}
+
+    A group: {"ours": engine or None, "peer": engine or None, "turns": {work: [turn, ...]}}.
+    """
+    found: dict = {"engines": {}, "missing": {}, "groups": [], "phases": {}, "routing": {}}
+    for group, task in zip(GROUPS, (job, job.beside_others()), strict=True):
+        # The peer first: ours lets go of the file's pages, which a peer may map.
+        wanted = [name for name in reversed(group) if name in engines]
+        loaded: list[Engine] = []
+        try:
+            for name in wanted:
+                if engine := load(name, path, vocab, task, found, say):
+                    loaded.append(engine)
+            if loaded:
+                found["groups"].append(Group(loaded, task, found, say).measure())
+        finally:
+            for engine in loaded:
+                engine.end()
     return found
 
 
-def task_for(path: Path, vocab: int, engine: str, job: Job, with_details: bool) -> dict:
-    task = asdict(job) | {"model": str(path), "engine": engine, "vocab": vocab}
-    task["threads"] = job.threads or len(os.sched_getaffinity(0))
-    task["details"] = job.details and with_details and engine == "ours"
-    if engine in SIDE:
-        task |= {"prompts": job.prompts[:1], "contexts": job.contexts[:1], "rows": []}
-    if not task["details"]:
-        task["rows"] = []
-    return task
+def load(name: str, path: Path, vocab: int, job: Job, found: dict, say: Callable) -> Engine | None:
+    task = {
+        "model": str(path), "vocab": vocab, "activations": job.activations,
+        "threads": job.threads or len(os.sched_getaffinity(0)),
+        "longest": max([*job.prompts, *job.contexts, 512]),
+    }  # fmt: skip
+    try:
+        engine = started(name, task, "bench.cpu_ours", "bench.cpu_peer")
+    except EngineFailed as error:
+        found["missing"][name] = str(error)
+        say(f"  {name}: {error}")
+        return None
+    found["engines"][name] = engine.facts
+    say(f"  {name} ({engine.facts['engine']}): loaded in {engine.facts['load_seconds']:.1f} s")
+    return engine
 
 
-def run_engine(engine: str, task: dict) -> dict:
-    """Raises: EngineFailed, saying so if it is not installed."""
-    environment = dict(os.environ)
-    if engine in OURS:
-        command = [sys.executable, "-m", "bench.cpu_ours"]
-        if engine == "ours-avx2":
-            environment["KT_CPU_ISA"] = "avx2"
-    elif not peers.PYTHON.exists():
-        raise EngineFailed("not installed: run `make peers`")
-    else:
-        command = [str(peers.PYTHON), str(Path(__file__).with_name("cpu_peer.py"))]
-    return last_line(command, task, environment)
+class Group:
+    """All turns of two engines. One that fails is left out of what follows."""
+
+    def __init__(self, loaded: list[Engine], job: Job, found: dict, say: Callable):
+        self.pair, self.job, self.found, self.say = Pair(loaded), job, found, say
+        self.names = {side: e and e.name for side, e in vars(self.pair).items()}
+        self.turns: dict[str, list[dict]] = {}
+        # Each row of short turns has its share, and what those before it left over.
+        self.share = job.patience / max(1, len(job.contexts) + len(job.rows))
+        self.patience = 0.0
+
+    def measure(self) -> dict:
+        pair, job = self.pair, self.job
+        for n in sorted(job.prompts):
+            self.take(f"prompt {n}", job.turns_of(n), lambda i, n=n: pair.prompt(i, n))
+        # From the longest: a peer keeps the positions of the prompt before, and forgets quickly.
+        for n in sorted(job.contexts, reverse=True):
+            self.take(f"decode {n}", job.turns, lambda i, n=n: pair.decode(i, n, job.tokens))
+        if pair.ours:
+            for n in job.rows:
+                self.take(f"{n} rows", job.turns, lambda i, n=n: pair.rows(i, n, job.tokens))
+        if pair.ours and job.details:
+            self.inside(pair.ours)
+        return self.names | {"turns": self.turns}
+
+    def take(self, work: str, count: int, one: Callable[[int], dict]) -> None:
+        isa = self.pair.ours.facts["isa"] if self.pair.ours else ""
+        floor = floor_of(work, report.machine(), isa)
+        made = self.turns[work] = []
+        self.patience += 0.0 if is_long(work) else self.share
+        while len(made) < count or (self.patience > 0 and wants_more(work, made, floor)):
+            start, is_more = time.perf_counter(), len(made) >= count
+            if is_more:
+                time.sleep(PATIENT_PAUSE)
+            try:
+                made.append(one(len(made)))
+            except EngineFailed as error:
+                self.found["missing"][error.engine] = str(error)
+                self.say(f"    {work}: {error.engine}: {error}")
+                if not self.pair.left_without(error.engine):
+                    return
+            self.patience -= is_more * (time.perf_counter() - start)
+        self.say(f"    {work}: {shown(compared(work, made, lambda pair: None, floor))}")
+
+    def inside(self, ours: Engine) -> None:
+        try:
+            self.found["phases"] = {
+                "decode": ours.ask("phases", rows=1, repeats=8),
+                "prompt": ours.ask("phases", rows=512, repeats=2),
+            }
+            self.found["routing"] = ours.ask("routing")
+        except EngineFailed as error:
+            self.found["missing"][error.engine] = str(error)
+            self.say(f"    phases: {error.engine}: {error}")
 
 
-def last_line(command: list[str], task: dict, environment: dict | None = None) -> dict:
-    """The JSON that a process prints last when given a JSON task. Raises: EngineFailed."""
-    done = subprocess.run(
-        command, input=json.dumps(task), capture_output=True, text=True, timeout=TIMEOUT,
-        check=False, cwd=ROOT, env=environment,
-    )  # fmt: skip
-    if done.returncode == 3:
-        raise EngineFailed("not installed: run `make peers`")
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
-        raise EngineFailed(words[0])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def summary(engine: str, result: dict) -> str:
-    prompts = ", ".join(f"{n}: {int(n) / min(t):.0f}" for n, t in result["prompt"].items())
-    decode = ", ".join(f"{n}: {1 / median(t):.1f}" for n, t in result["decode"].items())
-    return (
-        f"{engine} ({result['engine']}): loaded in {result['load_seconds']:.1f} s; "
-        f"tokens/s: prompt {prompts}; decode behind {decode}"
-    )
+def shown(row: dict) -> str:
+    """Seconds of a step as they come; rows with limits follow at the end."""
+    sides = [(who, row[key]) for who, key in (("ours", "seconds"), ("peer", "peer_seconds"))]
+    parts = [f"{who} {seconds * 1e3:.4g} ms" for who, seconds in sides if seconds]
+    if row["read_gbps"]:
+        parts.append(f"{row['read_gbps']:.0f} GB/s, {row['turns']} turns count")
+    return ", ".join(parts)
