@@ -156,11 +156,15 @@ int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                   const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
                   void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,
                   int total_tokens, int heads, int kv_heads, int qk_dim, int v_dim, int max_pages,
-                  int max_length, float scale, int bf16, int fp8, int sms, int arch, void* stream) {
+                  int max_length, float scale, int bf16, const void* k_rope, const void* k_exponents,
+                  const void* v_exponents, int sms, int arch, void* stream) {
   return guarded([&] {
     const FlashParams p{q,
                         k,
                         v,
+                        k_rope,
+                        static_cast<const uint8_t*>(k_exponents),
+                        static_cast<const uint8_t*>(v_exponents),
                         out,
                         first_token,
                         kv_length,
@@ -175,10 +179,8 @@ int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                         v_dim,
                         max_pages,
                         scale,
-                        1.0f,
-                        1.0f,
                         bf16 ? AttentionType::kBf16 : AttentionType::kF16,
-                        fp8 ? CacheType::kFp8 : CacheType::kSame,
+                        k_exponents ? CacheType::kFp8 : CacheType::kSame,
                         stream};
     const FlashTile tile = choose_flash_tile(p, max_length, sms, arch);
     if (workspace_bytes) *workspace_bytes = flash_workspace_bytes(p, tile);

@@ -110,6 +110,7 @@ CardShape kt_cuda_model::shape() {
   s.scale = static_cast<float>(numbers.get(kWhole, "scale", 0));
   s.rope_scaling = static_cast<float>(numbers.get(kWhole, "rope_scaling", 1));
   s.rope_interleaved = whole("rope_interleaved") != 0;
+  s.fp8_cache = whole("fp8_cache") != 0;
   s.n_group = whole("n_group", 1), s.topk_group = whole("topk_group", 1);
   s.sigmoid = whole("sigmoid") != 0, s.group_sum_of_two = whole("group_sum_of_two") != 0;
   s.norm_topk_prob = whole("norm_topk_prob") != 0;

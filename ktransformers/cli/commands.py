@@ -121,6 +121,7 @@ def plan(
     machine: str = typer.Option(None, "--machine", help="a described machine (YAML); else this"),
     known: str = typer.Option(None, "--known", help="a published model, as in DeepSeek-V3:Q4_K_M"),
     context: int = typer.Option(8192, "--context", min=1, help="positions the cache holds"),
+    kv_type: Annotated[str, spelled("kv_type", "fp8: half the cache on GPUs")] = None,
     prompt: int = typer.Option(2048, "--prompt", min=1, help="tokens of the prompts predicted"),
     write: str = typer.Option(None, "--write", help="write the fit as a rule file"),
     threads: int = typer.Option(None, "--threads", min=1, help="of this machine"),
@@ -150,10 +151,11 @@ def plan(
             threads,
             json,
             experts_profile,
+            kv_type,
         )
     if path is None:
         raise typer.BadParameter("--gguf_path is missing: name the model's GGUF file or folder")
-    fitting = {"prompt": prompt, "threads": threads}
+    fitting = {"prompt": prompt, "threads": threads, "kv_type": kv_type}
     if fit is None and optimize_config_path is None:
         fitting["context"] = context
     run(path, optimize_config_path, model_path, device_map or (), json, every_layer, **fitting)

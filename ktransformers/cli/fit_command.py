@@ -2,6 +2,7 @@
 read and without torch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def run(
     threads: int | None = None,
     as_json: bool = False,
     profile: str | None = None,
+    kv_type: str | None = None,
 ) -> None:
     """Prints the fit of a file or a known model. Raises: UserError."""
     if (gguf_path is None) == (known is None):
@@ -47,6 +49,7 @@ def run(
 
         model = open_model(gguf_path)
         facts, family = facts_of_model(model, auto_quant(model)), family_of(model)
+    facts = replace(facts, fp8_cache=kv_type == "fp8")
     fixed = fixed_by(load_rules(rules_path) if rules_path else None)
     box = box_of(machine, threads)
     options: dict[str, Any] = {"context": context, "prompt": prompt, "fixed": fixed}

@@ -14,6 +14,7 @@ def run(
     context: int | None = None,
     prompt: int = 2048,
     threads: int | None = None,
+    kv_type: str | None = None,
 ) -> None:
     """Prints the plan: a table with totals, or one JSON document.
 
@@ -42,7 +43,7 @@ def run(
     family, config = model_config(gguf, model_path)
     expected = None
     if rules is None and context is not None:
-        expected, rules = fitted(gguf, family, this_box(threads), context, prompt)
+        expected, rules = fitted(gguf, family, this_box(threads), context, prompt, kv_type == "fp8")
     rules = rules or load_rules(shipped_rules(family))
     gpus = len(expected.box.gpus) if expected else cuda_devices()
     planning = PlanContext(devices, cuda_devices=gpus, auto_quant=auto_quant(gguf))

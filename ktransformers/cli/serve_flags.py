@@ -33,7 +33,7 @@ FLAGS = [
     Flag("context_length", int, None, "tokens one request may have; else what the model was made "
          "for, if the cache holds it", **at_least(2)),
     CHAT["chunk_size"],
-    Flag("kv_type", str, None, "cache type: i16, f16, bf16, f32, q8_0 or f16+q8_0"),
+    Flag("kv_type", str, None, "cache type: i16, f16, bf16, f32, q8_0, f16+q8_0; on GPUs: fp8"),
     Flag("max_batch_size", int, 8, "requests answered at the same time", **within(1, 256)),
     Flag("max_queue", int, 64, "requests that may wait", **within(0, 100000)),
     Flag("max_new_tokens", int, None, "longest answer; else all the context has", **at_least(1)),

@@ -34,7 +34,8 @@ class Rows:
 class Engine:
     """Created once per model; operators keep a reference to it.
 
-    kv_type: the cache's type, None until one is chosen for the model.
+    kv_type: the cache's type, None until one is chosen for the model; "fp8" is that of cards only,
+    which otherwise keep f16.
     Raises: UserError for an arithmetic or cache type that does not exist.
     """
 
@@ -49,6 +50,8 @@ class Engine:
         self.activations = activations
         self.arithmetic = ARITHMETIC[activations]
         self.context = _core.Context(threads)
+        self.fp8_cache = kv_type == "fp8"
+        kv_type = None if self.fp8_cache else kv_type
         # The reference arithmetic keeps everything in float.
         self.kv_type = kv_type or ("f32" if activations == "f32" else None)
         self.cache_lens = cache_lens
@@ -71,6 +74,12 @@ class Engine:
     @property
     def v_type(self) -> str:
         return (self.kv_type or "f16").rpartition("+")[2]
+
+    @property
+    def cache_text(self) -> str:
+        """What keeps keys and values, as in "f16+q8_0" or "f16, fp8 on cards"."""
+        types = "+".join(dict.fromkeys((self.k_type, self.v_type)))
+        return f"{types}, fp8 on cards" if self.fp8_cache else types
 
     def make_pool(self, widths: list[tuple[int, int, int]]) -> None:
         """The cache of all sequences; widths per layer: values per position of keys and of values,

@@ -88,7 +88,7 @@ def decode_seconds(facts: ModelFacts, box: Box, split: Split, context: int) -> P
     dots = DECODE_DOTS * 2 * split.cpu_ops / box.int8
     parts["weights on CPU"] = max(parts["weights on CPU"], dots)
     if split.gpu:
-        kv = facts.kv_bytes * facts.layers * context
+        kv = facts.card_kv_bytes * facts.layers * context
         fastest = max(gpu.read for gpu, _ in split.gpu)
         parts["weights on GPU"] = sum(n / (gpu.read * GPU_READ) for gpu, n in split.gpu)
         parts["cache on GPU"] = split.cache_on_gpu * kv / (fastest * GPU_READ)

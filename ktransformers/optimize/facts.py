@@ -37,7 +37,8 @@ class Group:
 
 @dataclass
 class ModelFacts:
-    """groups by (kind, layer). kv_bytes: of one position and layer, f16. attention_ops: of one
+    """groups by (kind, layer). kv_bytes: of one position and layer, f16;
+    fp8_kv_bytes: as cards keep it in FP8, which fp8_cache asks for. attention_ops: of one
     generated token and layer, per position of the context; prompt_ops: of a prompt's token, for
     which latent keys and values are expanded; expand_ops: of doing that for a position of a layer,
     once for each chunk of a prompt."""
@@ -49,9 +50,16 @@ class ModelFacts:
     experts: int = 0
     used: int = 0
     kv_bytes: int = 0
+    fp8_kv_bytes: int = 0
+    fp8_cache: bool = False
     attention_ops: float = 0.0
     prompt_ops: float = 0.0
     expand_ops: float = 0.0
+
+    @property
+    def card_kv_bytes(self) -> int:
+        """Of one position and layer, on a card."""
+        return self.fp8_kv_bytes if self.fp8_cache else self.kv_bytes
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +112,7 @@ def facts_of(
     if latent:
         rope = key("rope.dimension_count")
         facts.kv_bytes = 2 * (latent + rope)
+        facts.fp8_kv_bytes = latent + 2 * rope + 1  # the rotated part stays f16; an exponent
         facts.attention_ops = 2.0 * heads * (2 * latent + rope)
         per_head = key("attention.key_length_mla", key("attention.key_length", latent + rope))
         value = key("attention.value_length_mla", key("attention.value_length", latent))
@@ -111,7 +120,9 @@ def facts_of(
         facts.expand_ops = 2.0 * heads * (per_head - rope + value) * latent
     else:
         width = key("attention.key_length", facts.hidden // heads)
-        facts.kv_bytes = 2 * 2 * key("attention.head_count_kv", heads) * width
+        kv_heads = key("attention.head_count_kv", heads)
+        facts.kv_bytes = 2 * 2 * kv_heads * width
+        facts.fp8_kv_bytes = 2 * kv_heads * (width + 1)  # an exponent per head
         facts.attention_ops = facts.prompt_ops = 4.0 * heads * width
     tied = True
     for tensor, shape, nbytes in tensors:

@@ -83,7 +83,7 @@ def fit(
     """fixed(group): the device a user's rule puts it on, or None. profile: which experts are hot.
     Raises: UserError where a rule names a GPU the machine lacks, or puts more there than it
     holds."""
-    kv = float(facts.kv_bytes * context)  # per layer
+    kv = float(facts.card_kv_bytes * context)  # per layer
     scratch = 2.0 * PROMPT_ROWS * facts.hidden * min(context, estimate.GPU_CHUNK)
     owner = layer_owners(facts, box)
     free = {f"cuda:{i}": gpu.vram - MARGIN - scratch for i, gpu in enumerate(box.gpus)}
@@ -122,7 +122,7 @@ def fit(
     placed = [*devices.values(), *experts]
     placed.sort(key=lambda p: (p.group.layer, KINDS.index(p.group.kind), p.device == "cpu"))
     made = Fit(facts, box, context, placed, {}, profile=profile)
-    account(made, kv, scratch)
+    account(made, scratch)
     predict(made, prompt)
     return made
 
@@ -188,7 +188,7 @@ def cpu_scratch(facts: ModelFacts, context: int) -> float:
     return PROCESS + rows + expanded
 
 
-def account(made: Fit, kv: float, scratch: float) -> None:
+def account(made: Fit, scratch: float) -> None:
     """Fills `used`, `reserve` and `verdict`."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(len(made.box.gpus)))]
     made.used = dict.fromkeys(devices, 0.0)
@@ -196,7 +196,8 @@ def account(made: Fit, kv: float, scratch: float) -> None:
     for one in made.placed:
         made.used[one.device] += one.group.nbytes
         if one.group.kind == "attention" and one.group.layer >= 0:
-            made.reserve[one.device] += kv
+            kv = made.facts.kv_bytes if one.device == "cpu" else made.facts.card_kv_bytes
+            made.reserve[one.device] += float(kv * made.context)
     for device in devices[1:]:
         made.reserve[device] += MARGIN + scratch
     made.reserve["cpu"] += cpu_scratch(made.facts, made.context)

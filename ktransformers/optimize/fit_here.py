@@ -13,9 +13,12 @@ from ktransformers.optimize.rules import RuleSet, load_rules, parse_rules
 from ktransformers.optimize.shipped import shipped_rules
 
 
-def fitted(model: Any, family: Family, box: Box, context: int, prompt: int = 2048):
+def fitted(
+    model: Any, family: Family, box: Box, context: int, prompt: int = 2048, fp8_cache: bool = False
+):
     """(fit, rules that say the same) of an open model; without GPUs the family's own rules."""
-    made = fit(facts_of_model(model, auto_quant(model)), box, context, prompt)
+    facts = replace(facts_of_model(model, auto_quant(model)), fp8_cache=fp8_cache)
+    made = fit(facts, box, context, prompt)
     return made, rules_of(made, family)
 
 
@@ -27,10 +30,10 @@ def rules_of(made: Fit, family: Family) -> RuleSet:
 
 
 def rules_for_loading(
-    model: Any, family: Family, context: int, gpu: str = "auto"
+    model: Any, family: Family, context: int, gpu: str = "auto", fp8_cache: bool = False
 ) -> tuple[RuleSet, list[str]]:
     """(rules, lines for the user), before a weight is read and without measuring anything. gpu:
     "off" leaves cards alone."""
     box = here() if gpu == "auto" else replace(here(), gpus=())
-    made, rules = fitted(model, family, box, context)
+    made, rules = fitted(model, family, box, context, fp8_cache=fp8_cache)
     return rules, [made.verdict] if made.verdict else []

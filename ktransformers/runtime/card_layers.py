@@ -97,7 +97,7 @@ class CardLayers:
             "heads": config.num_attention_heads, "pages": pages, "max_pages": pages,
             "eps": self.layers[0].input_layernorm.variance_epsilon, "scale": attention.scaling,
             "rope": 2 * len(rope.inv_freq), "rope_scaling": rope.rotary.attention_scaling,
-            "rope_interleaved": rope.is_interleaved,
+            "rope_interleaved": rope.is_interleaved, "fp8_cache": self.engine.fp8_cache,
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM,
         }  # fmt: skip

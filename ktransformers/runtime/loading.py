@@ -112,10 +112,9 @@ class Runtime:
         rules = Path(self.plan.rules_path).name
         weights = sum(self.plan.device_bytes().values())
         cache = engine.kv.bytes_per_position
-        types = "+".join(dict.fromkeys((engine.k_type, engine.v_type)))
         return (
             f"{context.isa}, {context.threads} threads, rules {rules}, activations "
-            f"{engine.activations}, weights {size_text(weights)}, cache {types} "
+            f"{engine.activations}, weights {size_text(weights)}, cache {engine.cache_text} "
             f"{size_text(cache)} a position, {size_text(cache * engine.cache_lens)} for "
             f"{engine.cache_lens}"
         )
@@ -148,7 +147,8 @@ def load_model(
     hold, over all sequences.
     kv_type: i16 (int16 with a step per head and position, finer than f16 and read as it is), f16,
     bf16, f32, q8_0 or "f16+q8_0"; None takes i16, f16 where heads do not fill its tiles or
-    the cache holds latents, f32 in f32 mode.
+    the cache holds latents, f32 in f32 mode. Layers on a card keep f16 whatever it says, but "fp8"
+    is for them: E4M3 there, None's choice elsewhere.
     lowered: False runs module by module. experts_per_token: fewer than the model's own; it then
     says something else, how different `ktransformers calibrate` measures.
     weight_cache: folder that keeps the repacked weights for the next start. in_place: weights stay
@@ -167,7 +167,7 @@ def load_model(
     if optimize_config_path:
         rules, expected = load_rules(optimize_config_path), []
     else:
-        rules, expected = rules_for_loading(gguf, family, cache_lens, gpu)
+        rules, expected = rules_for_loading(gguf, family, cache_lens, gpu, kv_type == "fp8")
     for line in expected:
         log.warning("%s: %s", gguf.path, line)
 
@@ -211,6 +211,7 @@ def bind(
     context = PlanContext(device_map or {}, cuda_devices(place.gpu), auto_quant(gguf))
     made = plan(describe(model, family, gguf), rules, context)
     check_lowered(made, lowered)
+    check_fp8_cache(made, engine)
     engine.vram_limit = vram_limit() or 0
     for row in made.rows:
         gguf.types.update(row.types)
@@ -264,6 +265,16 @@ def check_lowered(made, lowered: bool) -> None:
         raise UserError(
             f"{row.rule or made.rules_path}: {row.module} is on {row.device}, where only lowered "
             f"programs run, and {why}; --device-map {row.device}=cpu takes the CPU"
+        )
+
+
+def check_fp8_cache(made, engine) -> None:
+    """Refuses what no layer would follow. Raises: UserError."""
+    on_card = any(row.device.startswith("cuda") for row in made.placements)
+    if engine.fp8_cache and not on_card:
+        raise UserError(
+            "kv_type='fp8' is for the cache of layers on a card, and none is there: choose i16, "
+            "f16, bf16, f32 or q8_0"
         )
 
 

@@ -195,7 +195,7 @@ def placement_json(service: Service) -> dict[str, Any]:
             "weights_bytes": sum(plan["device_bytes"].values()),
             "cache_bytes_per_position": cache.bytes_per_position,
             "cache_bytes": cache.bytes_per_position * cache.page_limit * 64,
-            "cache_type": f"{kt.engine.k_type}+{kt.engine.v_type}",
+            "cache_type": kt.engine.cache_text,
         },
         "threads": kt.engine.context.threads,
         "isa": kt.engine.context.isa,

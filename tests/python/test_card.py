@@ -285,6 +285,43 @@ def test_layers_on_both_sides_of_a_boundary(both, tmp_path):
     assert divergence(expected, got) <= 1e-3
 
 
+def test_an_fp8_cache_takes_half_and_says_nearly_the_same(both, tmp_path):
+    cpu, card, path = both
+    rules = rules_for("qwen3_moe", ALL, tmp_path)
+    model = load(path, rules, kv_type="fp8")
+    taken = {
+        kind: load(path, rules, kv_type=kind).kt.engine.card("cuda:0").bytes_taken
+        for kind in ("f16", "fp8")
+    }
+    config, positions = cpu.config, model.kt.engine.kv.page_limit * 64 + 64  # a page for padding
+    heads, width = config.num_key_value_heads, config.head_dim
+    each = 2 * config.num_hidden_layers * heads
+    assert taken["f16"] - taken["fp8"] == each * positions * (2 * width - (width + 1))
+    assert "f32, fp8 on cards" in model.kt.describe()
+    rows = [("a", token) for token in np.arange(20, 90)]
+    steps = [rows, [("a", 5), ("b", 9)], [("b", 3)]]
+    logits = []
+    for one in (card, model):
+        each = Sequences(one)
+        found = [each.step(step, step is rows) for step in steps]
+        each.fork("b", "c")  # exponents are copied with their pages
+        found.append(each.step([("c", 4), ("b", 7)]))
+        logits.append(np.concatenate(found))
+    assert 0 < divergence(*logits) <= 0.05
+    with pytest.raises(UserError, match="kv_type='fp8' is for the cache of layers on a card"):
+        load(path, kv_type="fp8")
+
+
+def test_an_fp8_cache_of_latents_keeps_their_rotated_part(tmp_path):
+    path = write(small("deepseek_v3"), tmp_path / "model.gguf")
+    rules = rules_for("deepseek_v3", BUT_EXPERTS, tmp_path)
+    ids = list(np.arange(3, 11))
+    plain, fp8 = (
+        ours.logits(load(path, rules, kv_type=kind), ids, prompt=7) for kind in ("f16", "fp8")
+    )
+    assert 0 < divergence(plain, fp8) <= 0.05
+
+
 def test_no_room_is_one_line_with_bytes_and_rule(both, tmp_path, monkeypatch):
     rules = rules_for("qwen3_moe", ALL, tmp_path)
     monkeypatch.setenv("KT_VRAM_LIMIT", "300k")

@@ -85,6 +85,21 @@ def test_nothing_is_fuller_than_full_and_the_cache_has_its_room(machine, model):
             assert not left
 
 
+@pytest.mark.parametrize("model", ["DeepSeek-V3:Q4_K_M", "Qwen3-235B-A22B"])
+def test_an_fp8_cache_leaves_gpus_room_for_experts(model):
+    facts = known_facts(model)
+    fp8 = dataclasses.replace(facts, fp8_cache=True)
+    latent = facts.expand_ops > 0
+    assert fp8.card_kv_bytes == (512 + 2 * 64 + 1 if latent else 2 * 4 * (128 + 1))
+    whole, half = (fit(one, BOX, context=65536) for one in (facts, fp8))
+    layers = sum(p.group.kind == "attention" and p.device == "cuda:0" for p in half.placed)
+    saved = layers * 65536 * (facts.kv_bytes - fp8.card_kv_bytes)
+    assert saved > 0
+    assert whole.reserve["cuda:0"] - half.reserve["cuda:0"] <= saved  # more layers may be there
+    more = [sum(p.group.nbytes for p in one.placed if p.device != "cpu") for one in (whole, half)]
+    assert more[1] > more[0] and half.speed > whole.speed
+
+
 def test_more_memory_or_bandwidth_is_never_slower():
     facts = known_facts("Qwen3-235B-A22B")
     speeds = [

@@ -20,8 +20,11 @@ enum class CacheType : uint8_t { kSame, kFp8 };
 
 struct FlashParams {
   const void* q;               // [tokens, heads, qk]; MLA: [latent | rope], as the cache
-  const void* k;               // [pages, 64, kv_heads, qk]
+  const void* k;               // [pages, 64, kv_heads, qk]; FP8 latents: [pages, 64, v]
   const void* v;               // [pages, 64, kv_heads, v]; null: the first v values of k
+  const void* k_rope;          // beside FP8 latents: [pages, 64, qk - v] of q's type
+  // Of an FP8 cache, [pages, 64, kv_heads]: a position's values are times 2^(exponent - 127).
+  const uint8_t *k_exponents, *v_exponents;
   void* out;                   // [tokens, heads, v]
   const int32_t* first_token;  // [sequences + 1] tokens of a sequence are consecutive
   const int32_t* kv_length;    // [sequences] positions cached, these tokens included
@@ -32,7 +35,6 @@ struct FlashParams {
   int heads, kv_heads, qk_dim, v_dim;
   int max_pages;
   float scale;             // of the scores
-  float k_scale, v_scale;  // of an FP8 cache; 1 otherwise
   AttentionType type;
   CacheType cache;
   Stream stream;

@@ -57,48 +57,51 @@ struct Flash {
 
   KT_DEVICE static int group(const FlashParams& p) { return p.heads / p.kv_heads; }
 
-  /// Copies rows of kWidth values to shared memory; an FP8 cache is converted on the way.
-  template <int kWidth, class From>
-  KT_DEVICE static void load_row_piece(Shared<T> to, Global<const From> from, int piece,
-                                       bool present) {
-    if constexpr (sizeof(From) == 2) {
-      async_copy16(to + piece * 8, from + piece * 8, present);
-    } else {
-      Words2 bytes{};
-      if (present) bytes = global_cast<const Words2>(from + piece * 8)[0];
-      Words4 values;
-      KT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t pair = bytes.x[i / 2] >> 16 * (i % 2);
-        values.x[i] = pack2<T>(to_float(fp8_t{static_cast<uint8_t>(pair)}),
-                               to_float(fp8_t{static_cast<uint8_t>(pair >> 8)}));
-      }
-      shared_cast<Words4>(to + piece * 8)[0] = values;
-    }
-  }
-
-  template <int kWidth, int kRow>
+  /// Copies kWidth values of each position to rows of shared memory, kRow apart; FP8 values become
+  /// T's on the way.
+  template <class From, int kWidth, int kRow>
   KT_DEVICE static void load_tile(const FlashParams& p, const Work& w, const void* cache,
-                                  Shared<T> to, int first) {
-    const Global<const Cache> from(static_cast<const Cache*>(cache));
+                                  const uint8_t* exponents, Shared<T> to, int first) {
+    const Global<const From> from(static_cast<const From*>(cache));
     const Global<const int32_t> pages =
         Global<const int32_t>(p.pages) + static_cast<int64_t>(block_z()) * p.max_pages;
     for (int i = thread_id(); i < kPositions * (kWidth / 8); i += kThreads) {
-      const int row = i / (kWidth / 8), piece = i % (kWidth / 8), position = first + row;
+      const int row = i / (kWidth / 8), piece = i % (kWidth / 8) * 8, position = first + row;
       const bool present = position < w.end;
       const int page = present ? int{pages[position / kPagePositions]} : 0;
       const int64_t at =
-          ((static_cast<int64_t>(page) * kPagePositions + position % kPagePositions) * p.kv_heads +
-           w.kv_head) *
-          kWidth;
-      load_row_piece<kWidth>(to + row * kRow, from + (present ? at : 0), piece, present);
+          (static_cast<int64_t>(page) * kPagePositions + position % kPagePositions) * p.kv_heads +
+          w.kv_head;
+      const Shared<T> target = to + (row * kRow + piece);
+      if constexpr (sizeof(From) == 2) {
+        async_copy16(target, from + (present ? at * kWidth + piece : piece), present);
+      } else {
+        Words2 bytes{};
+        float scale = 1;
+        if (present) {
+          bytes = global_cast<const Words2>(from + (at * kWidth + piece))[0];
+          const uint8_t exponent = Global<const uint8_t>(exponents)[at];
+          scale = float_of(static_cast<uint32_t>(exponent) << 23);
+        }
+        Words4 values;
+        KT_UNROLL
+        for (int pair = 0; pair < 4; ++pair)
+          values.x[pair] = unpack_fp8<T>(bytes.x[pair / 2] >> 16 * (pair % 2) & 0xFFFF, scale);
+        shared_cast<Words4>(target)[0] = values;
+      }
     }
   }
 
   KT_DEVICE static void load_positions(const FlashParams& p, const Work& w, int stage, int first) {
-    const unsigned at = kStagesAt + stage * kStageBytes;
-    load_tile<kQk, kQRow>(p, w, p.k, shared_at<T>(at), first);
-    if constexpr (!kSharedKv) load_tile<kV, kVRow>(p, w, p.v, shared_at<T>(at + kKBytes), first);
+    const Shared<T> k = shared_at<T>(kStagesAt + stage * kStageBytes);
+    if constexpr (kSharedKv && sizeof(Cache) == 1) {
+      load_tile<Cache, kV, kQRow>(p, w, p.k, p.k_exponents, k, first);
+      load_tile<T, kQk - kV, kQRow>(p, w, p.k_rope, nullptr, k + kV, first);
+    } else {
+      load_tile<Cache, kQk, kQRow>(p, w, p.k, p.k_exponents, k, first);
+    }
+    if constexpr (!kSharedKv)
+      load_tile<Cache, kV, kVRow>(p, w, p.v, p.v_exponents, k + kPositions * kQRow, first);
   }
 
   KT_DEVICE static void load_queries(const FlashParams& p, const Work& w) {
@@ -138,7 +141,7 @@ struct Flash {
     }
     // ---- mask, maxima of the rows over all warps ----
     const Shared<float> maxima = shared_at<float>(kMaxAt);
-    const float scale = p.scale * p.k_scale * 1.44269504f;  // exp2 instead of exp
+    const float scale = p.scale * 1.44269504f;  // exp2 instead of exp
     const int rows = w.tokens * group(p);
     KT_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
@@ -238,7 +241,7 @@ struct Flash {
         for (int i = 0; i < kWarps; ++i) sum += sums[i * kRows + local];
         const int64_t head = static_cast<int64_t>(w.token + row / group(p)) * p.heads +
                              w.kv_head * group(p) + row % group(p);
-        const float factor = params.splits == 1 ? p.v_scale / sum : p.v_scale;
+        const float factor = params.splits == 1 ? 1.0f / sum : 1.0f;
         const int64_t part = static_cast<int64_t>(block_x()) * p.total_tokens * p.heads + head;
         KT_UNROLL
         for (int c = 0; c < kColumnTiles; ++c) {

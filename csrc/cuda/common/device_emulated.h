@@ -234,6 +234,13 @@ inline Float2 unpack2(uint32_t v) {
   return {to_float(T{uint16_t(v)}), to_float(T{uint16_t(v >> 16)})};
 }
 
+/// Two FP8 values in the lower bytes, times a power of two that T has.
+template <class T>
+inline uint32_t unpack_fp8(uint32_t pair, float scale) {
+  return pack2<T>(to_float(fp8_t{static_cast<uint8_t>(pair)}) * scale,
+                  to_float(fp8_t{static_cast<uint8_t>(pair >> 8)}) * scale);
+}
+
 /// a * b + c, each half rounded once.
 template <class T>
 inline uint32_t fma2(uint32_t a, uint32_t b, uint32_t c) {

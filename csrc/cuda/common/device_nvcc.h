@@ -190,6 +190,24 @@ KT_DEVICE uint32_t sub2(uint32_t a, uint32_t b) {
   return PairOps<T>::sub(a, b);
 }
 
+/// In hardware from sm_89 on, in integer arithmetic before.
+KT_DEVICE uint32_t fp8_to_halves(uint32_t pair) {
+  const __half2_raw raw =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+  return raw.x | static_cast<uint32_t>(raw.y) << 16;
+}
+template <class T>
+KT_DEVICE uint32_t unpack_fp8(uint32_t pair, float scale);
+template <>
+KT_DEVICE uint32_t unpack_fp8<half_t>(uint32_t pair, float scale) {
+  return mul2<half_t>(fp8_to_halves(pair), pack2<half_t>(scale, scale));
+}
+template <>
+KT_DEVICE uint32_t unpack_fp8<bf16_t>(uint32_t pair, float scale) {
+  const Float2 values = unpack2<half_t>(fp8_to_halves(pair));
+  return pack2<bf16_t>(values.x[0] * scale, values.x[1] * scale);
+}
+
 template <int kTable>
 KT_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;

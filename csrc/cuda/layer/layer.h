@@ -62,8 +62,9 @@ struct RotateParams {
   int rope_begin, rope_dim;  // rope_dim 0: nothing is rotated
   float attention_scaling;   // of cos and sin
   bool interleaved;          // pairs (2 i, 2 i + 1) in, halves out, as on the CPU
-  bool fp8;                  // the cache holds E4M3, of values divided by fp8_scale
-  float fp8_scale;
+  // Not null: out holds E4M3, a row's values times 2^(127 - exponent); as out without `dim`. The
+  // exponent is the least with which the row's largest value fits.
+  uint8_t* exponents;
   int max_pages;
   Out16 type;
   Stream stream;

@@ -1,5 +1,5 @@
 // A warp per (token, head): norm over the first values, rotation of a part, store. The row is read
-// twice; nothing is kept but the sum of squares.
+// twice, for FP8 three times; nothing is kept but the sum of squares and the largest value.
 #include "base/error.h"
 #include "cuda/layer/block_reduce.h"
 #include "cuda/layer/layer.h"
@@ -36,9 +36,36 @@ struct RotateKernel {
           p.pages)[static_cast<int64_t>(sequence) * p.max_pages + position / 64];
       out_row = (static_cast<int64_t>(page) * 64 + position % 64) * p.heads + head;
     }
+    if (!p.exponents) {
+      const Global<T> out = Global<T>(static_cast<T*>(p.out)) + out_row * p.dim;
+      return each(p, row, head, position, factor, [&](int i, float v) { out[i] = from_float<T>(v); });
+    }
+    float most = 0;
+    each(p, row, head, position, factor, [&](int, float v) { most = max(most, abs(v)); });
+    const uint32_t exponent = exponent_for(warp_max(most));
+    const float inverse = float_of((254 - exponent) << 23);
+    const Global<fp8_t> out = Global<fp8_t>(static_cast<fp8_t*>(p.out)) + out_row * p.dim;
+    if (lane_id() == 0) Global<uint8_t>(p.exponents)[out_row] = static_cast<uint8_t>(exponent);
+    each(p, row, head, position, factor,
+         [&](int i, float v) { out[i] = from_float<fp8_t>(v * inverse); });
+  }
+
+  /// The least e for which most <= 448 2^(e - 127), as far as f16 has 2^(e - 127).
+  KT_DEVICE static uint32_t exponent_for(float most) {
+    const uint32_t bits = bits_of(most / 448.0f);
+    const int exponent = static_cast<int>(bits >> 23) + ((bits & 0x7FFFFF) != 0 ? 1 : 0);
+    return static_cast<uint32_t>(max(127 - 24, min(127 + 15, exponent)));
+  }
+
+  /// put(i, value) for the values of a row that are this lane's.
+  template <class Put>
+  KT_DEVICE static void each(const Params& p, int64_t row, int head, int position, float factor,
+                             const Put& put) {
+    const Global<const float> x = Global<const float>(p.x) + row * p.stride;
     const int rope_end = p.rope_begin + p.rope_dim;
     for (int i = lane_id(); i < p.dim; i += 32)
-      if (i < p.rope_begin || i >= rope_end) store(p, out_row, i, weighted(p, biased(p, x[i], head, i), i, factor));
+      if (i < p.rope_begin || i >= rope_end)
+        put(i, weighted(p, biased(p, x[i], head, i), i, factor));
     // The rotated part may stand elsewhere; its norm, where it has one, is the row's.
     const Global<const float> part =
         p.second ? Global<const float>(p.second) + row * p.second_stride : x + p.rope_begin;
@@ -51,8 +78,8 @@ struct RotateKernel {
                                p.rope_begin + second, factor);
       const float angle = static_cast<float>(position) * Global<const float>(p.inv_freq)[i];
       const float c = cosine(angle) * p.attention_scaling, s = sine(angle) * p.attention_scaling;
-      store(p, out_row, p.rope_begin + i, a * c - b * s);
-      store(p, out_row, p.rope_begin + i + p.rope_dim / 2, b * c + a * s);
+      put(p.rope_begin + i, a * c - b * s);
+      put(p.rope_begin + i + p.rope_dim / 2, b * c + a * s);
     }
   }
 
@@ -61,14 +88,6 @@ struct RotateKernel {
   }
   KT_DEVICE static float biased(const Params& p, float v, int head, int i) {
     return p.bias ? v + Global<const float>(p.bias)[static_cast<int64_t>(head) * p.dim + i] : v;
-  }
-  KT_DEVICE static void store(const Params& p, int64_t row, int i, float v) {
-    const int64_t at = row * p.dim + i;
-    if (p.fp8) {
-      Global<fp8_t>(static_cast<fp8_t*>(p.out))[at] = from_float<fp8_t>(v / p.fp8_scale);
-    } else {
-      Global<T>(static_cast<T*>(p.out))[at] = from_float<T>(v);
-    }
   }
 };
 
@@ -81,7 +100,6 @@ void launch_rotate(const RotateParams& p) {
            "values ", p.rope_begin, " to ", p.rope_begin + p.rope_dim, " of ", p.dim,
            " cannot be rotated");
   KT_CHECK(!p.bias || !p.second, "a bias for rows in two places");
-  KT_CHECK(!p.fp8 || p.fp8_scale > 0, "FP8 scale ", p.fp8_scale);
   const int64_t rows = int64_t{p.tokens} * p.heads;
   const LaunchShape shape{.grid_x = unsigned(div_up<int64_t>(rows, 4)), .threads = 128};
   if (p.type == Out16::kBf16) return launch<RotateKernel<bf16_t>>(shape, p, p.stream);

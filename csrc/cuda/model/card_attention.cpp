@@ -13,7 +13,8 @@ FlashParams CardModel::flash_shape(const StepSize& size) const {
   // Latents are their own values; choosing a tile looks at no more than this.
   p.v = s_.latent() ? nullptr : layers_[0].values;
   p.max_pages = s_.max_pages;
-  p.scale = s_.scale, p.k_scale = p.v_scale = 1;
+  p.scale = s_.scale;
+  p.cache = s_.fp8_cache ? CacheType::kFp8 : CacheType::kSame;
   p.type = AttentionType::kF16;
   return p;
 }
@@ -54,6 +55,8 @@ void CardModel::attend(Stream stream, const Layer& layer, const StepSize& size) 
   const Input in = input(input_);
   FlashParams flash = flash_shape(size);
   flash.q = queries_, flash.k = layer.keys, flash.v = layer.values, flash.out = attended_;
+  flash.k_rope = layer.rope, flash.k_exponents = layer.key_exponents;
+  flash.v_exponents = layer.value_exponents;
   flash.first_token = in.first, flash.kv_length = in.length, flash.pages = in.pages;
   flash.partial = flash_partial_, flash.stream = stream;
   launch_flash(flash, flash_tile(flash));
@@ -68,6 +71,13 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
   keys.norm_weight = layer.w.kv_norm, keys.norm_dim = s_.kv_lora;
   keys.dim = s_.kv_lora + s_.rope, keys.rope_begin = s_.kv_lora, keys.rope_dim = s_.rope;
   keys.out = layer.keys, keys.pages = input(input_).pages;
+  if (s_.fp8_cache) {  // the rotated part by itself: it decides who is near, and stays in f16
+    RotateParams rope = keys;
+    rope.x = latent.at + s_.kv_lora, rope.norm_weight = nullptr, rope.norm_dim = 0;
+    rope.dim = s_.rope, rope.rope_begin = 0, rope.out = layer.rope;
+    launch_rotate(rope);
+    keys.dim = s_.kv_lora, keys.rope_dim = 0, keys.exponents = layer.key_exponents;
+  }
   launch_rotate(keys);
   Result q = result(layer.qkv, main_.wide, m, 0);
   if (s_.q_lora) {  // the queries' low-rank form: a norm and nothing rotated
@@ -108,6 +118,7 @@ void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepS
   for (const int which : {1, 2}) {
     RotateParams cached = part(which, s_.kv_heads, which == 1 ? layer.w.kv_norm : nullptr);
     cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input(input_).pages;
+    cached.exponents = which == 1 ? layer.key_exponents : layer.value_exponents;
     launch_rotate(cached);
   }
   attend(stream, layer, size);

@@ -53,10 +53,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   for (const CardLayer& w : layers) {
     check_layer(w);
     Layer layer{w, product(w.qkv), product({w.q_b}), product({w.o}), product(w.gate_up),
-                product({w.down}), nullptr, nullptr, {}, {}, {}};
-    const size_t positions = size_t(s_.pages + 1) * kPagePositions;
-    layer.keys = memory.take<half_t>(positions * s_.kv_heads * s_.qk());
-    if (!s_.latent()) layer.values = memory.take<half_t>(positions * s_.kv_heads * s_.head_dim);
+                product({w.down}), nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}};
+    take_cache(layer);
     wide = std::max({wide, layer.qkv.n(), layer.gate_up.n()});
     inner = std::max(inner, layer.gate_up.n() / 2);
     resident |= w.slots != nullptr;
@@ -103,6 +101,24 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   take_jobs(memory);
   if (resident) take_experts(memory);
   take_ring(memory, resident);
+}
+
+/// One page more than there are: for rows that fill a step up.
+void CardModel::take_cache(Layer& layer) {
+  const auto part = [&](int values, size_t bytes) {
+    const size_t page = size_t(kPagePositions) * s_.kv_heads * values * bytes;
+    uint8_t* const at = memory_.take<uint8_t>(page * (s_.pages + 1));
+    layer.cache.push_back({at, page});
+    return at;
+  };
+  const size_t bytes = s_.fp8_cache ? sizeof(fp8_t) : sizeof(half_t);
+  const bool apart = s_.fp8_cache && s_.latent();
+  layer.keys = part(apart ? s_.kv_lora : s_.qk(), bytes);
+  if (apart) layer.rope = part(s_.rope, sizeof(half_t));
+  if (!s_.latent()) layer.values = part(s_.head_dim, bytes);
+  if (!s_.fp8_cache) return;
+  layer.key_exponents = part(1, 1);
+  if (!s_.latent()) layer.value_exponents = part(1, 1);
 }
 
 /// What products of experts on the card need.
@@ -381,12 +397,9 @@ void CardModel::copy_page(int from, int to) {
   KT_CHECK(from >= 0 && from < s_.pages && to >= 0 && to < s_.pages, "pages ", from, " and ", to,
            " of ", s_.pages);
   for (const Layer& layer : layers_) {
-    for (half_t* cache : {layer.keys, layer.values}) {
-      if (!cache) continue;
-      const size_t page = size_t(kPagePositions) * s_.kv_heads *
-                          (cache == layer.keys ? s_.qk() : s_.head_dim);
-      memory_.copy(cache + to * page, cache + from * page, page * sizeof(half_t));
-    }
+    for (const Layer::CachePart& part : layer.cache)
+      memory_.copy(part.at + to * part.page_bytes, part.at + from * part.page_bytes,
+                   part.page_bytes);
   }
 }
 
@@ -396,8 +409,8 @@ int64_t CardModel::step_bytes(int length) const {
     for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down})
       for (const CudaMatrix& part : p->parts) bytes += matrix_bytes(part);
     bytes += size_t(s_.heads) * s_.kv_lora * (s_.nope + s_.v) * sizeof(half_t);
-    bytes += size_t(s_.rows) * length * s_.kv_heads *
-             (s_.qk() + (s_.latent() ? 0 : s_.head_dim)) * sizeof(half_t);
+    for (const Layer::CachePart& part : layer.cache)
+      bytes += size_t(s_.rows) * length * part.page_bytes / kPagePositions;
     if (layer.w.ffn == Ffn::kRouted) bytes += size_t(s_.experts) * s_.hidden * sizeof(float);
   }
   return static_cast<int64_t>(bytes);

@@ -49,6 +49,7 @@ struct CardShape {
   float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
   float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
   bool rope_interleaved = true;
+  bool fp8_cache = false;  // latents, keys and values in E4M3, a power of two per position and head
   int n_group = 1, topk_group = 1;
   bool sigmoid = false, group_sum_of_two = false, norm_topk_prob = false;
   float routed_scaling_factor = 1;
@@ -180,7 +181,14 @@ class CardModel {
   struct Layer {
     CardLayer w;
     Product qkv, q_b, o, gate_up, down;
-    half_t *keys, *values;  // [pages + 1, 64, kv_heads, qk]; latent: values is null
+    // [pages + 1, 64, kv_heads, ...] as FlashParams has them; latent: values is null.
+    uint8_t *keys, *values, *rope, *key_exponents, *value_exponents;
+    /// The same as bytes of a page each, for who copies or counts them.
+    struct CachePart {
+      uint8_t* at;
+      size_t page_bytes;
+    };
+    std::vector<CachePart> cache;
     /// Runs of experts that come to the ring together, and the slots they have there.
     std::vector<std::vector<int>> rounds;
     std::vector<const ExpertSlot*> round_slots;  // [experts] each, on the card
@@ -191,6 +199,7 @@ class CardModel {
 
   Product product(std::vector<CudaMatrix> parts);
   void check_layer(const CardLayer& layer) const;
+  void take_cache(Layer& layer);
   void take_jobs(Memory& memory);
   void take_experts(Memory& memory);
   void take_ring(Memory& memory, bool resident);

@@ -44,15 +44,35 @@ void check(const Shape& s) {
     for (E& x : values) x = from_float<E>(normal(random) * size);
   };
   std::vector<T> q(size_t(total) * s.heads * s.qk);
-  std::vector<Cache> k(pages.size() * kPagePositions * s.kv_heads * s.qk), v;
+  // Rows of FP8 have a power of two each; FP8 latents have their rotated part beside them.
+  constexpr bool kFp8 = sizeof(Cache) == 1;
+  const size_t places = pages.size() * kPagePositions * s.kv_heads;
+  const int k_width = kFp8 && s.latent ? s.v : s.qk;
+  std::vector<Cache> k(places * k_width), v;
+  std::vector<T> rope(places * (s.qk - k_width));
   fill(q, 1.0f);
-  fill(k, 2.0f);
+  fill(k, kFp8 ? 16.0f : 2.0f);
+  fill(rope, 2.0f);
   if (!s.latent) {
-    v.resize(pages.size() * kPagePositions * s.kv_heads * s.v);
+    v.resize(places * s.v);
     fill(v, 1.0f);
   }
+  std::vector<uint8_t> k_exponents(kFp8 ? places : 0), v_exponents(v.empty() ? 0 : places);
+  for (uint8_t& e : k_exponents) e = uint8_t(127 - 4 + random() % 3);
+  for (uint8_t& e : v_exponents) e = kFp8 ? uint8_t(127 - 9 + random() % 12) : 127;
+  const auto times = [](float value, uint8_t exponent) { return std::ldexp(value, exponent - 127); };
+  const auto key = [&](size_t at, int d) {
+    if (d >= k_width) return to_float(rope[at * (s.qk - k_width) + d - k_width]);
+    const float value = to_float(k[at * k_width + d]);
+    return kFp8 ? times(value, k_exponents[at]) : value;
+  };
+  const auto value = [&](size_t at, int c) {
+    return s.latent ? key(at, c) : times(to_float(v[at * s.v + c]), v_exponents[at]);
+  };
   Buffer<T> qb(q), out(size_t(total) * s.heads * s.v);
   Buffer<Cache> kb(k), vb(v);
+  Buffer<T> rb(rope);
+  Buffer<uint8_t> ke(k_exponents), ve(v_exponents);
   Buffer<int32_t> first(first_token), pages_b(pages),
       lengths(std::vector<int32_t>(s.lengths.begin(), s.lengths.end()));
   FlashParams p{};
@@ -61,9 +81,10 @@ void check(const Shape& s) {
   p.sequences = sequences, p.max_tokens = *std::max_element(s.tokens.begin(), s.tokens.end());
   p.total_tokens = total, p.heads = s.heads, p.kv_heads = s.kv_heads, p.qk_dim = s.qk;
   p.v_dim = s.v, p.max_pages = max_pages, p.scale = 1.0f / std::sqrt(float(s.qk));
-  p.k_scale = sizeof(Cache) == 1 ? 0.5f : 1.0f, p.v_scale = sizeof(Cache) == 1 ? 0.25f : 1.0f;
+  if (kFp8) p.k_exponents = ke.data(), p.v_exponents = s.latent ? nullptr : ve.data();
+  if (kFp8 && s.latent) p.k_rope = rb.data();
   p.type = std::is_same_v<T, bf16_t> ? AttentionType::kBf16 : AttentionType::kF16;
-  p.cache = sizeof(Cache) == 1 ? CacheType::kFp8 : CacheType::kSame;
+  p.cache = kFp8 ? CacheType::kFp8 : CacheType::kSame;
   FlashTile tile = choose_flash_tile(p, longest, s.sms, s.arch);
   if (s.splits) tile.splits = s.splits;
   Buffer<float> partial(flash_workspace_bytes(p, tile) / 4);
@@ -88,16 +109,15 @@ void check(const Shape& s) {
         for (int i = 0; i < seen; ++i) {
           double dot = 0;
           for (int d = 0; d < s.qk; ++d)
-            dot += double(to_float(q[row * s.qk + d])) * to_float(k[at(i) * s.qk + d]);
-          weight[i] = dot * p.scale * p.k_scale;
+            dot += double(to_float(q[row * s.qk + d])) * key(at(i), d);
+          weight[i] = dot * p.scale;
           top = std::max(top, weight[i]);
         }
         for (double& w : weight) sum += w = std::exp(w - top);
         for (int c = 0; c < s.v; ++c) {
           double expected = 0;
           for (int i = 0; i < seen; ++i)
-            expected += weight[i] / sum *
-                        to_float(s.latent ? k[at(i) * s.qk + c] : v[at(i) * s.v + c]) * p.v_scale;
+            expected += weight[i] / sum * value(at(i), c);
           const double d = to_float(got[row * s.v + c]) - expected;
           squared += d * d;
           whole += expected * expected;
@@ -133,6 +153,12 @@ TEST(Flash, ExpandedLatent) {
 TEST(Flash, Fp8Cache) {
   check<bf16_t, fp8_t>({16, 1, 576, 512, true, {1}, {150}, 0, 4, 90});
   check<half_t, fp8_t>({4, 2, 128, 128, false, {1, 2}, {64, 65}, 2, 4, 90});
+  check<half_t, fp8_t>({6, 2, 64, 64, false, {3, 1, 40}, {3, 129, 61}, 0, 4, 90});
+  check<half_t, fp8_t>({4, 1, 288, 256, true, {2, 1}, {130, 1}, 2, 2, 90});
+  check<half_t, fp8_t>({16, 1, 576, 512, true, {1}, {70}, 0, 2, 75});  // no conversion in hardware
+  FlashParams p{};
+  p.qk_dim = p.v_dim = 64, p.cache = CacheType::kFp8;
+  EXPECT_THROW(launch_flash(p, {}), InvalidArgument);
 }
 
 TEST(Flash, EveryOrderOfThreadsIsRight) {

@@ -164,23 +164,58 @@ TEST(Layer, RotateAgreesWithTheCpu) {
   }
 }
 
-TEST(Layer, RotateTakesTheRotatedPartFromElsewhereAndWritesFp8) {
+TEST(Layer, RotateTakesTheRotatedPartFromElsewhere) {
   const std::vector<float> latent = gaussian(2 * 32, 10), part = gaussian(2 * 40, 11);
   Buffer<float> a(latent), b(part), freq(std::vector<float>{0.0f, 0.0f});
   Buffer<int32_t> position(std::vector<int32_t>{3, 4});
-  Buffer<fp8_t> out(2 * 36);
+  Buffer<half_t> out(2 * 36);
   RotateParams p{};
   p.x = a.data(), p.stride = 32, p.second = b.data(), p.second_stride = 40;
   p.inv_freq = freq.data(), p.position = position.data(), p.out = out.data();
   p.tokens = 2, p.heads = 1, p.dim = 36, p.rope_begin = 32, p.rope_dim = 4;
-  p.attention_scaling = 1, p.fp8 = true, p.fp8_scale = 0.5f;
+  p.attention_scaling = 1;
   launch_rotate(p);
   const auto got = out.values();
   for (int row = 0; row < 2; ++row)
     for (int i = 0; i < 36; ++i) {
       const float x = i < 32 ? latent[row * 32 + i] : part[row * 40 + i - 32];  // angle 0
-      ASSERT_EQ(got[row * 36 + i].bits, from_float<fp8_t>(x / 0.5f).bits);
+      ASSERT_EQ(got[row * 36 + i].bits, from_float<half_t>(x).bits);
     }
+}
+
+TEST(Layer, RotateWritesFp8RowsWithTheLeastPowerOfTwoThatHoldsThem) {
+  const int tokens = 3, heads = 2, dim = 40, rows = tokens * heads;
+  std::vector<float> x = gaussian(rows * dim, 12);
+  // Rows of nothing, of the largest value that needs no factor, of a little more, of very little
+  // and of too much.
+  const float largest[] = {0.0f, 448.0f, 449.0f, 3e-9f, 1e9f, 7.0f};
+  for (int row = 0; row < rows; ++row)
+    for (int i = 0; i < dim; ++i)
+      x[row * dim + i] = i == 17 ? -largest[row] : x[row * dim + i] * largest[row] / 8;
+  Buffer<float> xb(x), freq(std::vector<float>{1.0f});
+  const std::vector<int32_t> at{5, 64, 70}, table{2, 0, 1, 3};
+  Buffer<int32_t> position(at), sequence(std::vector<int32_t>{0, 1, 0}), pages(table);
+  Buffer<fp8_t> out(4 * 64 * heads * dim);
+  Buffer<uint8_t> exponents(4 * 64 * heads);
+  RotateParams p{};
+  p.x = xb.data(), p.stride = dim, p.inv_freq = freq.data(), p.position = position.data();
+  p.out = out.data(), p.exponents = exponents.data(), p.pages = pages.data();
+  p.sequence = sequence.data(), p.max_pages = 2;
+  p.tokens = tokens, p.heads = heads, p.dim = dim, p.attention_scaling = 1;
+  launch_rotate(p);
+  for (int row = 0; row < rows; ++row) {
+    const int token = row / heads, page = table[(token == 1 ? 2 : 0) + at[token] / 64];
+    const size_t place = (size_t(page) * 64 + at[token] % 64) * heads + row % heads;
+    int exponent = -24;
+    while (exponent < 15 && std::ldexp(448.0, exponent) < largest[row]) ++exponent;
+    ASSERT_TRUE(exponents.written(place));
+    ASSERT_EQ(exponents.data()[place], 127 + exponent) << "row " << row;
+    for (int i = 0; i < dim; ++i) {
+      ASSERT_TRUE(out.written(place * dim + i));
+      const float scaled = std::ldexp(x[row * dim + i], -exponent);
+      ASSERT_EQ(out.data()[place * dim + i].bits, from_float<fp8_t>(scaled).bits) << "row " << row;
+    }
+  }
 }
 
 TEST(Layer, DenseProducts) {
