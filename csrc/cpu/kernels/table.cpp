@@ -3,6 +3,7 @@
 // a function shared between two ISAs at link time would run the wrong one's instructions.
 #include "cpu/kernels/attention_inl.h"
 #include "cpu/kernels/attention_tile_inl.h"
+#include "cpu/kernels/format_table_inl.h"
 #include "cpu/kernels/limits_inl.h"
 #include "cpu/kernels/matmul_inl.h"
 #include "cpu/kernels/vector_inl.h"
@@ -18,17 +19,8 @@ static void quantize_digit(const float* x, int64_t k, uint8_t* row) {
   quantize_digit_row(x, k, row);
 }
 
-template <int n>
-struct FormatTable {
-  FormatKernels rows[n];
-};
-
-template <class... Qs>
-constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
-  return {{kernels_of_format<Qs>()...}};
-}
-
-constinit const auto kFormats = make_formats(quant::Formats{});
+constinit const auto kFormats =
+    make_formats(quant::Formats{}, []<class Q>(Q) { return kernels_of_format<Q>(); });
 
 }  // namespace
 
@@ -36,7 +28,7 @@ extern constinit const KernelTable kTable;
 constinit const KernelTable kTable = {
     KT_ISA_NAME,
     kFormats.rows,
-    (int)(sizeof kFormats.rows / sizeof kFormats.rows[0]),
+    kFormats.kCount,
     &quantize_exact,
     &quantize_digit,
     &rms_norm,

@@ -4,6 +4,7 @@
 // The set's other instruction, the dot product of bf16, is in none of its kernels: attention
 // multiplies 16-bit integers at the same rate and loses less, and a product with weights in bf16
 // waits for memory.
+#include "cpu/kernels/format_table_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
 #include "cpu/kernels/gemv_vbmi_inl.h"
 
@@ -12,24 +13,12 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-template <class Q>
-constexpr FormatKernels few_of_format() {
-  return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()};
-}
-
-template <int n>
-struct FormatTable {
-  FormatKernels rows[n];
-};
-
-template <class... Qs>
-constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
-  return {{few_of_format<Qs>()...}};
-}
-
 constinit const auto kFormats =
     make_formats(quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS,
-                                 quant::IQ3_S, quant::TQ1_0>{});
+                                 quant::IQ3_S, quant::TQ1_0>{},
+                 []<class Q>(Q) -> FormatKernels {
+                   return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()};
+                 });
 
 }  // namespace
 
@@ -37,6 +26,6 @@ extern constinit const KernelTable kTable;
 constinit const KernelTable kTable = {
     .name = KT_ISA_NAME,
     .formats = kFormats.rows,
-    .num_formats = (int)(sizeof kFormats.rows / sizeof kFormats.rows[0])};
+    .num_formats = kFormats.kCount};
 
 }  // namespace kt::cpu::KT_ISA

@@ -2,6 +2,7 @@
 // in all products of integers. The same integers in the same order, so the same bits. Codebook formats
 // spend their time on looking up: generated tokens have AVX2's kernels there.
 #include "cpu/kernels/attention_tile_inl.h"
+#include "cpu/kernels/format_table_inl.h"
 #include "cpu/kernels/gemm_inl.h"
 #include "cpu/kernels/gemv_blocks_inl.h"
 #include "cpu/kernels/gemv_k_small_inl.h"
@@ -13,22 +14,9 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-template <class Q>
-constexpr FormatKernels changed_of_format() {
+constinit const auto kFormats = make_formats(quant::Formats{}, []<class Q>(Q) -> FormatKernels {
   return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>(), .many = gemm_of<Q>()};
-}
-
-template <int n>
-struct FormatTable {
-  FormatKernels rows[n];
-};
-
-template <class... Qs>
-constexpr FormatTable<(int)sizeof...(Qs)> make_formats(quant::TypeList<Qs...>) {
-  return {{changed_of_format<Qs>()...}};
-}
-
-constinit const auto kFormats = make_formats(quant::Formats{});
+});
 
 }  // namespace
 
@@ -36,7 +24,7 @@ extern constinit const KernelTable kTable;
 constinit const KernelTable kTable = {
     .name = KT_ISA_NAME,
     .formats = kFormats.rows,
-    .num_formats = (int)(sizeof kFormats.rows / sizeof kFormats.rows[0]),
+    .num_formats = kFormats.kCount,
     .attend_tile = &attend_tile,
     .score_tile = &score_tile,
     .limits = kLimits};
