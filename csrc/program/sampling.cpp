@@ -224,9 +224,7 @@ void evaluate_prompt(Decoder& decoder, const std::shared_ptr<Sequence>& sequence
                      std::span<const kt_cuda_sampling> sampling, StepOut& out) {
   std::vector<int32_t> position, zero;
   std::vector<uint8_t> is_prompt;
-  const auto kind = static_cast<int64_t>(prompt.size()) >= cpu::kLongPrompt
-                        ? cpu::RowKind::kLongPrompt
-                        : cpu::RowKind::kPrompt;
+  const cpu::RowKind kind = cpu::prompt_kind(static_cast<int64_t>(prompt.size()));
   for (size_t start = 0; start < prompt.size(); start += chunk) {
     const size_t count = std::min<size_t>(chunk, prompt.size() - start);
     position.resize(count);

@@ -46,7 +46,7 @@ void Stream::set_sequence(std::shared_ptr<Sequence> sequence) {
   KT_CHECK(sequence->length() < static_cast<int64_t>(tokens_.size()), "a stream of ",
            tokens_.size(), " tokens cannot go on from a sequence of ", sequence->length());
   sequence_ = std::move(sequence);
-  is_long_ = prompt_ - sequence_->length() >= cpu::kLongPrompt;
+  prompt_kind_ = cpu::prompt_kind(prompt_ - sequence_->length());
 }
 
 TokenLogprob Stream::choose(std::span<float> logits) {
@@ -109,14 +109,14 @@ struct StreamStep {
     KT_CHECK(rows > 0, "a stream takes part with ", rows, " rows");
     const bool every = stream.options_.prompt_logprobs >= 0 && begin < stream.prompt_;
     Part part{begin, rows, static_cast<int>(logits_rows.size()), 0, rows == stream.pending()};
-    const auto prompt = stream.is_long_ ? cpu::RowKind::kLongPrompt : cpu::RowKind::kPrompt;
     for (int i = 0; i < rows; ++i) {
       if (every || (part.ends && i + 1 == rows))
         logits_rows.push_back(static_cast<int32_t>(token.size()));
       token.push_back(stream.tokens_[begin + i]);
       position.push_back(static_cast<int32_t>(begin + i));
       sequence.push_back(static_cast<int32_t>(sequences.size()));
-      is_prompt.push_back(begin + i < stream.prompt_ ? static_cast<uint8_t>(prompt) : 0);
+      const auto kind = begin + i < stream.prompt_ ? stream.prompt_kind_ : cpu::RowKind::kGenerated;
+      is_prompt.push_back(static_cast<uint8_t>(kind));
     }
     part.num_logits = static_cast<int>(logits_rows.size()) - part.first_logits;
     sequences.push_back(stream.sequence_);

@@ -65,7 +65,8 @@ class Stream {
   std::shared_ptr<Sequence> sequence_;
   std::vector<int32_t> tokens_;
   int64_t prompt_;
-  bool is_long_ = false;  // what was left of the prompt when its sequence was set
+  // By what was left of the prompt when its sequence was set.
+  cpu::RowKind prompt_kind_ = cpu::RowKind::kPrompt;
   StreamOptions options_;
   Sampler sampler_;
   std::vector<int32_t> mask_;

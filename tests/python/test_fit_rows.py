@@ -3,6 +3,7 @@
 import pytest
 
 from bench import fit_check
+from ktransformers import _core
 from ktransformers.optimize import estimate
 
 
@@ -15,6 +16,10 @@ def test_the_constants_are_those_of_the_rows_they_were_fitted_on():
     fitted = {row["model"] for row in fit_check.load_rows("fit")}
     tested = {row["model"] for row in fit_check.load_rows("test")}
     assert len(fitted) >= 3 and len(tested) >= 4 and not fitted & tested
+
+
+def test_prompts_are_long_to_the_planner_where_they_are_to_the_core():
+    assert estimate.LONG_PROMPT == _core.LONG_PROMPT
 
 
 def test_predictions_hold_where_they_were_not_fitted():

@@ -25,6 +25,11 @@ enum class RowKind : uint8_t { kGenerated = 0, kPrompt = 1, kLongPrompt = 2 };
 /// faster everywhere (bench.attention --only mla).
 inline constexpr int64_t kLongPrompt = 128;
 
+/// The mark of the rows of a prompt, by how many of them are not in the cache yet.
+constexpr RowKind prompt_kind(int64_t new_rows) {
+  return new_rows >= kLongPrompt ? RowKind::kLongPrompt : RowKind::kPrompt;
+}
+
 /// The rows an attention operator works on.
 struct AttentionRows {
   int m;
