@@ -1,7 +1,7 @@
 // What a core can do at most with an instruction set: reading memory, multiplying small integers,
 // multiplying 16-bit floats. Benchmarks divide by it.
 //
-// The products run in registers, in twelve (AVX-512) or four (AVX2) independent chains, so that the
+// The products run in registers, in twelve independent chains (four of AVX2's bytes), so that the
 // multipliers' throughput and not their latency shows. Written as assembly: a compiler would drop
 // products that nobody reads. They are the instructions of this file's instruction set, or, for
 // bf16, what its CPUs may have besides; ops/limits.cpp asks the CPU before it calls.
@@ -29,89 +29,75 @@ static int32_t read_limit(const uint8_t* p, int64_t bytes) {
   return lanes[0];
 }
 
-#if defined(KT_ISA_AVX512)
+#if defined(KT_ISA_AVX512) || defined(KT_ISA_AVX2)
 
-#define KT_CHAIN(op, n) op " %%zmm16, %%zmm17, %%zmm" #n "\n"
+#if defined(KT_ISA_AVX512)
+#define KT_REGISTER(n) "%%zmm" #n
+#else
+#define KT_REGISTER(n) "%%ymm" #n
+#endif
+#define KT_CHAIN(op, n) op " " KT_REGISTER(12) ", " KT_REGISTER(13) ", " KT_REGISTER(n) "\n"
 #define KT_TWELVE(op)                                                                            \
   asm volatile(KT_CHAIN(op, 0) KT_CHAIN(op, 1) KT_CHAIN(op, 2) KT_CHAIN(op, 3) KT_CHAIN(op, 4)   \
                    KT_CHAIN(op, 5) KT_CHAIN(op, 6) KT_CHAIN(op, 7) KT_CHAIN(op, 8)               \
                        KT_CHAIN(op, 9) KT_CHAIN(op, 10) KT_CHAIN(op, 11)::                       \
                    : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",     \
                      "xmm9", "xmm10", "xmm11")
+// Zeroes both factors, to the last of their bits.
 #define KT_CLEAR                                                                                 \
-  asm volatile("vpxord %%zmm16, %%zmm16, %%zmm16\nvpxord %%zmm17, %%zmm17, %%zmm17\n" ::         \
-                   : "xmm16", "xmm17")
-
-static void int8_limit(int64_t rounds) {
-  KT_CLEAR;
-  for (int64_t i = 0; i < rounds; ++i) KT_TWELVE("vpdpbusd");
-}
-
-static void bf16_limit(int64_t rounds) {
-  KT_CLEAR;
-  for (int64_t i = 0; i < rounds; ++i) KT_TWELVE("vdpbf16ps");
-}
+  asm volatile("vpxor %%xmm12, %%xmm12, %%xmm12\nvpxor %%xmm13, %%xmm13, %%xmm13\n" ::           \
+                   : "xmm12", "xmm13")
 
 static void float_limit(int64_t rounds) {
   KT_CLEAR;
   for (int64_t i = 0; i < rounds; ++i) KT_TWELVE("vfmadd231ps");
 }
 
-// Two operations per product: 64 bytes, 32 pairs of bf16, 16 floats, twelve times.
-constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 12 * 128, &bf16_limit, 12 * 64,
-                                  &float_limit, 12 * 32};
-#undef KT_CHAIN
-#undef KT_TWELVE
-#undef KT_CLEAR
-
-#elif defined(KT_ISA_AVX2)
-
-#if defined(KT_VNNI_EVEX)
-#define KT_CHAIN(n) "vpdpbusd %%ymm12, %%ymm13, %%ymm" #n "\n"
-#elif defined(KT_VNNI)
-#define KT_CHAIN(n) "%{vex%} vpdpbusd %%ymm12, %%ymm13, %%ymm" #n "\n"
+#if defined(KT_ISA_AVX512) || defined(KT_VNNI)
+#if defined(KT_ISA_AVX512) || defined(KT_VNNI_EVEX)
+#define KT_DOT_BYTES "vpdpbusd"
+#else
+#define KT_DOT_BYTES "%{vex%} vpdpbusd"
 #endif
-#if defined(KT_VNNI)
 static void int8_limit(int64_t rounds) {
-  asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\nvpxor %%ymm13, %%ymm13, %%ymm13\n" ::
-                   : "xmm12", "xmm13");
-  for (int64_t i = 0; i < rounds; ++i)
-    asm volatile(KT_CHAIN(0) KT_CHAIN(1) KT_CHAIN(2) KT_CHAIN(3) KT_CHAIN(4) KT_CHAIN(5)
-                     KT_CHAIN(6) KT_CHAIN(7) KT_CHAIN(8) KT_CHAIN(9) KT_CHAIN(10) KT_CHAIN(11)::
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11");
+  KT_CLEAR;
+  for (int64_t i = 0; i < rounds; ++i) KT_TWELVE(KT_DOT_BYTES);
 }
-constexpr int kInt8Ops = 12 * 64;
+#undef KT_DOT_BYTES
 #else
 // Bytes to pairs to fours to sums: the dot product of four bytes without VNNI.
-#define KT_CHAIN(n)                             \
+#define KT_FOUR(n)                              \
   "vpmaddubsw %%ymm8, %%ymm9, %%ymm" #n "\n"    \
   "vpmaddwd %%ymm8, %%ymm" #n ", %%ymm" #n "\n" \
   "vpaddd %%ymm" #n ", %%ymm1" #n ", %%ymm1" #n "\n"
 static void int8_limit(int64_t rounds) {
   asm volatile("vpxor %%ymm8, %%ymm8, %%ymm8\nvpxor %%ymm9, %%ymm9, %%ymm9\n" ::: "xmm8", "xmm9");
   for (int64_t i = 0; i < rounds; ++i)
-    asm volatile(KT_CHAIN(0) KT_CHAIN(1) KT_CHAIN(2) KT_CHAIN(3)::
+    asm volatile(KT_FOUR(0) KT_FOUR(1) KT_FOUR(2) KT_FOUR(3)::
                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm10", "xmm11", "xmm12", "xmm13");
 }
-constexpr int kInt8Ops = 4 * 64;
+#undef KT_FOUR
 #endif
-#undef KT_CHAIN
 
-#define KT_CHAIN(n) "vfmadd231ps %%ymm12, %%ymm13, %%ymm" #n "\n"
-static void float_limit(int64_t rounds) {
-  asm volatile("vxorps %%ymm12, %%ymm12, %%ymm12\nvxorps %%ymm13, %%ymm13, %%ymm13\n" ::
-                   : "xmm12", "xmm13");
-  for (int64_t i = 0; i < rounds; ++i)
-    asm volatile(KT_CHAIN(0) KT_CHAIN(1) KT_CHAIN(2) KT_CHAIN(3) KT_CHAIN(4) KT_CHAIN(5)
-                     KT_CHAIN(6) KT_CHAIN(7) KT_CHAIN(8) KT_CHAIN(9) KT_CHAIN(10) KT_CHAIN(11)::
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11");
+// Two operations per product: 64 (32) bytes, 32 pairs of bf16, 16 (8) floats, twelve (four) times.
+#if defined(KT_ISA_AVX512)
+static void bf16_limit(int64_t rounds) {
+  KT_CLEAR;
+  for (int64_t i = 0; i < rounds; ++i) KT_TWELVE("vdpbf16ps");
 }
-#undef KT_CHAIN
-
-constexpr LimitKernels kLimits = {&read_limit, &int8_limit, kInt8Ops, nullptr, 0,
+constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 12 * 128, &bf16_limit, 12 * 64,
+                                  &float_limit, 12 * 32};
+#elif defined(KT_VNNI)
+constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 12 * 64, nullptr, 0,
                                   &float_limit, 12 * 16};
+#else
+constexpr LimitKernels kLimits = {&read_limit, &int8_limit, 4 * 64, nullptr, 0,
+                                  &float_limit, 12 * 16};
+#endif
+#undef KT_CLEAR
+#undef KT_TWELVE
+#undef KT_CHAIN
+#undef KT_REGISTER
 
 #else
 

@@ -47,12 +47,6 @@ KT_INLINE __m256i broadcast_word(const void* p) {
 struct Pairs {
   I even, odd;
 };
-KT_INLINE Pairs widen_signed(const uint8_t* p) {
-  const I v = kept(load_i(p));
-  return {{_mm256_srai_epi16(_mm256_slli_epi16(v.a, 8), 8),
-           _mm256_srai_epi16(_mm256_slli_epi16(v.b, 8), 8)},
-          {_mm256_srai_epi16(v.a, 8), _mm256_srai_epi16(v.b, 8)}};
-}
 KT_INLINE Pairs widen_unsigned(const uint8_t* p, __m256i offset) {
   const I v = kept(load_i(p));
   const __m256i low = _mm256_set1_epi16(255);
@@ -65,31 +59,35 @@ KT_INLINE I add_products(I sum, I w, __m256i x) {
   return kept({dot_pairs(sum.a, w.a, x), dot_pairs(sum.b, w.b, x)});
 }
 
+// A word of signed weights, and its products with a digit of each of its values.
+#if defined(KT_VNNI)
+KT_INLINE I load_signed(const uint8_t* p) { return load_i(p); }
+KT_INLINE I add_digit_products(I sum, I w, __m256i digits) {
+  return {dot_bytes(sum.a, digits, w.a), dot_bytes(sum.b, digits, w.b)};
+}
+#else
+KT_INLINE Pairs load_signed(const uint8_t* p) {
+  const I v = kept(load_i(p));
+  return {{_mm256_srai_epi16(_mm256_slli_epi16(v.a, 8), 8),
+           _mm256_srai_epi16(_mm256_slli_epi16(v.b, 8), 8)},
+          {_mm256_srai_epi16(v.a, 8), _mm256_srai_epi16(v.b, 8)}};
+}
+KT_INLINE I add_digit_products(I sum, Pairs w, __m256i digits) {
+  sum = add_products(sum, w.even, _mm256_and_si256(digits, _mm256_set1_epi16(255)));
+  return add_products(sum, w.odd, _mm256_srli_epi16(digits, 8));
+}
+#endif
+
 // acc[t] += the products of a group's words with its digits, which start `at` values into a block.
 template <int T, int V, int kChunk>
 KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, int at, I* acc) {
-#if defined(KT_VNNI)
-#pragma GCC unroll 8
-  for (int j = 0; j < V; ++j) {
-    const I w = load_i(u[j]);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const __m256i d = broadcast_word(x[t]->digit + at + j * 4);
-      acc[t] = {dot_bytes(acc[t].a, d, w.a), dot_bytes(acc[t].b, d, w.b)};
-    }
-  }
-#else
   if constexpr (kChunk == 0) {
-    const __m256i low = _mm256_set1_epi16(255);
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      const Pairs w = widen_signed(u[j]);
+      const auto w = load_signed(u[j]);
 #pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        const __m256i d = broadcast_word(x[t]->digit + at + j * 4);
-        acc[t] = add_products(acc[t], w.even, _mm256_and_si256(d, low));
-        acc[t] = add_products(acc[t], w.odd, _mm256_srli_epi16(d, 8));
-      }
+      for (int t = 0; t < T; ++t)
+        acc[t] = add_digit_products(acc[t], w, broadcast_word(x[t]->digit + at + j * 4));
     }
   } else {
     const __m256i one = _mm256_set1_epi16(1);
@@ -112,7 +110,6 @@ KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, in
       for (int t = 0; t < T; ++t) acc[t] = add_products(acc[t], sum[t], one);
     }
   }
-#endif
 }
 
 // Weights are signed here (u - kOffset). sums: [T][kSumsStride].

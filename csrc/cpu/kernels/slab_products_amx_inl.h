@@ -31,9 +31,7 @@ struct SlabProducts {
   static_assert(V == 8);
   // Tokens that share a weight tile.
   static constexpr int kMost = kExactRow ? kTileTokens : 2 * kTileTokens;
-  static constexpr int kRanges = 128;  // as in slab_products_inl.h
-  ZeroTable zeros;
-  ZeroRange ranges[kExactRow ? 1 : kRanges];
+  PassZeros zeros;  // of digits
   Tiles tiles;
   // Of each token 256 digits, or 256 hi and 256 lo; tokens that are not there are zero.
   alignas(64) uint8_t panel[2 * kTileTokens][kSlabColumns];
@@ -43,10 +41,7 @@ struct SlabProducts {
   KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
     Tiles::start(self.tiles, kTileConfig);
     memset(self.panel, 0, sizeof self.panel);
-    if constexpr (!kExactRow) {
-      for (int i = 0; i < kRanges && i * kSlabColumns < columns; ++i)
-        find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), self.ranges[i]);
-    }
+    if constexpr (!kExactRow) find_zero_ranges(columns, pass, self.zeros);
   }
   KT_INLINE void finish(SlabProducts& self) { Tiles::stop(self.tiles); }
 
@@ -55,13 +50,8 @@ struct SlabProducts {
   KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
                      int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
-    if constexpr (!kExactRow) {
-      constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
-      const int64_t i = column / kSlabColumns;
-      for (int r = 0; r < row_groups; ++r)
-        prepare_digits<V, kMin>(w[r], r, groups, offset, i < kRanges ? self.ranges[i] : kAll,
-                                self.zeros);
-    }
+    if constexpr (!kExactRow)
+      prepare_slab<V, kMin>(w, row_groups, groups, offset, column, self.zeros);
     for (int first = 0; first < pass.count; first += kMost) {
       Prefetcher::step(next);
       const int count = pass.count - first < kMost ? pass.count - first : kMost;
@@ -99,7 +89,7 @@ struct SlabProducts {
       }
       for (int r = 0; r < row_groups; ++r) {
         const F scale = load_f(w[r].scale[g]), low = kMin ? load_f(w[r].min[kMin ? g : 0]) : zero_f();
-        const int32_t(*zeros)[16] = self.zeros.rows[g][r];
+        const int32_t(*zeros)[16] = self.zeros.table.rows[g][r];
         for (int t = 0; t < count; ++t) {
           const I start = load_i((const uint8_t*)zeros + x[t]->zero_at[g]);
           const I dot = add(load_i(self.sums[t / kTileTokens * 2 + r][t % kTileTokens]), start);

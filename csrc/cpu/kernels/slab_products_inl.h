@@ -28,17 +28,10 @@ KT_INLINE void with_count(int count, Run run) {
 template <int V, bool kMin, int kChunk, bool kExactRow>
 struct SlabProducts {
   static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens<kChunk>;
-  // Zero points are looked up once for all row groups: each lies in a cache line of its own. What
-  // lies beyond (more than 32768 columns) is taken to use all there are.
-  static constexpr int kRanges = 128;
-  ZeroTable zeros;
-  ZeroRange ranges[kExactRow ? 1 : kRanges];
+  PassZeros zeros;  // of digits
 
   KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
-    if constexpr (!kExactRow) {
-      for (int i = 0; i < kRanges && i * kSlabColumns < columns; ++i)
-        find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), self.ranges[i]);
-    }
+    if constexpr (!kExactRow) find_zero_ranges(columns, pass, self.zeros);
   }
 
   KT_INLINE void finish(SlabProducts&) {}
@@ -48,13 +41,8 @@ struct SlabProducts {
   KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
                      int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
-    if constexpr (!kExactRow) {
-      constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
-      const int64_t i = column / kSlabColumns;
-      const ZeroRange& range = i < kRanges ? self.ranges[i] : kAll;
-      for (int r = 0; r < row_groups; ++r)
-        prepare_digits<V, kMin>(w[r], r, groups, offset, range, self.zeros);
-    }
+    if constexpr (!kExactRow)
+      prepare_slab<V, kMin>(w, row_groups, groups, offset, column, self.zeros);
     // As many blocks of kMaxTokens as there are, then what is left.
     const int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
     const int done = blocks * kMaxTokens;
@@ -81,7 +69,7 @@ struct SlabProducts {
     } else {
       const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
                                           : &digit_kernel<T, 1, V, kMin, kChunk>;
-      kernel(w, self.zeros, groups, rows, blocks, at, sums, next);
+      kernel(w, self.zeros.table, groups, rows, blocks, at, sums, next);
     }
   }
 };

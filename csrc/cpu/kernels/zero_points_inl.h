@@ -2,7 +2,7 @@
 // digits: 16 n sum(w), from a table per slab with a row for each n that some token has.
 #pragma once
 
-#include "cpu/kernels/slab_inl.h"
+#include "cpu/kernels/gemm_pass_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
@@ -67,6 +67,31 @@ KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, i
       start = add(start, step);
     }
   }
+}
+
+/// The zero points of a pass. Their ranges are found once for all row groups, because each lies in
+/// a cache line of its own; what is beyond the last (more than 32768 columns) is taken to use all
+/// there are. The table is that of the slab under way.
+struct PassZeros {
+  static constexpr int kRanges = 128;
+  ZeroTable table;
+  ZeroRange ranges[kRanges];
+};
+
+KT_INLINE void find_zero_ranges(int64_t columns, const GemmPass& pass, PassZeros& zeros) {
+  for (int i = 0; i < PassZeros::kRanges && i * kSlabColumns < columns; ++i)
+    find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), zeros.ranges[i]);
+}
+
+/// prepare_digits of all rows of the slab that begins at `column`.
+template <int V, bool kMin>
+KT_INLINE void prepare_slab(SlabRows<V, kMin>* w, int row_groups, int groups, int offset,
+                            int64_t column, PassZeros& zeros) {
+  constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
+  const int64_t i = column / kSlabColumns;
+  const ZeroRange& range = i < PassZeros::kRanges ? zeros.ranges[i] : kAll;
+  for (int r = 0; r < row_groups; ++r)
+    prepare_digits<V, kMin>(w[r], r, groups, offset, range, zeros.table);
 }
 
 }  // namespace
