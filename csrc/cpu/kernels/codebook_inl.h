@@ -38,6 +38,13 @@ KT_INLINE I pick(I w) {
 KT_INLINE I first_indices(I w) { return pick<0, -1, 1, -1>(w); }
 KT_INLINE I second_indices(I w) { return pick<2, -1, 3, -1>(w); }
 
+// Two indices in a lane with their bits from bit 8 on, as many as `mask` has: those of the first
+// are in `bits` and get there by a shift to the left by `first`, those of the second by `second`.
+KT_INLINE I with_upper_bits(I indices, I bits, int mask, int first, int second) {
+  return bor(bor(indices, band(shl(bits, first), set_i(mask << 8))),
+             band(shl(bits, second), set_i(mask << 24)));
+}
+
 // Of a | b << 8, the bytes that stay: a's even ones, and a's odd ones moved down beside b's.
 KT_INLINE I even_bytes(I a, I b) { return select(set_i(0x00FF00FF), a, shl(b, 8)); }
 KT_INLINE I odd_bytes(I a, I b) { return select(set_i(0x00FF00FF), shr(a, 8), b); }

@@ -12,134 +12,65 @@ namespace {
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_XXS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ2_XXS;
-  const F d = head_halves(record);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g));
-    const I more = take_line<T>(quant::r16_word<Q>(record, 2 * g + 1));
-    const I a = look_up(kIq2xxsBook, first_indices(w)), b = look_up(kIq2xxsBook, second_indices(w));
-    const I signs = even_signs(seven_bit_fields(more));
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-43 * sum32(y[t]));
-    }
-    iq2_pair<T>(a, first_signs(signs), y, 0, acc);
-    iq2_pair<T>(b, second_signs(signs), y, 16, acc);
-    const F scale = iq2_scale(d, more, 28);
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq2_xxs_record<T>(record, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
+    const I w = take_line<T>(quant::r16_word<quant::IQ2_XXS>(record, 2 * g));
+    points[0] = look_up(kIq2xxsBook, first_indices(w));
+    points[1] = look_up(kIq2xxsBook, second_indices(w));
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_XS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ2_XS;
-  const F d = head_halves(record);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
+  iq2_record<Q, T>(record, 16, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
     const I v = take_line<T>(quant::r16_word<Q>(record, 2 * g));
     const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + 1));
-    I points[2] = {band(v, set_i(0x01FF01FF)), band(w, set_i(0x01FF01FF))};
-    for (I& pair : points) pair = look_up(kIq2xsBook, pair);
+    points[0] = look_up(kIq2xsBook, band(v, set_i(0x01FF01FF)));
+    points[1] = look_up(kIq2xsBook, band(w, set_i(0x01FF01FF)));
     // Signs stand above the indices, by two in a lane; one after another by bytes, then.
     const I both = odd_bytes(v, w);  // of points 0, 2, 1, 3
-    const I signs = even_signs(band(shr(pick<0, 2, 1, 3>(both), 1), bytes_of(0x7F)));
-    const I s = load_i(quant::r16_word<Q>(record, 16 + g / 4));
-    const F scale[2] = {iq2_scale(d, s, g % 4 * 8), iq2_scale(d, s, g % 4 * 8 + 4)};
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + g;
-    iq2_halves<T>(points, signs, scale, y, total);
-  }
+    return even_signs(band(shr(pick<0, 2, 1, 3>(both), 1), bytes_of(0x7F)));
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_S, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ2_S;
-  const F d = head_halves(record);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
+  iq2_record<Q, T>(record, 18, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
     const I w = take_line<T>(quant::r16_word<Q>(record, g));
     const I signs = take_line<T>(quant::r16_word<Q>(record, 8 + g));
-    const I above = shr(load_i(quant::r16_word<Q>(record, 16 + g / 4)), g % 4 * 8);
-    const I low_two = set_i(0x300), high_two = set_i(0x3000000);
-    I points[2] = {
-        bor(bor(first_indices(w), band(shl(above, 8), low_two)), band(shl(above, 22), high_two)),
-        bor(bor(second_indices(w), band(shl(above, 4), low_two)), band(shl(above, 18), high_two))};
-    for (I& pair : points) pair = look_up(kIq2sBook, pair);
-    const I s = load_i(quant::r16_word<Q>(record, 18 + g / 4));
-    const F scale[2] = {iq2_scale(d, s, g % 4 * 8), iq2_scale(d, s, g % 4 * 8 + 4)};
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + g;
-    iq2_halves<T>(points, signs, scale, y, total);
-  }
+    const I bits = shr(word<Q>(record, 16 + g / 4), g % 4 * 8);
+    points[0] = look_up(kIq2sBook, with_upper_bits(first_indices(w), bits, 3, 8, 22));
+    points[1] = look_up(kIq2sBook, with_upper_bits(second_indices(w), bits, 3, 4, 18));
+    return signs;
+  });
 }
+
+// Points of four values, two in a lane -> one a byte.
+KT_INLINE Iq3Points iq3_points(I a, I b) { return {even_bytes(a, b), odd_bytes(a, b)}; }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ3_XXS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ3_XXS;
-  const F d = head_halves(record);
-  const I byte = set_i(0x00FF00FF);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 16 + g));
-    const I signs = even_signs(seven_bit_fields(more));
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + half));
-      const I a = look_up(kIq3xxsBook, band(w, byte));
-      const I b = look_up(kIq3xxsBook, band(shr(w, 8), byte));
-      iq3_quad<T>(even_bytes(a, b), odd_bytes(a, b), kIq3xxsSigned.at, Q::kOffset,
-                  half == 0 ? first_signs(signs) : second_signs(signs), y, 16 * half, acc);
-    }
-    const F s = to_float(shr(more, 28));
-    const F scale = mul(mul(d, add(s, set_f(0.5f))), set_f(0.5f));
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq3_xxs_record<T>(record, x, total, [](I w) __attribute__((always_inline)) {
+    const I byte = set_i(0x00FF00FF);
+    return iq3_points(look_up(kIq3xxsBook, band(w, byte)),
+                      look_up(kIq3xxsBook, band(shr(w, 8), byte)));
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ3_S, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ3_S;
-  const F d = head_halves(record);
-  const I byte = set_i(0x00FF00FF), low_one = set_i(0x100), high_one = set_i(0x1000000);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I signs = take_line<T>(quant::r16_word<Q>(record, 18 + g));
-    const I above = shr(load_i(quant::r16_word<Q>(record, 16 + g / 4)), g % 4 * 8);
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + half));
-      const I bits = shr(above, 4 * half);
-      I a = bor(bor(band(w, byte), band(shl(bits, 8), low_one)), band(shl(bits, 22), high_one));
-      I b = bor(bor(band(shr(w, 8), byte), band(shl(bits, 7), low_one)),
-                band(shl(bits, 21), high_one));
-      a = look_up(kIq3sBook, a);
-      b = look_up(kIq3sBook, b);
-      iq3_quad<T>(even_bytes(a, b), odd_bytes(a, b), kIq3sSigned.at, Q::kOffset,
-                  half == 0 ? first_signs(signs) : second_signs(signs), y, 16 * half, acc);
-    }
-    const I s = band(shr(load_i(quant::r16_word<Q>(record, 26)), g * 4), set_i(15));
-    const F scale = mul(d, to_float(add(add(s, s), set_i(1))));
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq3_s_record<T>(record, x, total, [](I w, I bits, int half) __attribute__((always_inline)) {
+    const I byte = set_i(0x00FF00FF);
+    bits = shr(bits, 4 * half);
+    const I a = look_up(kIq3sBook, with_upper_bits(band(w, byte), bits, 1, 8, 22));
+    const I b = look_up(kIq3sBook, with_upper_bits(band(shr(w, 8), byte), bits, 1, 7, 21));
+    return iq3_points(a, b);
+  });
 }
 
 #endif

@@ -4,9 +4,35 @@
 #pragma once
 
 #include "cpu/kernels/codebook_inl.h"
+#include "cpu/kernels/iq_scales_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
+
+#if defined(KT_HAS_GEMV)
+
+// What a group of 32 values has besides the low bits of its indices, from bit 0 on.
+template <class Q>
+KT_INLINE I iq1_more(const uint8_t* record, int g) {
+  return shr(word<Q>(record, 8 + g / 2), g % 2 * 16);
+}
+
+// Indices of a group's points 0 and 1, and 2 and 3, from their low bits and iq1_more.
+KT_INLINE void iq1_indices(quant::IQ1_S, I low, I more, I (&index)[2]) {
+  index[0] = with_upper_bits(first_indices(low), more, 7, 8, 21);
+  index[1] = with_upper_bits(second_indices(low), more, 7, 2, 15);
+}
+KT_INLINE void iq1_indices(quant::IQ1_M, I low, I more, I (&index)[2]) {
+  index[0] = with_upper_bits(first_indices(low), more, 7, 8, 20);
+  index[1] = with_upper_bits(second_indices(low), more, 7, 0, 12);
+}
+
+// IQ1_M: three bits for each half of a group.
+KT_INLINE I iq1_m_scales(const uint8_t* record, int g) {
+  return shr(word<quant::IQ1_M>(record, 12 + g / 4), g / 2 % 2 * 16 + g % 2 * 6);
+}
+
+#endif
 
 #if defined(KT_ISA_AVX512)
 
@@ -68,11 +94,6 @@ KT_INLINE I iq1_sum(const Iq1Acc& acc) {
                            _mm512_permutex2var_epi32(a, odd, b))};
 }
 
-// d * (2 s + 1) / 8
-KT_INLINE F iq1_scale(F d, I s) {
-  return mul(mul(d, to_float(add(add(s, s), set_i(1)))), set_f(0.125f));
-}
-
 // All indices of a record first, then all points: a load cannot take what a wider store beside it
 // has just written before that store is done.
 template <int T>
@@ -80,20 +101,18 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
                            F* total) {
   using Q = quant::IQ1_S;
   const F d = head_halves(record);
-  const I low_three = set_i(0x700), high_three = set_i(0x7000000);
   alignas(64) uint16_t index[8][2][32];
   alignas(64) float scale[8][16];
   __mmask16 down[8];  // rows whose eighth is taken off
 #pragma GCC unroll 2
   for (int g = 0; g < 8; ++g) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, g));
-    const I more = shr(load_i(quant::r16_word<Q>(record, 8 + g / 2)), g % 2 * 16);
-    store_i(index[g][0], bor(bor(first_indices(w), band(shl(more, 8), low_three)),
-                             band(shl(more, 21), high_three)));
-    store_i(index[g][1], bor(bor(second_indices(w), band(shl(more, 2), low_three)),
-                             band(shl(more, 15), high_three)));
+    const I more = iq1_more<Q>(record, g);
+    I both[2];
+    iq1_indices(Q{}, take_line<T>(quant::r16_word<Q>(record, g)), more, both);
+    store_i(index[g][0], both[0]);
+    store_i(index[g][1], both[1]);
     down[g] = _mm512_test_epi32_mask(more.v, _mm512_set1_epi32(0x8000));
-    store_f(scale[g], iq1_scale(d, band(shr(more, 12), set_i(7))));
+    store_f(scale[g], iq1_scale(d, bits_of(more, 12, 7)));
   }
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
@@ -122,28 +141,23 @@ template <int T>
 KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ1_M;
-  const I s0 = load_i(quant::r16_word<Q>(record, 12)), s1 = load_i(quant::r16_word<Q>(record, 13));
-  const F d =
-      half_lanes(bor(bor(band(shr(s0, 12), set_i(0xF)), band(shr(s0, 24), set_i(0xF0))),
-                     bor(band(shr(s1, 4), set_i(0xF00)), band(shr(s1, 16), set_i(0xF000)))));
-  const I low_three = set_i(0x700), high_three = set_i(0x7000000);
+  const F d = iq1_m_head(record);
   alignas(64) uint16_t index[8][2][32];
   alignas(64) float scale[8][2][16];
   __mmask16 up[8][4];  // rows whose point has an eighth more, for each of four points
 #pragma GCC unroll 2
   for (int g = 0; g < 8; ++g) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, g));
-    const I more = shr(load_i(quant::r16_word<Q>(record, 8 + g / 2)), g % 2 * 16);
-    store_i(index[g][0], bor(bor(first_indices(w), band(shl(more, 8), low_three)),
-                             band(shl(more, 20), high_three)));
-    store_i(index[g][1],
-            bor(bor(second_indices(w), band(more, low_three)), band(shl(more, 12), high_three)));
+    const I more = iq1_more<Q>(record, g);
+    I both[2];
+    iq1_indices(Q{}, take_line<T>(quant::r16_word<Q>(record, g)), more, both);
+    store_i(index[g][0], both[0]);
+    store_i(index[g][1], both[1]);
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p)
       up[g][p] = _mm512_testn_epi32_mask(more.v, _mm512_set1_epi32(8 << 4 * p));
-    const I s = shr(load_i(quant::r16_word<Q>(record, 12 + g / 4)), g / 2 % 2 * 16 + g % 2 * 6);
-    store_f(scale[g][0], iq1_scale(d, band(s, set_i(7))));
-    store_f(scale[g][1], iq1_scale(d, band(shr(s, 3), set_i(7))));
+    const I s = iq1_m_scales(record, g);
+    store_f(scale[g][0], iq1_scale(d, bits_of(s, 0, 7)));
+    store_f(scale[g][1], iq1_scale(d, bits_of(s, 3, 7)));
   }
   const __m512i two = _mm512_set1_epi8(2);
 #pragma GCC unroll 1
@@ -191,17 +205,12 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
                            F* total) {
   using Q = quant::IQ1_S;
   const F d = head_halves(record);
-  const I low_three = set_i(0x700), high_three = set_i(0x7000000);
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, g));
-    const I more = shr(load_i(quant::r16_word<Q>(record, 8 + g / 2)), g % 2 * 16);
-    I a =
-        bor(bor(first_indices(w), band(shl(more, 8), low_three)), band(shl(more, 21), high_three));
-    I b =
-        bor(bor(second_indices(w), band(shl(more, 2), low_three)), band(shl(more, 15), high_three));
-    a = look_up(kIq1Book, a);
-    b = look_up(kIq1Book, b);
+    const I more = iq1_more<Q>(record, g);
+    I points[2];
+    iq1_indices(Q{}, take_line<T>(quant::r16_word<Q>(record, g)), more, points);
+    for (I& pair : points) pair = look_up(kIq1Book, pair);
     const I delta = iq1_delta(pick<1, 1, 1, 1>(more), bytes_of(0x80));
     const ActBlock* y[T];
     Acc acc[T];
@@ -209,10 +218,9 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
       y[t] = x[t] + g;
       acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
     }
-    iq1_pair<T>(a, delta, y, 0, acc);
-    iq1_pair<T>(b, delta, y, 16, acc);
-    const I s = band(shr(more, 12), set_i(7));
-    const F scale = mul(mul(d, to_float(add(add(s, s), set_i(1)))), set_f(0.125f));
+    iq1_pair<T>(points[0], delta, y, 0, acc);
+    iq1_pair<T>(points[1], delta, y, 16, acc);
+    const F scale = iq1_scale(d, bits_of(more, 12, 7));
     KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
   }
 }
@@ -221,22 +229,15 @@ template <int T>
 KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ1_M;
-  const I s0 = load_i(quant::r16_word<Q>(record, 12)), s1 = load_i(quant::r16_word<Q>(record, 13));
-  const F d =
-      half_lanes(bor(bor(band(shr(s0, 12), set_i(0xF)), band(shr(s0, 24), set_i(0xF0))),
-                     bor(band(shr(s1, 4), set_i(0xF00)), band(shr(s1, 16), set_i(0xF000)))));
-  const I low_three = set_i(0x700), high_three = set_i(0x7000000);
+  const F d = iq1_m_head(record);
   const I bits = set_i((int32_t)0x80800808u);
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, g));
-    const I more = shr(load_i(quant::r16_word<Q>(record, 8 + g / 2)), g % 2 * 16);
-    I points[2] = {
-        bor(bor(first_indices(w), band(shl(more, 8), low_three)), band(shl(more, 20), high_three)),
-        bor(bor(second_indices(w), band(more, low_three)), band(shl(more, 12), high_three))};
+    const I more = iq1_more<Q>(record, g);
+    I points[2];
+    iq1_indices(Q{}, take_line<T>(quant::r16_word<Q>(record, g)), more, points);
     for (I& pair : points) pair = look_up(kIq1Book, pair);
-    const I scales =
-        shr(load_i(quant::r16_word<Q>(record, 12 + g / 4)), g / 2 % 2 * 16 + g % 2 * 6);
+    const I scales = iq1_m_scales(record, g);
     const ActBlock* y[T];
     KT_TOKENS y[t] = x[t] + g;
 #pragma GCC unroll 2
@@ -245,8 +246,7 @@ KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* 
       KT_TOKENS acc[t] = acc_from(-Q::kOffset * y[t]->sum[half]);
       const I delta = iq1_delta(half == 0 ? pick<0, 0, 0, 0>(more) : pick<1, 1, 1, 1>(more), bits);
       iq1_pair<T>(points[half], delta, y, 16 * half, acc);
-      const I s = band(shr(scales, 3 * half), set_i(7));
-      const F scale = mul(mul(d, to_float(add(add(s, s), set_i(1)))), set_f(0.125f));
+      const F scale = iq1_scale(d, bits_of(scales, 3 * half, 7));
       KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
     }
   }

@@ -87,10 +87,16 @@ KT_INLINE I pick_of_two(__m512i a, __m512i b) {
   return {_mm512_permutex2var_epi8(a, _mm512_load_si512(kBytes.control), b)};
 }
 
-// A record's points, two in a lane as iq2_pair takes them: points[group][0 and 1 | 2 and 3].
-// indices(g) gives group g's.
+// The points of IQ2 of 32 values, two in a lane: 0 and 1, and 2 and 3.
+using PointPairs = uint8_t[2][64];
+KT_INLINE void load_points(const PointPairs& from, I (&points)[2]) {
+  points[0] = load_i(from[0]);
+  points[1] = load_i(from[1]);
+}
+
+// Those of a record. indices(g) gives group g's.
 template <int T, int n, class IndicesOf>
-KT_INLINE void find_record(const ByteBook<n>& book, uint8_t (*points)[2][64], IndicesOf indices) {
+KT_INLINE void find_record(const ByteBook<n>& book, PointPairs* points, IndicesOf indices) {
 #pragma GCC unroll 1
   for (int g = 0; g < 8; g += 2) {
     const Indices index[2] = {indices(g), indices(g + 1)};
@@ -106,36 +112,22 @@ KT_INLINE void find_record(const ByteBook<n>& book, uint8_t (*points)[2][64], In
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_XXS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ2_XXS;
-  const F d = head_halves(record);
-  alignas(64) uint8_t points[8][2][64];
-  find_record<T>(kIq2xxsBytes, points, [&](int g) __attribute__((always_inline)) {
-    return indices_of(take_line<T>(quant::r16_word<Q>(record, 2 * g)));
+  alignas(64) PointPairs found[8];
+  find_record<T>(kIq2xxsBytes, found, [&](int g) __attribute__((always_inline)) {
+    return indices_of(take_line<T>(quant::r16_word<quant::IQ2_XXS>(record, 2 * g)));
   });
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 2 * g + 1));
-    const I signs = even_signs(seven_bit_fields(more));
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
-    }
-    iq2_pair<T>(load_i(points[g][0]), first_signs(signs), y, 0, acc);
-    iq2_pair<T>(load_i(points[g][1]), second_signs(signs), y, 16, acc);
-    const F scale = iq2_scale(d, more, 28);
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq2_xxs_record<T>(record, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
+    load_points(found[g], points);
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_XS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ2_XS;
-  const F d = head_halves(record);
-  alignas(64) uint8_t points[8][2][64], upper[8][64];
-  find_record<T>(kIq2xsBytes, points, [&](int g) __attribute__((always_inline)) {
+  alignas(64) PointPairs found[8];
+  alignas(64) uint8_t upper[8][64];
+  find_record<T>(kIq2xsBytes, found, [&](int g) __attribute__((always_inline)) {
     const I v = take_line<T>(quant::r16_word<Q>(record, 2 * g));
     const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + 1));
     const I above = pick_of_two<1, 3, 5, 7>(v.v, w.v);  // bit 8 of the index, seven signs
@@ -144,101 +136,55 @@ KT_INLINE void gemv_record(quant::IQ2_XS, const uint8_t* record, const ActBlock*
     index.bit[1] = any_set(above, 0x01010101);
     return index;
   });
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I pair[2] = {load_i(points[g][0]), load_i(points[g][1])};
-    const I signs = even_signs(band(shr(load_i(upper[g]), 1), bytes_of(0x7F)));
-    const I s = load_i(quant::r16_word<Q>(record, 16 + g / 4));
-    const F scale[2] = {iq2_scale(d, s, g % 4 * 8), iq2_scale(d, s, g % 4 * 8 + 4)};
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + g;
-    iq2_halves<T>(pair, signs, scale, y, total);
-  }
+  iq2_record<Q, T>(record, 16, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
+    load_points(found[g], points);
+    return even_signs(band(shr(load_i(upper[g]), 1), bytes_of(0x7F)));
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ2_S, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ2_S;
-  const F d = head_halves(record);
-  alignas(64) uint8_t points[8][2][64];
-  find_record<T>(kIq2sBytes, points, [&](int g) __attribute__((always_inline)) {
+  alignas(64) PointPairs found[8];
+  find_record<T>(kIq2sBytes, found, [&](int g) __attribute__((always_inline)) {
     // Bits 8 and 9 of point p are bits 2 p and 2 p + 1 of one byte.
-    const I word = shr(load_i(quant::r16_word<Q>(record, 16 + g / 4)), g % 4 * 8);
-    const I above = pick<0, 0, 0, 0>(word);
+    const I bits = shr(word<Q>(record, 16 + g / 4), g % 4 * 8);
+    const I above = pick<0, 0, 0, 0>(bits);
     Indices index = indices_of(take_line<T>(quant::r16_word<Q>(record, g)));
     index.bit[1] = any_set(above, 0x40100401);
     index.bit[2] = any_set(above, 0x80200802);
     return index;
   });
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I pair[2] = {load_i(points[g][0]), load_i(points[g][1])};
-    const I signs = take_line<T>(quant::r16_word<Q>(record, 8 + g));
-    const I s = load_i(quant::r16_word<Q>(record, 18 + g / 4));
-    const F scale[2] = {iq2_scale(d, s, g % 4 * 8), iq2_scale(d, s, g % 4 * 8 + 4)};
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + g;
-    iq2_halves<T>(pair, signs, scale, y, total);
-  }
+  iq2_record<Q, T>(record, 18, x, total, [&](int g, I (&points)[2]) __attribute__((always_inline)) {
+    load_points(found[g], points);
+    return take_line<T>(quant::r16_word<Q>(record, 8 + g));
+  });
+}
+
+template <int n>
+KT_INLINE Iq3Points iq3_points(const ByteBook<n>& book, Indices indices) {
+  const Indices index[1] = {indices};
+  const Found<1> found = look_up_bytes<n, 1>(book, index);
+  return {{found.low[0]}, {found.high[0]}};
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ3_XXS, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ3_XXS;
-  const F d = head_halves(record);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 16 + g));
-    const I signs = even_signs(seven_bit_fields(more));
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const Indices index[1] = {indices_of(take_line<T>(quant::r16_word<Q>(record, 2 * g + half)))};
-      const Found<1> found = look_up_bytes<256, 1>(kIq3xxsBytes, index);
-      iq3_quad<T>({found.low[0]}, {found.high[0]}, kIq3xxsSigned.at, Q::kOffset,
-                  half == 0 ? first_signs(signs) : second_signs(signs), y, 16 * half, acc);
-    }
-    const F s = to_float(shr(more, 28));
-    const F scale = mul(mul(d, add(s, set_f(0.5f))), set_f(0.5f));
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq3_xxs_record<T>(record, x, total, [](I w) __attribute__((always_inline)) {
+    return iq3_points(kIq3xxsBytes, indices_of(w));
+  });
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::IQ3_S, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
-  using Q = quant::IQ3_S;
-  const F d = head_halves(record);
-#pragma GCC unroll 1
-  for (int g = 0; g < 8; ++g) {
-    const I signs = take_line<T>(quant::r16_word<Q>(record, 18 + g));
-    const I word = shr(load_i(quant::r16_word<Q>(record, 16 + g / 4)), g % 4 * 8);
-    const I above = pick<0, 0, 0, 0>(word);  // bit 8 of point p: bit p
-    const ActBlock* y[T];
-    Acc acc[T];
-    KT_TOKENS {
-      y[t] = x[t] + g;
-      acc[t] = acc_from(-Q::kOffset * sum32(y[t]));
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      Indices index[1] = {indices_of(take_line<T>(quant::r16_word<Q>(record, 2 * g + half)))};
-      index[0].bit[1] = any_set(above, 0x08040201u << 4 * half);
-      const Found<1> found = look_up_bytes<512, 1>(kIq3sBytes, index);
-      iq3_quad<T>({found.low[0]}, {found.high[0]}, kIq3sSigned.at, Q::kOffset,
-                  half == 0 ? first_signs(signs) : second_signs(signs), y, 16 * half, acc);
-    }
-    const I s = band(shr(load_i(quant::r16_word<Q>(record, 26)), g * 4), set_i(15));
-    const F scale = mul(d, to_float(add(add(s, s), set_i(1))));
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
-  }
+  iq3_s_record<T>(record, x, total, [](I w, I bits, int half) __attribute__((always_inline)) {
+    Indices index = indices_of(w);
+    index.bit[1] = any_set(pick<0, 0, 0, 0>(bits), 0x08040201u << 4 * half);
+    return iq3_points(kIq3sBytes, index);
+  });
 }
 
 }  // namespace

@@ -2,12 +2,10 @@
 // floats. As in unpack_inl.h a lane is a row; sixteen rows look their points up with one gather.
 #pragma once
 
-#include "cpu/kernels/unpack_inl.h"
+#include "cpu/kernels/iq_scales_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
-
-KT_INLINE I bits_of(I w, int first, int mask) { return band(shr(w, first), set_i(mask)); }
 
 // Four fields of a lane as four bytes: of one bit, of two (from the low byte), of three.
 KT_INLINE I spread1(I x) {
@@ -62,11 +60,6 @@ KT_INLINE void store_point4(I codes, I signs, const uint8_t* table, uint8_t* u) 
   store_i(u, lookup16(bor(spread3(codes), shl(spread1(signs), 3)), table));
 }
 
-// d * (s + 1/2) * factor
-KT_INLINE F half_step_scale(F d, I s, float factor) {
-  return mul(mul(d, add(set_f(0.5f), to_float(s))), set_f(factor));
-}
-
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XXS>& tile) {
   using Q = quant::IQ2_XXS;
   const F d = head_halves(record);
@@ -77,7 +70,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XXS>& tile) {
       const I signs = eight_signs(bits_of(rest, 7 * p, 127));
       store_point8(codes, signs, kIq2Table.u, tile.u + 8 * g + 2 * p);
     }
-    store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), 0.25f));
+    store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), kIq2Factor));
   }
 }
 
@@ -91,7 +84,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XS>& tile) {
   }
   for (int g = 0; g < 16; ++g) {
     const I s = bits_of(word<Q>(record, 16 + g / 8), g % 8 * 4, 15);
-    store_f(tile.scale[g], half_step_scale(d, s, 0.25f));
+    store_f(tile.scale[g], half_step_scale(d, s, kIq2Factor));
   }
 }
 
@@ -106,7 +99,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_S>& tile) {
   }
   for (int g = 0; g < 16; ++g) {
     const I s = bits_of(word<Q>(record, 18 + g / 8), g % 8 * 4, 15);
-    store_f(tile.scale[g], half_step_scale(d, s, 0.25f));
+    store_f(tile.scale[g], half_step_scale(d, s, kIq2Factor));
   }
 }
 
@@ -124,7 +117,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_XXS>& tile) {
                      tile.u[point]);
       }
     }
-    store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), 0.5f));
+    store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), kIq3xxsFactor));
   }
 }
 
@@ -139,7 +132,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_S>& tile) {
   }
   for (int g = 0; g < 8; ++g) {
     const I s = bits_of(word<Q>(record, 26), g * 4, 15);
-    store_f(tile.scale[g], mul(d, to_float(add(add(s, s), set_i(1)))));
+    store_f(tile.scale[g], odd_scale(d, s));
   }
 }
 
@@ -155,11 +148,6 @@ KT_INLINE void store_ternary8(I index, I minus, uint8_t (*u)[64]) {
     store_i(u[h], lookup16(bor(spread2(shr(codes, 8 * h)), all), kIq1Table));
 }
 
-// d * (2 s + 1) / 8
-KT_INLINE F odd_scale(F d, I s) {
-  return mul(mul(d, to_float(add(add(s, s), set_i(1)))), set_f(0.125f));
-}
-
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_S>& tile) {
   using Q = quant::IQ1_S;
   const F d = head_halves(record);
@@ -169,7 +157,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_S>& tile) {
       const I low = unsigned_byte(word<Q>(record, g), p);
       store_ternary8(bor(low, shl(bits_of(qh, 3 * p, 7), 8)), shr(qh, 15), tile.u + 8 * g + 2 * p);
     }
-    store_f(tile.scale[g], odd_scale(d, bits_of(qh, 12, 7)));
+    store_f(tile.scale[g], iq1_scale(d, bits_of(qh, 12, 7)));
   }
 }
 
@@ -181,11 +169,9 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_M>& tile) {
     store_ternary8(bor(low, shl(band(high, set_i(7)), 8)), shr(high, 3), tile.u + 2 * p);
   }
   const I s[2] = {word<Q>(record, 12), word<Q>(record, 13)};
-  I bits = set_i(0);
-  for (int w = 0; w < 4; ++w) bits = bor(bits, shl(bits_of(s[w / 2], w % 2 * 16 + 12, 15), 4 * w));
-  const F d = half_lanes(bits);
+  const F d = iq1_m_head(record);
   for (int g = 0; g < 16; ++g)
-    store_f(tile.scale[g], odd_scale(d, bits_of(s[g / 8], g / 4 % 2 * 16 + g % 4 * 3, 7)));
+    store_f(tile.scale[g], iq1_scale(d, bits_of(s[g / 8], g / 4 % 2 * 16 + g % 4 * 3, 7)));
 }
 
 // Five (or fewer) ternary digits of each byte: digit n goes to u[n * stride].
