@@ -33,10 +33,12 @@ class EmulatedMemory : public Memory {
     std::memcpy(to, from, bytes);
     mark(to, bytes);
   }
-  void bring(const std::vector<Transfer>& pieces, int, void*) override {
+  void bring(const std::vector<Transfer>& pieces, int) override {
     for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
   }
+  void arrived(int, void*) override {}
   void release(int, void*) override {}
+  void finish(void*) override {}
   void copy(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
     mark(to, bytes);

@@ -105,6 +105,8 @@ CardShape kt_cuda_model::shape() {
   s.expert_inner = whole("expert_inner"), s.vocab = whole("vocab");
   s.pages = whole("pages"), s.max_pages = whole("max_pages");
   s.stream_slots = whole("stream_slots");
+  s.dense_rows = whole("dense_rows", kDenseRows);
+  s.dense_bytes = static_cast<size_t>(numbers.get(kWhole, "dense_bytes", kDenseBytes));
   s.eps = static_cast<float>(numbers.get(kWhole, "eps", 1e-6));
   s.inner_eps = static_cast<float>(numbers.get(kWhole, "inner_eps", s.eps));
   s.scale = static_cast<float>(numbers.get(kWhole, "scale", 0));
@@ -157,6 +159,7 @@ void kt_cuda_model::add_slots(int i, CardLayer& w) {
     table[expert] = slot;
   }
   w.slots = card.memory.put(table);
+  w.slot_table = std::move(table);
 }
 
 void kt_cuda_model::build() {

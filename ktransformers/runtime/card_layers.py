@@ -19,6 +19,9 @@ WHOLE = -1
 MOST_ROWS, MOST_SEQUENCES = 512, 64  # of a step on the card; larger ones are cut
 STREAM_SLOTS = 16  # experts that a long prompt has on the card while as many follow
 STREAM_FROM = 0  # rows of a prompt from which experts come to the card; 0: learned
+# Where another value than the CUDA module's own is better on a card (csrc/cuda/model/dense.h):
+# {"dense_rows": rows from which products dequantise, "dense_bytes": of weights at a time}.
+DENSE: dict[str, int] = {}
 
 
 def device_of(layer) -> str | None:
@@ -99,7 +102,7 @@ class CardLayers:
             "rope": 2 * len(rope.inv_freq), "rope_scaling": rope.rotary.attention_scaling,
             "rope_interleaved": rope.is_interleaved, "fp8_cache": self.engine.fp8_cache,
             "vocab": self.model.lm_head.out_features if with_head else 0,
-            "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM,
+            "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM, **DENSE,
         }  # fmt: skip
         if isinstance(attention, MlaAttention):
             numbers |= {

@@ -217,6 +217,34 @@ def test_long_prompts_bring_their_experts_to_the_card(both, tmp_path, monkeypatc
     assert divergence(np.concatenate(expected), np.concatenate(got)) <= 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture", "changes"),
+    [
+        ("deepseek_v3", "deepseek_v3", {"moe.experts": "backend: cpu"}),
+        ("deepseek_v2_lite", "deepseek_v2", {}),  # all experts on the card
+        ("qwen2moe", "qwen2_moe", {"moe.experts": "backend: cuda, options: {experts: 3}"}),
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True], ids=["computed", "streamed"])
+def test_long_prompts_dequantise(tmp_path, monkeypatch, name, architecture, changes, streams):
+    if streams and not changes:
+        pytest.skip("every expert is on the card")
+    path = write(small(name), tmp_path / "model.gguf")
+    ids = [5, 9, 2, 7, 11, 4, 8, 6, 13, 3, 12]  # no choice of an expert is a near tie
+    few = Sequences(load(path))
+    expected = few.step([("a", token) for token in ids], True)
+    # A prompt of one row is long, and a part of a matrix is all there is room for.
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1, "dense_bytes": 1 << 16})
+    if streams:
+        monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
+        monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+    rules = rules_for(architecture, ALL, tmp_path, **changes)
+    one = Sequences(load(path, rules))
+    rows = [("a", token) for token in ids]
+    assert divergence(expected, one.step(rows, True)) <= 1e-3
+    assert divergence(few.step([("a", 3)]), one.step([("a", 3)])) <= 1e-3
+
+
 def test_generation_runs_in_the_core(both):
     before = both[1].kt.decoder.tokens_sampled
     answers = [ours.greedy(model, [5, 9, 2], 3, None) for model in both[:2]]

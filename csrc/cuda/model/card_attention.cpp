@@ -39,16 +39,16 @@ RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
 void CardModel::attention(Stream stream, int index, const StepSize& size) {
   const Layer& layer = layers_[index];
   norm(stream, layer.w.attention_norm, index ? delta_ : nullptr, size.rows);
-  prepare(stream, main_, normed_, 0, s_.hidden, size.rows, s_.hidden);
-  multiply(stream, main_, layer.qkv, size.rows, main_.wide);
+  prepare(stream, main_, normed_, 0, s_.hidden, size, s_.hidden);
+  multiply(stream, main_, layer.qkv, size, main_.wide);
   if (s_.latent()) {
     latent_attention(stream, layer, size);
-    prepare(stream, main_, mixed_, 0, s_.mixed(), size.rows, s_.mixed());
+    prepare(stream, main_, mixed_, 0, s_.mixed(), size, s_.mixed());
   } else {
     grouped_attention(stream, layer, size);
-    prepare(stream, main_, attended_, 1, s_.mixed(), size.rows, s_.mixed());
+    prepare(stream, main_, attended_, 1, s_.mixed(), size, s_.mixed());
   }
-  multiply(stream, main_, layer.o, size.rows, delta_);
+  multiply(stream, main_, layer.o, size, delta_);
 }
 
 void CardModel::attend(Stream stream, const Layer& layer, const StepSize& size) const {
@@ -85,8 +85,8 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
     low.x = q.at, low.stride = q.stride, low.heads = 1, low.dim = s_.q_lora;
     low.norm_weight = layer.w.q_norm, low.norm_dim = s_.q_lora, low.out = low_;
     launch_rotate(low);
-    prepare(stream, main_, low_, 1, s_.q_lora, m, s_.q_lora);
-    multiply(stream, main_, layer.q_b, m, main_.wide);
+    prepare(stream, main_, low_, 1, s_.q_lora, size, s_.q_lora);
+    multiply(stream, main_, layer.q_b, size, main_.wide);
     q = {main_.wide, width};
   }
   launch_head_product({q.at, layer.w.k_b, absorbed_, q.stride, head, m, s_.heads, s_.kv_lora,

@@ -14,14 +14,6 @@ void check_shape(const char* name, const CudaMatrix& m, int n, int k) {
   KT_CHECK(m && m.n == n && m.k == k, name, " is ", m.n, " x ", m.k, ", must be ", n, " x ", k);
 }
 
-/// Bytes of an expert's three matrices, each on a boundary that copies like.
-size_t expert_bytes(const CardLayer& w) {
-  size_t bytes = 0;
-  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
-    bytes += round_up<size_t>(matrix_bytes(*m), 256);
-  return bytes;
-}
-
 }  // namespace
 
 WeightLayout layout_of(int gguf_id) {
@@ -99,6 +91,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
     host_tokens_ = memory.take_mapped<int32_t>(head_rows);
   }
   take_jobs(memory);
+  take_dense(memory);
   if (resident) take_experts(memory);
   take_ring(memory, resident);
 }
@@ -119,42 +112,6 @@ void CardModel::take_cache(Layer& layer) {
   if (!s_.fp8_cache) return;
   layer.key_exponents = part(1, 1);
   if (!s_.latent()) layer.value_exponents = part(1, 1);
-}
-
-/// What products of experts on the card need.
-void CardModel::take_experts(Memory& memory) {
-  const size_t places = size_t(max_tiles_) * 8;
-  const int deep = std::max(s_.hidden, s_.expert_inner);
-  sources_ = memory.take<int32_t>(places), num_items_ = memory.take<int32_t>(1);
-  gate_items_ = memory.take<GemvItem>(s_.experts), up_items_ = memory.take<GemvItem>(s_.experts);
-  down_items_ = memory.take<GemvItem>(s_.experts);
-  expert_gate_ = memory.take<float>(places * s_.expert_inner);
-  expert_up_ = memory.take<float>(places * s_.expert_inner);
-  expert_y_ = memory.take<float>(places * s_.hidden);
-  expert_prepared_ = {memory.take<half_t>(prepared_fragments(max_tiles_, deep)),
-                      memory.take<float>(prepared_sums(max_tiles_, deep)),
-                      memory.take<float>(places)};
-}
-
-/// One ring for all layers, as large as the largest of them needs, where there is room for it: what
-/// is streamed would otherwise be computed on the CPU.
-void CardModel::take_ring(Memory& memory, bool resident) {
-  size_t largest = 0;
-  for (const Layer& layer : layers_)
-    if (!layer.w.sources.empty()) largest = std::max(largest, expert_bytes(layer.w));
-  if (largest == 0) return;
-  const size_t deep = std::max(s_.hidden, s_.expert_inner), places = size_t(max_tiles_) * 8;
-  // take_experts(), a little rounded up, and the tables of slots.
-  const size_t beside = (resident ? 0 : places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * 4) +
-                        layers_.size() * s_.experts * (sizeof(ExpertSlot) * s_.experts + 256);
-  while (s_.stream_slots > 0 && 2 * s_.stream_slots * largest + beside > memory.room())
-    s_.stream_slots /= 2;
-  if (s_.stream_slots == 0) return;
-  if (!resident) take_experts(memory);
-  const size_t half = s_.stream_slots * largest;
-  uint8_t* const ring = memory.take<uint8_t>(2 * half);
-  for (Layer& layer : layers_)
-    if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
 }
 
 void CardModel::check_layer(const CardLayer& w) const {
@@ -199,34 +156,6 @@ void CardModel::take_jobs(Memory& memory) {
            memory.take_mapped<float>(size_t(s_.rows) * s_.hidden)};
 }
 
-int CardModel::Product::n() const {
-  int rows = 0;
-  for (const CudaMatrix& part : parts) rows += part.n;
-  return rows;
-}
-
-CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
-  Product made;
-  for (const CudaMatrix& part : parts) {
-    if (!part) continue;
-    std::vector<GemvItem> items;
-    for (int count = 1; count <= tiles(s_.rows); ++count)
-      items.push_back({part.weights, nullptr, 0, count});
-    made.parts.push_back(part);
-    made.items.push_back(memory_.put(items));
-  }
-  return made;
-}
-
-CardModel::Result CardModel::result(const Product& product, float* y, int rows, int first) {
-  for (const CudaMatrix& part : product.parts) {
-    if (first < part.n) return {y + first, part.n};
-    first -= part.n;
-    y += size_t(tiles(rows)) * 8 * part.n;
-  }
-  throw InvalidArgument(concat("row ", first, " behind the last matrix"));
-}
-
 std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
   std::vector<StepLayer> found;
   for (const Layer& layer : layers_) {
@@ -253,11 +182,11 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
       return attention(stream, index, size);
     case StepOp::kDenseFfn:
       norm(stream, layer->w.ffn_norm, delta_, size.rows);
-      return feed_forward(stream, main_, *layer, size.rows, delta_);
+      return feed_forward(stream, main_, *layer, size, delta_);
     case StepOp::kFfnNorm:
       return norm(stream, layer->w.ffn_norm, delta_, size.rows);
     case StepOp::kRouter:
-      return router(stream, *layer, size.rows);
+      return router(stream, *layer, size);
     case StepOp::kCopyToHost:
       return launch_copy({{{normed_, host_x_, row},
                            {layer->w.slots ? cpu_ids_ : ids_, host_ids_, picks},
@@ -265,16 +194,16 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
                           layer->w.ffn == Ffn::kRouted ? 3 : 1,
                           stream});
     case StepOp::kSharedExpert:
-      return feed_forward(stream, side_, *layer, size.rows, shared_);
+      return feed_forward(stream, side_, *layer, size, shared_);
     case StepOp::kResidentExperts:
-      return resident_experts(stream, *layer, size.rows);
+      return resident_experts(stream, *layer, size);
     case StepOp::kStreamedExperts:
-      return streamed_experts(stream, *layer, size.rows);
+      return streamed_experts(stream, *layer, size);
     case StepOp::kCopyFromHost:
       return launch_copy(
           {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
     case StepOp::kCombine:
-      return combine(stream, *layer, size.rows);
+      return combine(stream, *layer, size);
     case StepOp::kHead:
       return head(stream, size);
     case StepOp::kSample:
@@ -284,53 +213,13 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
   }
 }
 
-void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
-                        int64_t stride, int rows, int k, const void* up) const {
-  launch_prepare({x, up, stride, nullptr, scratch.prepared, rows, k, tiles(rows),
-                  static_cast<uint8_t>(type), stream});
-}
-
-void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
-                         float* y) const {
-  const int count = tiles(rows);
-  for (size_t i = 0; i < product.parts.size(); ++i) {
-    const CudaMatrix& m = product.parts[i];
-    const GemvParams p{product.items[i] + (count - 1),
-                       nullptr,
-                       scratch.prepared,
-                       y,
-                       1,
-                       count,
-                       m.n,
-                       m.k,
-                       m.gguf_id,
-                       layout_of(m.gguf_id),
-                       stream};
-    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
-    y += size_t(count) * 8 * m.n;
-  }
-}
-
 void CardModel::norm(Stream stream, const float* weight, const float* delta, int rows) const {
   launch_rms_norm(
       {hidden_, delta, weight, normed_, nullptr, rows, s_.hidden, s_.eps, Out16::kF16, stream});
 }
 
-void CardModel::feed_forward(Stream stream, const Scratch& scratch, const Layer& layer, int rows,
-                             float* out) const {
-  const int inner = layer.gate_up.n() / 2;
-  prepare(stream, scratch, normed_, 0, s_.hidden, rows, s_.hidden);
-  multiply(stream, scratch, layer.gate_up, rows, scratch.wide);
-  const Result gate = result(layer.gate_up, scratch.wide, rows, 0),
-               up = result(layer.gate_up, scratch.wide, rows, inner);
-  prepare(stream, scratch, gate.at, 0, gate.stride, rows, inner, up.at);
-  multiply(stream, scratch, layer.down, rows, out);
-  if (layer.w.shared_gate)
-    launch_dense_gemv(
-        {normed_, layer.w.shared_gate, shared_weight_, rows, 1, s_.hidden, 0, stream});
-}
-
-void CardModel::router(Stream stream, const Layer& layer, int rows) const {
+void CardModel::router(Stream stream, const Layer& layer, const StepSize& size) const {
+  const int rows = size.rows;
   norm(stream, layer.w.ffn_norm, delta_, rows);
   launch_dense_gemv(
       {normed_, layer.w.router, router_logits_, rows, s_.experts, s_.hidden, 0, stream});
@@ -338,45 +227,6 @@ void CardModel::router(Stream stream, const Layer& layer, int rows) const {
                  s_.n_group, s_.topk_group, s_.sigmoid, s_.group_sum_of_two, s_.norm_topk_prob,
                  s_.routed_scaling_factor, stream});
   if (layer.w.slots) route(stream, layer.w.slots, rows);
-}
-
-void CardModel::route(Stream stream, const ExpertSlot* slots, int rows) const {
-  launch_route({ids_, slots, gate_items_, up_items_, down_items_, num_items_, sources_, places_,
-                cpu_ids_, rows, s_.experts, s_.top_k, moe_max_tiles(rows, s_.experts, s_.top_k),
-                stream});
-}
-
-void CardModel::resident_experts(Stream stream, const Layer& layer, int rows) const {
-  const int most = std::min(s_.experts, rows * s_.top_k), inner = s_.expert_inner;
-  const int all_tiles = moe_max_tiles(rows, s_.experts, s_.top_k);
-  const auto grouped = [&](const GemvItem* items, const CudaMatrix& matrix, float* y) {
-    const GemvParams p{items,
-                       num_items_,
-                       expert_prepared_,
-                       y,
-                       most,
-                       tiles(rows),
-                       matrix.n,
-                       matrix.k,
-                       matrix.gguf_id,
-                       layout_of(matrix.gguf_id),
-                       stream};
-    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
-  };
-  launch_prepare({normed_, nullptr, s_.hidden, sources_, expert_prepared_, rows, s_.hidden,
-                  all_tiles, 0, stream});
-  grouped(gate_items_, layer.w.expert_gate, expert_gate_);
-  grouped(up_items_, layer.w.expert_up, expert_up_);
-  launch_prepare({expert_gate_, expert_up_, inner, sources_, expert_prepared_, all_tiles * 8,
-                  inner, all_tiles, 0, stream, true});
-  grouped(down_items_, layer.w.expert_down, expert_y_);
-}
-
-void CardModel::combine(Stream stream, const Layer& layer, int rows) const {
-  launch_combine({expert_y_, layer.w.slots ? places_ : none_, weights_,
-                  layer.gate_up ? shared_ : nullptr,
-                  layer.w.shared_gate ? shared_weight_ : nullptr,
-                  layer.w.cpu_experts ? cpu_ : nullptr, delta_, rows, s_.hidden, s_.top_k, stream});
 }
 
 void CardModel::head(Stream stream, const StepSize& size) const {

@@ -17,6 +17,7 @@
 #include "cuda/attention/flash.h"
 #include "cuda/graph/step.h"
 #include "cuda/layer/layer.h"
+#include "cuda/model/dense.h"
 #include "cuda/model/memory.h"
 #include "cuda/moe/moe.h"
 #include "cuda/quant_gemv/quant_gemv.h"
@@ -46,6 +47,8 @@ struct CardShape {
   int vocab = 0;                // 0: norm and head are not on this card
   int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
   int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
+  int dense_rows = kDenseRows;       // of a step, from which its products dequantise
+  size_t dense_bytes = kDenseBytes;  // of weights dequantised at a time, at most
   float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
   float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
   bool rope_interleaved = true;
@@ -96,6 +99,8 @@ struct CardLayer {
   const float* router_bias = nullptr;    // [experts] or null
   const float* shared_gate = nullptr;    // [hidden]: a sigmoid on the shared expert, or null
   const ExpertSlot* slots = nullptr;     // [experts], null: every expert is the CPU's
+  std::vector<ExpertSlot> slot_table;    // the same for the host; empty: steps of many rows, too,
+                                         // take the way of few
   bool cpu_experts = true;               // some have no slot
   CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of experts; no pointers
   /// Where experts without a slot are in RAM, in R16: [experts], no pieces for those with one. Empty:
@@ -111,12 +116,13 @@ struct StepSize {
   bool hidden_out = false;
   bool sample = false;   // tokens are wanted instead of logits
   bool streams = false;  // experts come to the card, where a layer has sources
+  bool dense = false;    // products dequantise; never captured, for the streams share the memory
 
   /// One token of each of so many sequences.
   static StepSize decode(int rows, bool head) { return {rows, rows, 1, head ? rows : 0, !head}; }
   /// Whether it is one of those.
   bool is_decode(bool head) const {
-    return !streams && max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
+    return !streams && !dense && max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
   }
 };
 
@@ -178,6 +184,14 @@ class CardModel {
     Prepared prepared;
     float* wide;  // [8 tiles, widest result]
   };
+  /// Products of many rows; weights are null where there was no room.
+  struct Dense {
+    half_t* weights = nullptr;  // [values], dequantised
+    size_t values = 0;
+    half_t* x = nullptr;        // [rows, hidden] what experts multiply; null without experts
+    float* x_scales = nullptr;  // [rows]
+    int32_t *counts = nullptr, *host_counts = nullptr;  // [experts] rows of each
+  };
   struct Layer {
     CardLayer w;
     Product qkv, q_b, o, gate_up, down;
@@ -201,26 +215,47 @@ class CardModel {
   void check_layer(const CardLayer& layer) const;
   void take_cache(Layer& layer);
   void take_jobs(Memory& memory);
+  void take_dense(Memory& memory);
   void take_experts(Memory& memory);
   void take_ring(Memory& memory, bool resident);
+  void dequantise(Stream stream, const CudaMatrix& matrix, const uint8_t* weights, half_t* out,
+                  int first, int rows) const;
+  void multiply(Stream stream, const Scratch& scratch, const Product& product,
+                const StepSize& size, float* y) const;
+  /// With the kernels of few rows.
   void multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
                 float* y) const;
   void prepare(Stream stream, const Scratch& scratch, const void* x, int type, int64_t stride,
-               int rows, int k, const void* up = nullptr) const;
+               const StepSize& size, int k, const void* up = nullptr) const;
   void norm(Stream stream, const float* weight, const float* delta, int rows) const;
   RotateParams rotation(Stream stream, const StepSize& size) const;
   void attention(Stream stream, int layer, const StepSize& size);
   void latent_attention(Stream stream, const Layer& layer, const StepSize& size) const;
   void grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const;
   void attend(Stream stream, const Layer& layer, const StepSize& size) const;
-  void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer, int rows,
-                    float* out) const;
-  void router(Stream stream, const Layer& layer, int rows) const;
+  void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
+                    const StepSize& size, float* out) const;
+  void router(Stream stream, const Layer& layer, const StepSize& size) const;
   void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
   void route(Stream stream, const ExpertSlot* slots, int rows) const;
-  void resident_experts(Stream stream, const Layer& layer, int rows) const;
-  void streamed_experts(Stream stream, const Layer& layer, int rows) const;
-  void combine(Stream stream, const Layer& layer, int rows) const;
+  /// Whether experts get rows enough, on the average, to be dequantised.
+  bool has_many_rows(const StepSize& size) const;
+  void resident_experts(Stream stream, const Layer& layer, const StepSize& size) const;
+  /// To expert_y_, those that route() found a slot for.
+  void few_rows_experts(Stream stream, const Layer& layer, int rows) const;
+  void sort_rows(Stream stream, const StepSize& size) const;
+  /// Rows of every expert, after sort_rows: waits for the stream.
+  std::vector<int32_t> sorted_counts(Stream stream) const;
+  /// delta_ = addend, times a sigmoid where there is a gate; 0 without.
+  void begin_sum(Stream stream, const float* addend, const float* gate, int rows) const;
+  /// delta_ += what some of the experts give, which are `at` on the card.
+  void many_rows_experts(Stream stream, const Layer& layer, const std::vector<int>& experts,
+                         const std::vector<ExpertSlot>& at, const std::vector<int32_t>& counts,
+                         const StepSize& size) const;
+  std::vector<int> with_slots(const Layer& layer) const;
+  void streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const;
+  void bring_round(const Layer& layer, size_t round) const;
+  void combine(Stream stream, const Layer& layer, const StepSize& size) const;
   void head(Stream stream, const StepSize& size) const;
   FlashParams flash_shape(const StepSize& size) const;
   FlashTile flash_tile(const FlashParams& params) const;
@@ -232,6 +267,7 @@ class CardModel {
   const float *final_norm_, *inv_freq_;
   Product head_;
   Scratch main_, side_;
+  Dense dense_;
   // On the card; shapes in the constructor.
   float *hidden_, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
       *shared_weight_, *weights_, *logits_, *expert_gate_ = nullptr, *expert_up_ = nullptr,

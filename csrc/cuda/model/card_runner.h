@@ -24,13 +24,15 @@ class CudaMemory : public Memory {
   void* device(size_t bytes) override;
   void* mapped(size_t bytes) override;
   void upload(void* to, const void* from, size_t bytes) override;
-  void bring(const std::vector<Transfer>& pieces, int half, void* stream) override;
+  void bring(const std::vector<Transfer>& pieces, int half) override;
+  void arrived(int half, void* stream) override;
   void release(int half, void* stream) override;
+  void finish(void* stream) override;
   void copy(void* to, const void* from, size_t bytes) override;
 
  private:
   void* copies_ = nullptr;             // a stream for bring()
-  void *there_ = nullptr, *free_[2] = {};  // its events
+  void *there_[2] = {}, *free_[2] = {};  // its events
   std::vector<void*> device_, mapped_;
 };
 

@@ -13,7 +13,7 @@ CudaMemory::~CudaMemory() {
   for (void* memory : mapped_) cudaFreeHost(memory);
   if (!copies_) return;
   cudaStreamDestroy(static_cast<cudaStream_t>(copies_));
-  for (void* event : {there_, free_[0], free_[1]})
+  for (void* event : {there_[0], there_[1], free_[0], free_[1]})
     cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
@@ -45,26 +45,34 @@ void CudaMemory::upload(void* to, const void* from, size_t bytes) {
   wait_for_copies();
 }
 
-void CudaMemory::bring(const std::vector<Transfer>& pieces, int half, void* stream) {
+void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {
   if (!copies_) {
     cudaStream_t made;
     check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
     copies_ = made;
-    for (void** event : {&there_, &free_[0], &free_[1]}) {
+    for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) {
       cudaEvent_t one;
       check(cudaEventCreateWithFlags(&one, cudaEventDisableTiming), "cudaEventCreate");
       *event = one;  // waiting for one that was never recorded returns at once
     }
   }
   const auto copies = static_cast<cudaStream_t>(copies_);
-  const auto there = static_cast<cudaEvent_t>(there_);
   check(cudaStreamWaitEvent(copies, static_cast<cudaEvent_t>(free_[half]), 0),
         "cudaStreamWaitEvent");
   for (const Transfer& piece : pieces)
     check(cudaMemcpyAsync(piece.to, piece.from, piece.bytes, cudaMemcpyHostToDevice, copies),
           "cudaMemcpyAsync", piece.bytes);
-  check(cudaEventRecord(there, copies), "cudaEventRecord");
-  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), there, 0), "cudaStreamWaitEvent");
+  check(cudaEventRecord(static_cast<cudaEvent_t>(there_[half]), copies), "cudaEventRecord");
+}
+
+void CudaMemory::arrived(int half, void* stream) {
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream),
+                            static_cast<cudaEvent_t>(there_[half]), 0),
+        "cudaStreamWaitEvent");
+}
+
+void CudaMemory::finish(void* stream) {
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize");
 }
 
 void CudaMemory::release(int half, void* stream) {

@@ -79,6 +79,7 @@ StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
   host_.rows = step.rows;
   if (step.sampling && step.num_head_rows > 0)
     sample_next({step.sampling, step.sampling + step.num_head_rows}, size);
+  size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
   return size;
 }
 

@@ -1,6 +1,7 @@
 // Prompts whose experts come to the card: every expert without a slot is brought to a ring of two
 // halves once per step, and multiplied with all the step's tokens that chose it while the next ones
-// follow. What is on the card already goes first.
+// follow. What is on the card already goes first. The first two halves are filled while the layer's
+// attention is still under way.
 //
 //   copies   | half 0: experts 0 ... s | half 1: s ... 2 s | half 0: ...
 //   main     |                         | products of half 0 | products of half 1 | ...
@@ -41,35 +42,59 @@ bool CardModel::can_stream() const {
                      [](const Layer& layer) { return !layer.rounds.empty(); });
 }
 
-void CardModel::streamed_experts(Stream stream, const Layer& layer, int rows) const {
+void CardModel::bring_round(const Layer& layer, size_t round) const {
+  if (round >= layer.rounds.size()) return;
+  std::vector<Memory::Transfer> pieces;
+  for (const int e : layer.rounds[round]) {
+    const ExpertSlot& slot = layer.round_places[round][e];
+    const ExpertSource& source = layer.w.sources[e];
+    const auto queue = [&](const uint8_t* to, const std::vector<ExpertSource::Piece>& from) {
+      for (const ExpertSource::Piece& piece : from) {
+        pieces.push_back({const_cast<uint8_t*>(to), piece.at, piece.bytes});
+        to += piece.bytes;
+      }
+    };
+    queue(slot.gate, source.gate), queue(slot.up, source.up), queue(slot.down, source.down);
+  }
+  memory_.bring(pieces, static_cast<int>(round % 2));
+}
+
+void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const {
+  const bool many = has_many_rows(size) && (!layer.w.slots || !layer.w.slot_table.empty());
+  const float* const shared = layer.gate_up ? shared_ : nullptr;
+  const float* const gate = layer.w.shared_gate ? shared_weight_ : nullptr;
   // The first sum takes the shared expert, every later one what is there already.
   bool begun = false;
   const auto add = [&] {
-    resident_experts(stream, layer, rows);
-    launch_combine({expert_y_, places_, weights_, !begun && layer.gate_up ? shared_ : nullptr,
-                    !begun && layer.w.shared_gate ? shared_weight_ : nullptr,
-                    begun ? delta_ : nullptr, delta_, rows, s_.hidden, s_.top_k, stream});
+    few_rows_experts(stream, layer, size.rows);
+    launch_combine({expert_y_, places_, weights_, begun ? nullptr : shared, begun ? nullptr : gate,
+                    begun ? delta_ : nullptr, delta_, size.rows, s_.hidden, s_.top_k, stream});
     begun = true;
   };
-  if (layer.w.slots) add();  // routed by the router's operation
+  if (many) {
+    sort_rows(stream, size);
+    begin_sum(stream, shared, gate, size.rows);
+  }
+  // On their way while the card is still at what comes before.
+  bring_round(layer, 0), bring_round(layer, 1);
+  const std::vector<int32_t> counts = many ? sorted_counts(stream) : std::vector<int32_t>{};
+  if (layer.w.slots) {
+    if (many)
+      many_rows_experts(stream, layer, with_slots(layer), layer.w.slot_table, counts, size);
+    else
+      add();  // routed by the router's operation
+  }
   for (size_t round = 0; round < layer.rounds.size(); ++round) {
-    std::vector<Memory::Transfer> pieces;
-    for (const int e : layer.rounds[round]) {
-      const ExpertSlot& slot = layer.round_places[round][e];
-      const ExpertSource& source = layer.w.sources[e];
-      const auto queue = [&](const uint8_t* to, const std::vector<ExpertSource::Piece>& from) {
-        for (const ExpertSource::Piece& piece : from) {
-          pieces.push_back({const_cast<uint8_t*>(to), piece.at, piece.bytes});
-          to += piece.bytes;
-        }
-      };
-      queue(slot.gate, source.gate), queue(slot.up, source.up), queue(slot.down, source.down);
-    }
     const int half = static_cast<int>(round % 2);
-    memory_.bring(pieces, half, stream);
-    route(stream, layer.round_slots[round], rows);
-    add();
+    memory_.arrived(half, stream);
+    if (many) {
+      many_rows_experts(stream, layer, layer.rounds[round], layer.round_places[round], counts, size);
+    } else {
+      route(stream, layer.round_slots[round], size.rows);
+      add();
+    }
     memory_.release(half, stream);
+    bring_round(layer, round + 2);
   }
 }
 

@@ -28,10 +28,14 @@ class Memory {
     const void* from;
     size_t bytes;
   };
-  /// Brings pieces to the card beside what `stream` computes; what follows on `stream` finds them
-  /// there. half: 0 or 1, of a ring: begins when release() of the last use of that half is reached.
-  virtual void bring(const std::vector<Transfer>& pieces, int half, void* stream) = 0;
+  /// Brings pieces to the card beside what streams compute. half: 0 or 1, of a ring: begins when
+  /// release() of the last use of that half is reached.
+  virtual void bring(const std::vector<Transfer>& pieces, int half) = 0;
+  /// What follows on `stream` finds there what was brought last to that half.
+  virtual void arrived(int half, void* stream) = 0;
   virtual void release(int half, void* stream) = 0;
+  /// Waits for everything that `stream` was given.
+  virtual void finish(void* stream) = 0;
   /// Card to card.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
 
@@ -69,9 +73,11 @@ class LimitedMemory : public Memory {
   void upload(void* to, const void* from, size_t bytes) override {
     memory_.upload(to, from, bytes);
   }
-  void bring(const std::vector<Transfer>& pieces, int half, void* stream) override {
-    memory_.bring(pieces, half, stream);
+  void bring(const std::vector<Transfer>& pieces, int half) override {
+    memory_.bring(pieces, half);
   }
+  void arrived(int half, void* stream) override { memory_.arrived(half, stream); }
+  void finish(void* stream) override { memory_.finish(stream); }
   void release(int half, void* stream) override { memory_.release(half, stream); }
   void copy(void* to, const void* from, size_t bytes) override { memory_.copy(to, from, bytes); }
   size_t room() const override { return limit_ - taken_; }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "cuda/common/types.h"
+#include "cuda/gemm/dense_gemm.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
 namespace kt::cuda {
@@ -73,5 +74,31 @@ struct CombineParams {
   Stream stream;
 };
 void launch_combine(const CombineParams& params);
+
+/// Sorts the assignments of many rows by expert, without gaps: those of expert e have the places
+/// from the sum of the counts before on, in order.
+struct SortParams {
+  const int32_t* ids;   // [m, top_k], 0 ... experts - 1
+  int32_t* counts;      // [experts]
+  int32_t* host_counts;  // the same, where the host reads them
+  int32_t* source;      // [m top_k] token of every place
+  int32_t* place;       // [m, top_k]
+  int m, experts, top_k;
+  Stream stream;
+};
+void launch_sort(const SortParams& params);
+
+/// out += sum over the assignments whose place is in one of the runs of weight * y[row of it].
+struct CombineRunsParams {
+  const float* y;        // [rows of the runs, n]
+  const int32_t* place;  // [m, top_k]
+  const float* weights;  // [m, top_k]
+  float* out;            // [m, n]
+  int m, n, top_k;
+  int num_runs;
+  GemmRun runs[DenseGemmParams::kMostRuns];
+  Stream stream;
+};
+void launch_combine_runs(const CombineRunsParams& params);
 
 }  // namespace kt::cuda

@@ -51,10 +51,16 @@ class TestMemory : public Memory {
       if (buffer->data() == to) buffer->raw().mark_written(0, bytes);
 #endif
   }
-  void bring(const std::vector<Transfer>& pieces, int, void*) override {
+  void bring(const std::vector<Transfer>& pieces, int) override {
     for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
   }
+  void arrived(int, void*) override {}
   void release(int, void*) override {}
+  void finish(void*) override {
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+  }
   void copy(void* to, const void* from, size_t bytes) override { upload(to, from, bytes); }
 
  private:

@@ -1,0 +1,61 @@
+// A warp per row, lanes over pairs: the row is read for its largest value, and again (from L1) to be
+// divided and rounded.
+#include "cuda/gemm/rows16.h"
+
+#include "base/error.h"
+#include "cuda/layer/block_reduce.h"
+
+namespace kt::cuda {
+
+namespace {
+
+template <class T>
+struct Rows16 {
+  using Params = Rows16Params;
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 1;
+
+  KT_DEVICE static void run(const Params& p) {
+    const int row = block_x() * (kThreads / 32) + warp_id(), lane = lane_id();
+    if (row >= p.rows) return;
+    const int64_t begin = row * p.stride;
+    const auto value = [&](int i) {
+      const float x = to_float(T(Global<const T>(static_cast<const T*>(p.x))[begin + i]));
+      if (!p.up) return x;
+      const float up = to_float(T(Global<const T>(static_cast<const T*>(p.up))[begin + i]));
+      return x / (1.0f + exp_fast(-x)) * up;
+    };
+    float largest = 0;
+    for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
+    largest = warp_max(largest);
+    // Its exponent's bits. Tiny rows are not scaled up without end.
+    const uint32_t exponent = max(static_cast<int>(bits_of(largest) >> 23 & 255), 27);
+    const float inverse = float_of((254 - exponent) << 23);
+    if (lane == 0) Global<float>(p.scales)[row] = float_of(exponent << 23);
+    const Global<uint32_t> out(reinterpret_cast<uint32_t*>(p.out));
+    for (int i = lane; i < p.k / 2; i += 32)
+      out[static_cast<int64_t>(row) * (p.k / 2) + i] =
+          pack2<half_t>(value(2 * i) * inverse, value(2 * i + 1) * inverse);
+  }
+};
+
+}  // namespace
+
+void launch_rows16(const Rows16Params& p) {
+  KT_CHECK(p.rows > 0 && p.k > 0 && p.k % 2 == 0, p.rows, " rows of ", p.k,
+           " values: there must be some, and an even number");
+  KT_CHECK(p.stride >= p.k, "rows of ", p.stride, " values hold no ", p.k);
+  const LaunchShape shape{.grid_x = static_cast<unsigned>(div_up(p.rows, 8)), .threads = 256};
+  switch (p.type) {
+    case 0:
+      return launch<Rows16<float>>(shape, p, p.stream);
+    case 1:
+      return launch<Rows16<half_t>>(shape, p, p.stream);
+    case 2:
+      return launch<Rows16<bf16_t>>(shape, p, p.stream);
+    default:
+      throw InvalidArgument(concat("activation type ", int{p.type}));
+  }
+}
+
+}  // namespace kt::cuda

@@ -1,0 +1,145 @@
+// Products of a step's rows: with the kernels of few rows, on tiles of 8, or, from
+// CardShape::dense_rows on, dequantised a part of the matrix at a time and multiplied as f16.
+#include <algorithm>
+
+#include "base/error.h"
+#include "cuda/gemm/rows16.h"
+#include "cuda/model/card_model.h"
+#include "cuda/quant_gemv/dequantise.h"
+#include "quant/formats.h"
+
+namespace kt::cuda {
+
+int CardModel::Product::n() const {
+  int rows = 0;
+  for (const CudaMatrix& part : parts) rows += part.n;
+  return rows;
+}
+
+CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
+  Product made;
+  for (const CudaMatrix& part : parts) {
+    if (!part) continue;
+    std::vector<GemvItem> items;
+    for (int count = 1; count <= tiles(s_.rows); ++count)
+      items.push_back({part.weights, nullptr, 0, count});
+    made.parts.push_back(part);
+    made.items.push_back(memory_.put(items));
+  }
+  return made;
+}
+
+CardModel::Result CardModel::result(const Product& product, float* y, int rows, int first) {
+  for (const CudaMatrix& part : product.parts) {
+    if (first < part.n) return {y + first, part.n};
+    first -= part.n;
+    y += size_t(tiles(rows)) * 8 * part.n;
+  }
+  throw InvalidArgument(concat("row ", first, " behind the last matrix"));
+}
+
+/// Memory for dequantised weights, and for the experts' input, where there is room for it and steps
+/// are long enough.
+void CardModel::take_dense(Memory& memory) {
+  if (s_.rows < s_.dense_rows) return;
+  const size_t hidden = s_.hidden, inner = s_.expert_inner;
+  size_t largest = 0, least = 0;
+  bool experts = false;
+  for (const Layer& layer : layers_) {
+    for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down}) {
+      for (const CudaMatrix& m : p->parts) {
+        largest = std::max(largest, size_t(m.n) * m.k);
+        least = std::max(least, size_t(16) * m.k);  // a row group
+      }
+    }
+    if (!layer.w.slots && layer.w.sources.empty()) continue;
+    experts = true;
+    largest = std::max(largest, DenseGemmParams::kMostRuns * 2 * inner * hidden);
+    least = std::max(least, 2 * inner * hidden);  // one expert
+  }
+  dense_.values = std::max(least, std::min(largest, s_.dense_bytes / sizeof(half_t)));
+  const size_t beside = experts ? s_.rows * (hidden * sizeof(half_t) + sizeof(float)) + 8192 : 0;
+  while (dense_.values > least && dense_.values * sizeof(half_t) + beside > memory.room())
+    dense_.values = std::max(least, dense_.values / 2);
+  if (dense_.values * sizeof(half_t) + beside > memory.room()) return;
+  dense_.weights = memory.take<half_t>(dense_.values);
+  if (!experts) return;
+  dense_.x = memory.take<half_t>(s_.rows * hidden);
+  dense_.x_scales = memory.take<float>(s_.rows);
+  dense_.counts = memory.take<int32_t>(s_.experts);
+  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
+}
+
+void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
+                        int64_t stride, const StepSize& size, int k, const void* up) const {
+  const Prepared& to = scratch.prepared;
+  if (size.dense)  // the same memory, row by row
+    return launch_rows16({x, up, stride, to.fragments, to.scales, size.rows, k,
+                          static_cast<uint8_t>(type), stream});
+  launch_prepare(
+      {x, up, stride, nullptr, to, size.rows, k, tiles(size.rows), static_cast<uint8_t>(type), stream});
+}
+
+void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product,
+                         const StepSize& size, float* y) const {
+  if (!size.dense) return multiply(stream, scratch, product, size.rows, y);
+  for (const CudaMatrix& m : product.parts) {
+    DenseGemmParams p{scratch.prepared.fragments, nullptr, nullptr, nullptr, size.rows, 0, m.k,
+                      false, true, stream};
+    p.scales = scratch.prepared.scales, p.y_stride = m.n;
+    const bool is_f16 = m.gguf_id == quant::F16::kGgufId;  // multiplied where it is
+    const int most = is_f16 ? m.n : static_cast<int>(std::min<size_t>(m.n, dense_.values / m.k));
+    const int part = most < m.n ? most / (most < 128 ? 16 : 128) * (most < 128 ? 16 : 128) : most;
+    for (int first = 0; first < m.n; first += part) {
+      p.n = std::min(part, m.n - first);
+      p.weights = is_f16 ? static_cast<const void*>(m.weights) : dense_.weights;
+      p.y = y + first;
+      if (!is_f16) dequantise(stream, m, m.weights, dense_.weights, first, p.n);
+      launch_dense_gemm(p);
+    }
+    y += size_t(tiles(size.rows)) * 8 * m.n;
+  }
+}
+
+void CardModel::dequantise(Stream stream, const CudaMatrix& m, const uint8_t* weights, half_t* out,
+                           int first, int rows) const {
+  launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id), false, stream,
+                     first, rows});
+}
+
+void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
+                         float* y) const {
+  const int count = tiles(rows);
+  for (size_t i = 0; i < product.parts.size(); ++i) {
+    const CudaMatrix& m = product.parts[i];
+    const GemvParams p{product.items[i] + (count - 1),
+                       nullptr,
+                       scratch.prepared,
+                       y,
+                       1,
+                       count,
+                       m.n,
+                       m.k,
+                       m.gguf_id,
+                       layout_of(m.gguf_id),
+                       stream};
+    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
+    y += size_t(count) * 8 * m.n;
+  }
+}
+
+void CardModel::feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
+                             const StepSize& size, float* out) const {
+  const int inner = layer.gate_up.n() / 2;
+  prepare(stream, scratch, normed_, 0, s_.hidden, size, s_.hidden);
+  multiply(stream, scratch, layer.gate_up, size, scratch.wide);
+  const Result gate = result(layer.gate_up, scratch.wide, size.rows, 0),
+               up = result(layer.gate_up, scratch.wide, size.rows, inner);
+  prepare(stream, scratch, gate.at, 0, gate.stride, size, inner, up.at);
+  multiply(stream, scratch, layer.down, size, out);
+  if (layer.w.shared_gate)
+    launch_dense_gemv(
+        {normed_, layer.w.shared_gate, shared_weight_, size.rows, 1, s_.hidden, 0, stream});
+}
+
+}  // namespace kt::cuda
