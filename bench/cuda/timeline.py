@@ -2,6 +2,7 @@
 its bytes take, drawn as a picture.
 
     python -m bench.cuda.timeline LIBRARY [--out step.svg] [--cpu-gbps 400] [--gpu-gbps 2300]
+        [--defer 3]
 
 The order is csrc/cuda/graph/step.cpp's own (LIBRARY: the CUDA library or its emulated twin); the
 durations are estimates for one token of DeepSeek-V3, from bytes, bandwidths and launch times. A
@@ -16,18 +17,20 @@ from pathlib import Path
 
 from ktransformers.cuda_library import CudaLibrary
 
-MOE, SHARED, ON_CPU, IN_SLOTS = 1, 2, 4, 8
+MOE, SHARED, ON_CPU, IN_SLOTS, DEFERS = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
 class Machine:
     """gpu_gbps, cpu_gbps: what kernels reach of memory's bandwidth. launch_us: from one kernel of a
-    graph to the next. handoff_us: until the other side sees a flag."""
+    graph to the next. handoff_us: until the other side sees a flag. deferred: of a token's 8
+    experts, in layers that defer."""
 
     gpu_gbps: float = 2300.0
     cpu_gbps: float = 400.0
     launch_us: float = 1.5
     handoff_us: float = 2.0
+    deferred: int = 0
 
 
 # name: (MB read on the card for one token of DeepSeek-V3 at 4k, kernels). Q4_K_M, kv_b in f16.
@@ -40,6 +43,7 @@ GPU_WORK = {
     "shared expert": (26.7, 4),
     "resident experts": (26.7, 5),
     "copy from host": (0.03, 1),
+    "deferred from host": (0.03, 1),
     "combine": (0.03, 1),
     "head": (700.0, 4),
     "sample": (0.5, 1),
@@ -64,10 +68,22 @@ def operations(library: CudaLibrary, flags: list[int]) -> list[list[str]]:
     return [line.split() for line in text.value.decode().splitlines()]
 
 
+def own_jobs(jobs: list[int]) -> int:
+    """Of job numbers in the order they are posted: how many are no layer's deferred experts."""
+    own = 0
+    for job in jobs:
+        own += job == own + 1
+    return own
+
+
 def simulate(lines: list[list[str]], machine: Machine) -> list[Span]:
     """When each operation runs: a stream is busy with one at a time, an order makes a stream wait
     for another, a job starts when its flag is seen and ends before its await does."""
     free = {"main": 0.0, "side": 0.0, "cpu": 0.0}
+    # Deferred experts are jobs behind all others: `count` after the job they are a part of.
+    jobs = [int(words[0]) for kind, *words in lines if kind == "post"]
+    count = own_jobs(jobs)
+    part = machine.deferred / 8
     done: dict[str, float] = {}
     spans = []
     for kind, *words in lines:
@@ -75,9 +91,12 @@ def simulate(lines: list[list[str]], machine: Machine) -> list[Span]:
             free[words[1]] = max(free[words[1]], free[words[0]])
         elif kind == "post":
             begin = max(free["main"] + machine.handoff_us, free["cpu"])
-            free["cpu"] = begin + CPU_MB * 1e3 / machine.cpu_gbps
+            job = int(words[0])
+            share = part if job > count else 1 - part if job + count in jobs else 1.0
+            free["cpu"] = begin + share * CPU_MB * 1e3 / machine.cpu_gbps
             done[words[0]] = free["cpu"] + machine.handoff_us
-            spans.append(Span("cpu", "experts", begin, free["cpu"]))
+            name = "deferred experts" if job > count else "experts"
+            spans.append(Span("cpu", name, begin, free["cpu"]))
         elif kind == "await":
             if done[words[0]] > free["main"]:
                 spans.append(Span("main", "wait", free["main"], done[words[0]]))
@@ -92,8 +111,8 @@ def simulate(lines: list[list[str]], machine: Machine) -> list[Span]:
 
 
 COLOURS = {"attention": "#4477aa", "dense ffn": "#66ccee", "router": "#aa3377", "wait": "#eeeeee",
-           "shared expert": "#228833", "experts": "#ee6677", "resident experts": "#ccbb44",
-           "head": "#66ccee"}  # fmt: skip
+           "shared expert": "#228833", "experts": "#ee6677", "deferred experts": "#ffaabb",
+           "resident experts": "#ccbb44", "head": "#66ccee"}  # fmt: skip
 LANES = {"main": "GPU, main stream", "side": "GPU, side stream", "cpu": "CPU cores"}
 
 
@@ -132,9 +151,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("step.svg"))
     parser.add_argument("--cpu-gbps", type=float, default=Machine.cpu_gbps)
     parser.add_argument("--gpu-gbps", type=float, default=Machine.gpu_gbps)
+    parser.add_argument("--defer", type=int, default=0, help="of 8 experts, by layers that can")
     options = parser.parse_args(argv)
-    flags = [0, MOE | SHARED | ON_CPU, MOE | SHARED | ON_CPU | IN_SLOTS]
-    machine = Machine(options.gpu_gbps, options.cpu_gbps)
+    moe = MOE | SHARED | ON_CPU
+    flags = [0, moe, moe | IN_SLOTS]
+    if options.defer:
+        flags = [0, moe | DEFERS, moe | DEFERS, moe]
+    machine = Machine(options.gpu_gbps, options.cpu_gbps, deferred=options.defer)
     spans = simulate(operations(CudaLibrary(options.library), flags), machine)
     options.out.write_text(svg(spans))
     for span in spans:

@@ -218,7 +218,8 @@ int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, si
     std::vector<StepLayer> all;
     for (int i = 0; i < layers; ++i)
       all.push_back(
-          {(flags[i] & 1) != 0, (flags[i] & 2) != 0, (flags[i] & 4) != 0, (flags[i] & 8) != 0});
+          {(flags[i] & 1) != 0, (flags[i] & 2) != 0, (flags[i] & 4) != 0, (flags[i] & 8) != 0, false,
+           (flags[i] & 16) != 0});
     TextRecorder recorder;
     record_step(all, sample != 0, recorder);
     KT_CHECK(recorder.text.size() < size, "a step of ", recorder.text.size(), " characters");

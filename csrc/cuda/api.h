@@ -71,7 +71,7 @@ KT_API int kt_cuda_rms_norm(void* hidden, const void* delta, const void* weight,
 
 /// The order of a decode step's operations, a line each: "main NAME LAYER", "side NAME LAYER",
 /// "order FROM TO", "post JOB", "await JOB". flags: per layer 1 MoE + 2 shared expert + 4 experts
-/// on the CPU + 8 experts with a slot. text: at least 64 bytes per operation.
+/// on the CPU + 8 experts with a slot + 16 deferral. text: at least 64 bytes per operation.
 KT_API int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, size_t size);
 
 /// A card's memory, for the weights of one loaded model and for what its steps need.

@@ -75,7 +75,7 @@ struct kt_cuda_model {
   void add_slots(int index, CardLayer& layer);
   void build();
   int run_job(int job) const {
-    return running->job(running->context, job, &model->host_job());
+    return running->job(running->context, job % layers_with_jobs, &model->host_job(job));
   }
 
   kt_cuda_card& card;
@@ -89,6 +89,7 @@ struct kt_cuda_model {
   std::unique_ptr<StepRunner> runner;
   const kt_cuda_step* running = nullptr;
   Crossover crossover{0};
+  int layers_with_jobs = 0;
 };
 
 CardShape kt_cuda_model::shape() {
@@ -104,6 +105,7 @@ CardShape kt_cuda_model::shape() {
   s.experts = whole("experts"), s.top_k = whole("top_k");
   s.expert_inner = whole("expert_inner"), s.vocab = whole("vocab");
   s.pages = whole("pages"), s.max_pages = whole("max_pages");
+  s.deferred = whole("defer_experts");
   s.stream_slots = whole("stream_slots");
   s.dense_rows = whole("dense_rows", kDenseRows);
   s.dense_bytes = static_cast<size_t>(numbers.get(kWhole, "dense_bytes", kDenseBytes));
@@ -167,16 +169,19 @@ void kt_cuda_model::build() {
   const CardShape s = shape();
   std::vector<CardLayer> all;
   std::vector<HandoffJob> jobs;
+  const auto run = [](void* self, int job) {
+    if (static_cast<const kt_cuda_model*>(self)->run_job(job) != 0)
+      throw kt::Error("the CPU's part of a step failed");
+  };
   for (int i = 0; i < layers; ++i) {
     all.push_back(layer(i));
     const CardLayer& w = all.back();
     if (w.ffn != Ffn::kCpu && !(w.ffn == Ffn::kRouted && w.cpu_experts)) continue;
-    const auto run = [](void* self, int job) {
-      if (static_cast<const kt_cuda_model*>(self)->run_job(job) != 0)
-        throw kt::Error("the CPU's part of a step failed");
-    };
     jobs.push_back({run, this, static_cast<int>(jobs.size()), "the CPU's part of a layer"});
   }
+  layers_with_jobs = static_cast<int>(jobs.size());
+  for (int i = 0; s.deferred > 0 && i < layers_with_jobs; ++i)
+    jobs.push_back({run, this, layers_with_jobs + i, "the deferred experts of a layer"});
   const CudaMatrix head = matrices.get(kWhole, "head", {});
   const float *norm = floats(kWhole, "final_norm"), *inv_freq = floats(kWhole, "inv_freq");
   crossover = Crossover(number(kWhole, "stream_from"));

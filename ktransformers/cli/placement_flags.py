@@ -14,6 +14,13 @@ PLACEMENT_FLAGS = [
     Flag("experts_per_token", int, None, "fewer than the model's; needs a profile", **AT_LEAST_ONE),
     Flag("experts_profile", str, None, "of `ktransformers calibrate`, with its gate met"),
     Flag(
+        "defer_experts",
+        int,
+        None,
+        "a token's least experts on the CPU, added a layer later",
+        **AT_LEAST_ONE,
+    ),
+    Flag(
         "gpu",
         str,
         "auto",
@@ -68,6 +75,6 @@ def check_experts(options: dict[str, Any], gguf: Any) -> None:
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of load_model that these flags give."""
-    given = {name: options[name] for name in ("device_map", "experts_per_token")
+    given = {name: options[name] for name in ("device_map", "experts_per_token", "defer_experts")
              if options.get(name)}  # fmt: skip
     return given | ({"gpu": "off"} if options.get("gpu") == "off" else {})

@@ -58,6 +58,7 @@ class Engine:
         self.kv: _core.KvPool | None = None
         self.rows: Rows | None = None
         self.store = WeightStore()
+        self.defer_experts = 0  # of a token, on cards whose layers wait for the CPU
         self.vram_limit = 0  # bytes of each card that may be taken; 0: what is free
         self._cards: dict[str, Card] = {}
 

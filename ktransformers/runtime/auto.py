@@ -44,6 +44,7 @@ class AutoModelForCausalLM:
         weight_cache: str | Path | None = None,
         in_place: bool = False,
         gpu: str = "auto",
+        defer_experts: int | None = None,
         **unused,
     ):
         """See runtime.loading.load_model for the arguments. Raises: UserError."""
@@ -65,6 +66,7 @@ class AutoModelForCausalLM:
             weight_cache=weight_cache,
             in_place=in_place,
             gpu=gpu,
+            defer_experts=defer_experts,
         )
 
 

@@ -6,6 +6,7 @@ all the CPU's. Layers that follow one another on a card are one model there and 
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ktransformers import _core
 from ktransformers.checkpoint.pieces import FACTS
@@ -55,6 +56,17 @@ class CardLayers:
     first: int  # number of the first layer
     layers: list = field(default_factory=list)
 
+    @property
+    def defers(self) -> bool:
+        """Whether a layer can leave experts to the next one: both wait for the CPU's."""
+        if not self.engine.defer_experts:
+            return False
+        waits = [
+            isinstance(layer.mlp, CardBlock) and layer.mlp.experts.core is not None
+            for layer in self.layers
+        ]
+        return any(a and b for a, b in pairwise(waits))
+
     def node(self, with_head: bool):
         """The core's node. Raises: UserError naming what the card cannot have."""
         last = self.first + len(self.layers) - 1
@@ -103,6 +115,7 @@ class CardLayers:
             "rope_interleaved": rope.is_interleaved, "fp8_cache": self.engine.fp8_cache,
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM, **DENSE,
+            "defer_experts": self.engine.defer_experts if self.defers else 0,
         }  # fmt: skip
         if isinstance(attention, MlaAttention):
             numbers |= {

@@ -136,6 +136,7 @@ def load_model(
     weight_cache: str | Path | None = None,
     in_place: bool = False,
     gpu: str = "auto",
+    defer_experts: int | None = None,
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
@@ -154,6 +155,8 @@ def load_model(
     weight_cache: folder that keeps the repacked weights for the next start. in_place: weights stay
     on disk, repacked in that folder (None takes the user's cache), and are read from there: for
     models larger than memory. gpu: "off" leaves cards alone: rules that name them mean the CPU.
+    defer_experts: so many of a generated token's experts on the CPU, those with the least weights,
+    are added by the next layer, while the card is in it: faster, and not what the model says.
     Raises: UserError.
     """
     from ktransformers.optimize.fit_here import rules_for_loading
@@ -176,6 +179,8 @@ def load_model(
     if gpu not in ("auto", "off"):
         raise UserError(f"gpu='{gpu}': choose auto or off")
     engine = Engine(threads, activations, kv_type, cache_lens)
+    if defer_experts is not None:
+        engine.defer_experts = checked_deferral(config, defer_experts)
     model = build_on_meta(family, config)
     place = WeightPlace(weight_cache, in_place, gpu)
     bind(model, gguf, family, config, rules, engine, lowered, progress, device_map, place)
@@ -228,6 +233,7 @@ def bind(
     made = as_loaded(made, gguf)
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
+    defers = False
     runtime = Runtime(
         engine, gguf, family, made, notes=list(made.notes), chunk_size=prompt_chunk(config)
     )
@@ -237,6 +243,9 @@ def bind(
         result = lower(model, engine)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
+        defers = result.defers
+    if engine.defer_experts:
+        runtime.notes.append(deferral_note(engine.defer_experts, defers))
     for note in runtime.notes:
         log.warning("%s", note)
     runtime.program = runtime.decoder or ModuleProgram(model, engine)
@@ -254,6 +263,28 @@ def with_experts(config: dict, experts_per_token: int) -> dict:
             "token; give at most that many"
         )
     return config | {"num_experts_per_tok": experts_per_token}
+
+
+def checked_deferral(config: dict, defer_experts: int) -> int:
+    """Raises: UserError where so many experts cannot be deferred."""
+    used = config.get("num_experts_per_tok") or 0
+    if not 1 <= defer_experts < used:
+        can = f"1 to {used - 1} of its {used}" if used > 1 else "none of its"
+        raise UserError(f"--defer_experts {defer_experts}: {can} experts per token can be deferred")
+    return defer_experts
+
+
+def deferral_note(count: int, defers: bool) -> str:
+    """Raises: UserError where no layer would defer."""
+    if not defers:
+        raise UserError(
+            f"--defer_experts {count}: no card has two layers in a row whose experts the CPU "
+            "computes; leave it out"
+        )
+    return (
+        f"{count} of a token's experts are added one layer late (--defer_experts): what the model "
+        "says is no longer what its file says"
+    )
 
 
 def check_lowered(made, lowered: bool) -> None:

@@ -18,10 +18,12 @@ SHOWN = 3  # layers whose reason is told
 
 @dataclass
 class Lowered:
-    """decoder: None where the model runs module by module. notes: why what was not lowered."""
+    """decoder: None where the model runs module by module. notes: why what was not lowered.
+    defers: some layer on a card leaves experts to the next one."""
 
     decoder: _core.Decoder | None
     notes: list[str] = field(default_factory=list)
+    defers: bool = False
 
 
 def cache_widths(model) -> list[tuple[int, int, int]]:
@@ -89,7 +91,7 @@ def lower(model, engine) -> Lowered:
     notes = outside[:SHOWN]
     if len(outside) > SHOWN:
         notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
-    return Lowered(decoder, notes)
+    return Lowered(decoder, notes, any(run.defers for run in runs))
 
 
 def card_runs(model, engine) -> list[CardLayers]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ktransformers import _core
 from ktransformers.errors import UserError
@@ -19,8 +20,10 @@ from ktransformers.optimize import nvidia
 from ktransformers.optimize.shipped import shipped_rules
 from ktransformers.runtime import card_layers
 from tests.support import ours
+from tests.support.deferral import Deferral
 from tests.support.families import families
 from tests.support.miniatures import miniature, write
+from tests.support.reference import Reference
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = Path(
@@ -78,11 +81,14 @@ def divergence(expected: np.ndarray, got: np.ndarray) -> float:
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).max())
 
 
+def small_family(name: str, **config):
+    family = families(wide=True)[name]
+    return replace(family, config=family.config | {"num_hidden_layers": 2} | config)
+
+
 def small(name: str, types: str = "Q4_K", **config) -> object:
     """A miniature of two layers."""
-    family = families(wide=True)[name]
-    config = family.config | {"num_hidden_layers": 2} | config
-    return miniature(replace(family, config=config), types)
+    return miniature(small_family(name, **config), types)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_generation_runs_in_the_core(both):
 
 
 def sampled(model, prompts, **changes) -> list[list[int]]:
-    """Five tokens of each prompt, drawn with a seed of its own, all streams in one step."""
+    """Three tokens of each prompt, drawn with a seed of its own, all streams in one step."""
     streams = []
     for seed, prompt in enumerate(prompts):
         options = _core.StreamOptions()
@@ -267,7 +273,7 @@ def sampled(model, prompts, **changes) -> list[list[int]]:
         for name, value in changes.items():
             setattr(options, name, value)
         streams.append(_core.Stream(model.kt.engine.kv.make_sequence(), prompt, options))
-    for _ in range(5):
+    for _ in range(3):
         rows = [stream.pending for stream in streams]
         outcomes = _core.run_streams(model.kt.decoder, streams, rows)
         assert all(error is None for *_, error in outcomes)
@@ -279,11 +285,11 @@ def test_the_card_chooses_tokens_as_the_host_does(both):
     prompts = [[5, 9, 2], [4, 8], [11, 3, 7]]
     before = card.kt.decoder.tokens_sampled
     chosen = sampled(card, prompts)
-    assert card.kt.decoder.tokens_sampled == before + 15
+    assert card.kt.decoder.tokens_sampled == before + 9
     # What needs the logits gets them, and draws with the same random numbers.
     for changes in ({"top_logprobs": 0}, {"logit_bias": [(1, 0.0)]}, {"prompt_logprobs": 0}):
         assert sampled(card, prompts, **changes) == chosen, changes
-    assert card.kt.decoder.tokens_sampled == before + 15 + 12  # prompt_logprobs: of prompts only
+    assert card.kt.decoder.tokens_sampled == before + 9 + 6  # prompt_logprobs: of prompts only
     assert len({tuple(tokens) for tokens in chosen}) == 3
 
 
@@ -311,6 +317,58 @@ def test_layers_on_both_sides_of_a_boundary(both, tmp_path):
     ids = [5, 9, 2, 7]
     expected, got = (ours.logits(one, ids, prompt=3) for one in (cpu, model))
     assert divergence(expected, got) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "layers", "defer", "slots"),
+    [
+        ("deepseek_v3", "deepseek_v3", 3, 2, 0),  # one dense layer; shared experts
+        ("qwen3moe", "qwen3_moe", 3, 2, 3),  # what has a slot is never deferred
+    ],
+)
+def test_deferred_experts_are_added_by_the_next_layer(
+    tmp_path, name, architecture, layers, defer, slots
+):
+    path = write(small(name, num_hidden_layers=layers), tmp_path / "model.gguf")
+    where = f"backend: cuda, device: 'cuda:0', options: {{experts: {slots}}}"
+    changes = {"moe.experts": where} if slots else {}
+    rules = rules_for(architecture, ALL if slots else BUT_EXPERTS, tmp_path, **changes)
+    reference = Reference.load(path, small_family(name, num_hidden_layers=layers)).model
+    deferral = Deferral(reference, defer, lambda _layer, ids: ids >= slots)
+    prompt, tokens = [5, 9], [7, 4]
+    expected = {}
+    for on in (False, True):
+        deferral.on = False  # prompts are as ever
+        with torch.no_grad():
+            step = reference(input_ids=torch.tensor([prompt]), use_cache=True)
+            deferral.on = on
+            rows = [step.logits[0, -1:]]
+            for token in tokens:
+                step = reference(
+                    input_ids=torch.tensor([[token]]), past_key_values=step.past_key_values
+                )
+                rows.append(step.logits[0])
+        expected[on] = torch.cat(rows).numpy()
+    model = load(path, rules, defer_experts=defer)
+    got = ours.logits(model, prompt + tokens, prompt=len(prompt))[1:]
+    assert divergence(expected[True], got) <= 1e-3
+    away = {on: ((logits - got)[1:] ** 2).sum() for on, logits in expected.items()}
+    assert away[True] < 0.01 * away[False]  # it is this sum and not the model's own
+    assert any("--defer_experts" in note for note in model.kt.notes)
+
+
+@pytest.mark.parametrize(
+    ("defer", "rules", "told"),
+    [
+        (3, BUT_EXPERTS, "--defer_experts 3: 1 to 2 of its 3 experts per token can be deferred"),
+        (2, ALL, "--defer_experts 2: no card has two layers in a row whose experts the CPU"),
+        (2, None, "--defer_experts 2: no card has two layers in a row whose experts the CPU"),
+    ],
+)
+def test_deferral_that_cannot_be_is_refused(both, tmp_path, defer, rules, told):
+    rules = rules and rules_for("qwen3_moe", rules, tmp_path)
+    with pytest.raises(UserError, match=told):
+        load(both[2], rules, defer_experts=defer)
 
 
 def test_an_fp8_cache_takes_half_and_says_nearly_the_same(both, tmp_path):

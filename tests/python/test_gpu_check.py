@@ -52,6 +52,23 @@ def test_a_wrong_or_slow_result_is_called_so():
     assert bench_cuda.verdict(late) == "short"
 
 
+def test_the_timeline_shows_what_deferral_wins(library):
+    moe = timeline.MOE | timeline.SHARED | timeline.ON_CPU
+    ends = []
+    for deferred in (0, 3):
+        flags = [moe | (timeline.DEFERS if deferred else 0)] * 2 + [moe]
+        machine = timeline.Machine(deferred=deferred)
+        spans = timeline.simulate(timeline.operations(library, flags), machine)
+        work = [s.end - s.begin for s in spans if s.lane == "cpu"]
+        assert sum(work) == pytest.approx(3 * timeline.CPU_MB * 1e3 / machine.cpu_gbps)
+        assert len(work) == (5 if deferred else 3)
+        ends.append(max(span.end for span in spans))
+    late = [s for s in spans if s.name == "deferred experts"]
+    for one in late:  # beside the next layer's attention
+        assert any(s.name == "attention" and one.begin < s.end and s.begin < one.end for s in spans)
+    assert ends[1] < ends[0]
+
+
 def test_the_timeline_keeps_what_waits_for_what(library):
     moe = timeline.MOE | timeline.SHARED | timeline.ON_CPU | timeline.IN_SLOTS
     lines = timeline.operations(library, [0, moe])

@@ -7,6 +7,12 @@
 //   main  | norm attention norm router | post | resident experts | wait | combine | norm ...
 //   side  |                            | shared expert           |
 //   CPU   |                            | experts without a slot  |
+//
+// With deferral the CPU goes on with a layer's least experts while the GPU is in the next layer,
+// whose combination adds them:
+//
+//   main  | ... combine norm attention norm router | wait | post | ... | wait | post least | combine
+//   CPU   |       least experts of the last layer         | experts    |       | least experts ...
 #pragma once
 
 #include <cstdint>
@@ -25,6 +31,7 @@ enum class StepOp : uint8_t {
   kResidentExperts,  // gate and up, activation, down of experts with a slot
   kStreamedExperts,  // all experts, those without a slot brought to the card meanwhile; and the sum
   kCopyFromHost,
+  kDeferredFromHost,  // what the CPU's least experts of the layer before gave
   kCombine,  // weighted sum, shared expert, CPU part, residual
   kHead,     // last norm, lm_head; without them: the residual stream to the host
   kSample,
@@ -40,6 +47,7 @@ struct StepLayer {
   bool cpu_experts = false;       // some experts have no slot
   bool resident_experts = false;  // some have one
   bool streamed_experts = false;  // instead of both; for prompts, never captured
+  bool defers = false;            // the least of the CPU's experts are added by the next layer
   bool cpu_ffn = false;           // the whole feed-forward part is the CPU's; no moe then
 };
 
@@ -54,8 +62,9 @@ class StepRecorder {
   virtual void await(uint64_t job) = 0;
 };
 
-/// Records a step. Jobs are numbered 1, 2, ... over the layers with work for the CPU;
-/// returns how many.
+/// Records a step. Jobs are numbered 1, 2, ... over the layers with work for the CPU, n of them;
+/// a layer's deferred experts are the job n behind its own. Returns n. Throws InvalidArgument for a
+/// layer that defers where the next one is no MoE layer with work for the CPU.
 int record_step(const std::vector<StepLayer>& layers, bool sample, StepRecorder& recorder);
 
 }  // namespace kt::cuda

@@ -40,7 +40,8 @@ class StepRunner {
   virtual void step(const StepSize& size) = 0;
 };
 
-/// jobs: one per layer with work for the CPU, in order (CardModel::host_job has their data).
+/// jobs: one per layer with work for the CPU, in order, and behind them those of their deferred
+/// experts, where the model defers (CardModel::host_job has their data).
 std::unique_ptr<StepRunner> make_runner(CardModel& model, Memory& memory,
                                         std::vector<HandoffJob> jobs);
 

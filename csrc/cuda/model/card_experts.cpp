@@ -165,16 +165,19 @@ void CardModel::many_rows_experts(Stream stream, const Layer& layer, const std::
   }
 }
 
-void CardModel::combine(Stream stream, const Layer& layer, const StepSize& size) const {
+void CardModel::combine(Stream stream, int index, const StepSize& size) const {
+  const Layer& layer = layers_[index];
   const float* const shared = layer.gate_up ? shared_ : nullptr;
   const float* const gate = layer.w.shared_gate ? shared_weight_ : nullptr;
   const float* const cpu = layer.w.cpu_experts ? cpu_ : nullptr;
+  const bool is_owed = size.defers && index > 0 && layers_[index - 1].defers;
+  const float* const owed = is_owed ? deferred_ : nullptr;
   if (!has_many_rows(size) || layer.w.slot_table.empty())
     return launch_combine({expert_y_, layer.w.slots ? places_ : none_, weights_, shared, gate, cpu,
-                           delta_, size.rows, s_.hidden, s_.top_k, stream});
+                           delta_, size.rows, s_.hidden, s_.top_k, stream, owed});
   // The sum of the card's experts is there.
   launch_combine({nullptr, none_, weights_, shared, gate, delta_, delta_, size.rows, s_.hidden, 0,
-                  stream});
+                  stream, owed});
   if (cpu)
     launch_combine({nullptr, none_, weights_, cpu, nullptr, delta_, delta_, size.rows, s_.hidden, 0,
                     stream});

@@ -45,7 +45,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   for (const CardLayer& w : layers) {
     check_layer(w);
     Layer layer{w, product(w.qkv), product({w.q_b}), product({w.o}), product(w.gate_up),
-                product({w.down}), nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, {}, {}};
+                product({w.down}), nullptr, nullptr, nullptr, nullptr, nullptr, {}, false,
+                {}, {}, {}};
     take_cache(layer);
     wide = std::max({wide, layer.qkv.n(), layer.gate_up.n()});
     inner = std::max(inner, layer.gate_up.n() / 2);
@@ -92,6 +93,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   }
   take_jobs(memory);
   take_dense(memory);
+  take_deferral();
   if (resident) take_experts(memory);
   take_ring(memory, resident);
 }
@@ -163,6 +165,7 @@ std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
     const bool streamed = moe && size.streams && !layer.rounds.empty();
     found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts && !streamed,
                      moe && layer.w.slots != nullptr && !streamed, streamed,
+                     size.defers && layer.defers,
                      layer.w.ffn == Ffn::kCpu});
   }
   return found;
@@ -202,8 +205,10 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
     case StepOp::kCopyFromHost:
       return launch_copy(
           {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
+    case StepOp::kDeferredFromHost:
+      return launch_copy({{{later_.out, deferred_, row}}, 1, stream});
     case StepOp::kCombine:
-      return combine(stream, *layer, size);
+      return combine(stream, index, size);
     case StepOp::kHead:
       return head(stream, size);
     case StepOp::kSample:

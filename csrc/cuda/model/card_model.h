@@ -46,6 +46,7 @@ struct CardShape {
   int experts = 0, top_k = 0, expert_inner = 0;            // of MoE layers
   int vocab = 0;                // 0: norm and head are not on this card
   int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
+  int deferred = 0;      // of a token's experts, so many of the least are added by the next layer
   int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
   int dense_rows = kDenseRows;       // of a step, from which its products dequantise
   size_t dense_bytes = kDenseBytes;  // of weights dequantised at a time, at most
@@ -115,6 +116,7 @@ struct StepSize {
   int head_rows = 1;   // whose logits are wanted; 0: none
   bool hidden_out = false;
   bool sample = false;   // tokens are wanted instead of logits
+  bool defers = false;   // the CPU's least experts are added by the next layer
   bool streams = false;  // experts come to the card, where a layer has sources
   bool dense = false;    // products dequantise; never captured, for the streams share the memory
 
@@ -161,6 +163,9 @@ class CardModel {
   /// What the job of the layer under way reads and writes; one job is under way at a time. The ids
   /// are not null in a step with layers of both kinds: a job of Ffn::kCpu ignores them.
   const kt_cuda_job& host_job() const { return host_; }
+  /// The same of a job by its number, from 0: of n layers with work for the CPU those below n are
+  /// their jobs, in order; n and more their deferred experts, which come from the job's own.
+  const kt_cuda_job& host_job(int job);
   /// Gives a page's content to another, in every layer.
   void copy_page(int from, int to);
   /// Bytes of weights and cache a step of one row per sequence reads at a context of `length`.
@@ -203,6 +208,7 @@ class CardModel {
       size_t page_bytes;
     };
     std::vector<CachePart> cache;
+    bool defers = false;  // in steps that do: the next layer is one that waits for the CPU
     /// Runs of experts that come to the ring together, and the slots they have there.
     std::vector<std::vector<int>> rounds;
     std::vector<const ExpertSlot*> round_slots;  // [experts] each, on the card
@@ -214,6 +220,8 @@ class CardModel {
   Product product(std::vector<CudaMatrix> parts);
   void check_layer(const CardLayer& layer) const;
   void take_cache(Layer& layer);
+  void take_deferral();
+  void split_job();
   void take_jobs(Memory& memory);
   void take_dense(Memory& memory);
   void take_experts(Memory& memory);
@@ -255,7 +263,7 @@ class CardModel {
   std::vector<int> with_slots(const Layer& layer) const;
   void streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const;
   void bring_round(const Layer& layer, size_t round) const;
-  void combine(Stream stream, const Layer& layer, const StepSize& size) const;
+  void combine(Stream stream, int index, const StepSize& size) const;
   void head(Stream stream, const StepSize& size) const;
   FlashParams flash_shape(const StepSize& size) const;
   FlashTile flash_tile(const FlashParams& params) const;
@@ -288,7 +296,11 @@ class CardModel {
   float *host_hidden_, *host_logits_ = nullptr;
   kt_cuda_sampling* host_sampling_ = nullptr;
   int32_t* host_tokens_ = nullptr;
-  kt_cuda_job host_{};
+  kt_cuda_job host_{}, now_{}, later_{};  // whole; its two parts in a step that defers
+  std::vector<int32_t> now_ids_, later_ids_;
+  std::vector<int> job_layers_;  // of the layers with work for the CPU
+  bool defers_ = false;          // the step under way does
+  float* deferred_ = nullptr;
   float *host_x_, *host_weights_;
   int32_t* host_ids_;
 };

@@ -77,6 +77,7 @@ StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
     }
   }
   host_.rows = step.rows;
+  size.defers = defers_ = s_.deferred > 0 && padded > 0;
   if (step.sampling && step.num_head_rows > 0)
     sample_next({step.sampling, step.sampling + step.num_head_rows}, size);
   size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
@@ -107,7 +108,7 @@ StepSize CardModel::begin_step(const float* embeddings, const int32_t* positions
   step.hidden = embeddings, step.position = positions, step.sequence = numbers.data();
   step.pages = tables.data(), step.num_pages = counts.data();
   step.num_head_rows = m, step.head_rows = numbers.data();
-  return begin_step(step);
+  return begin_step(step, m);
 }
 
 }  // namespace kt::cuda

@@ -61,7 +61,8 @@ constexpr int moe_max_tiles(int m, int experts, int top_k) {
 }
 void launch_route(const RouteParams& params);
 
-/// out = sum over the GPU's assignments of weight * y[place] + shared (times a sigmoid) + cpu.
+/// out = sum over the GPU's assignments of weight * y[place] + shared (times a sigmoid) + cpu
+/// + deferred.
 struct CombineParams {
   const float* y;        // [max_tiles * 8, n] results of the down products
   const int32_t* place;  // [m, top_k]
@@ -72,6 +73,7 @@ struct CombineParams {
   float* out;            // [m, n]
   int m, n, top_k;
   Stream stream;
+  const float* deferred = nullptr;  // [m, n] or null: as cpu, of the layer before's least experts
 };
 void launch_combine(const CombineParams& params);
 

@@ -83,6 +83,7 @@ struct CombineKernel {
       sum = fma(factor, Global<const float>(p.shared)[at], sum);
     }
     if (p.cpu) sum += Global<const float>(p.cpu)[at];
+    if (p.deferred) sum += Global<const float>(p.deferred)[at];
     Global<float>(p.out)[at] = sum;
   }
 };

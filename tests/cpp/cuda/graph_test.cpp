@@ -113,6 +113,61 @@ TEST(Step, TheCpuWorksWhileTheGpuDoes) {
     EXPECT_TRUE(stub.ordered(int(i), int(stub.entries.size()) - 1)) << stub.entries[i].what;
 }
 
+/// Three MoE layers, all with work for the CPU; the first two defer.
+std::vector<StepLayer> deferring() {
+  StepLayer all{true, true, true, true};
+  std::vector<StepLayer> layers{{}, all, all, all};
+  layers[1].defers = layers[2].defers = true;
+  layers[2].shared_expert = layers[2].resident_experts = false;
+  return layers;
+}
+
+TEST(Step, DeferredExpertsRunInTheNextLayerAndNoneIsLeft) {
+  Stub stub;
+  EXPECT_EQ(record_step(deferring(), false, stub), 3);
+  // Jobs 1, 2, 3 are the layers' own, 4 and 5 the deferred ones of the first two.
+  for (const int layer : {1, 2}) {
+    const int posted = stub.find("post", 3 + layer), awaited = stub.find("await", 3 + layer);
+    ASSERT_GE(posted, 0);
+    // The layer's own job and what it gave come first; the GPU goes on without waiting.
+    EXPECT_TRUE(stub.ordered(stub.find("await", layer), posted));
+    for (const char* meanwhile : {"attention", "router"}) {
+      const int there = stub.find(meanwhile, layer + 1);
+      EXPECT_TRUE(stub.ordered(posted, there)) << meanwhile;
+      EXPECT_FALSE(stub.ordered(awaited, there)) << meanwhile;
+    }
+    EXPECT_LT(posted, stub.find("combine", layer));
+    // Its activations lie in memory until it is done, and one job is under way at a time.
+    EXPECT_TRUE(stub.ordered(awaited, stub.find("copy to host", layer + 1)));
+    EXPECT_TRUE(stub.ordered(awaited, stub.find("post", layer + 1)));
+    // The next layer adds it, before the next deferred job may write to its place.
+    const int fetched = stub.find("deferred from host", layer + 1);
+    EXPECT_TRUE(stub.ordered(awaited, fetched));
+    EXPECT_TRUE(stub.ordered(fetched, stub.find("combine", layer + 1)));
+    if (layer == 1) {
+      EXPECT_TRUE(stub.ordered(fetched, stub.find("post", 5)));
+    }
+  }
+  // The shared expert of the last layer runs while deferred experts do.
+  EXPECT_FALSE(stub.ordered(stub.find("await", 5), stub.find("shared expert", 3)));
+  EXPECT_EQ(stub.find("deferred from host", 1), -1);
+  EXPECT_EQ(stub.find("post", 6), -1);  // the last layer keeps nothing back
+  int posts = 0, awaits = 0;
+  for (const auto& e : stub.entries) posts += e.what == "post", awaits += e.what == "await";
+  EXPECT_EQ(posts, 5);
+  EXPECT_EQ(awaits, 5);
+}
+
+TEST(Step, RefusesToDeferToALayerThatDoesNotWait) {
+  Stub stub;
+  std::vector<StepLayer> layers = deferring();
+  layers[3].defers = true;  // the last one
+  EXPECT_THROW(record_step(layers, false, stub), InvalidArgument);
+  layers = deferring();
+  layers[2] = {};
+  EXPECT_THROW(record_step(layers, false, stub), InvalidArgument);
+}
+
 TEST(Step, RefusesExpertsThatAreNowhere) {
   Stub stub;
   EXPECT_THROW(record_step({{true, true, false, false}}, false, stub), InvalidArgument);

@@ -393,14 +393,15 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
   const int n = 70;
   const std::vector<float> y = gaussian(sources.size() * n, 17), weights = gaussian(m * top_k, 18),
                            shared = gaussian(m * n, 19), from_cpu = gaussian(m * n, 20),
-                           scores = gaussian(m, 21);
-  Buffer<float> yb(y), wb(weights), sh(shared), gb(scores), cb(from_cpu), out(m * n);
-  launch_combine(
-      {yb.data(), place.data(), wb.data(), sh.data(), gb.data(), cb.data(), out.data(), m, n, top_k, {}});
+                           scores = gaussian(m, 21), late = gaussian(m * n, 33);
+  Buffer<float> yb(y), wb(weights), sh(shared), gb(scores), cb(from_cpu), lb(late), out(m * n);
+  launch_combine({yb.data(), place.data(), wb.data(), sh.data(), gb.data(), cb.data(), out.data(),
+                  m, n, top_k, {}, lb.data()});
   const auto got = out.values();
   for (int t = 0; t < m; ++t) {
     for (int c = 0; c < n; ++c) {
-      double expected = shared[t * n + c] / (1 + std::exp(-double(scores[t]))) + from_cpu[t * n + c];
+      double expected = shared[t * n + c] / (1 + std::exp(-double(scores[t])));
+      expected += double(from_cpu[t * n + c]) + late[t * n + c];
       for (int k = 0; k < top_k; ++k)
         if (places[t * top_k + k] >= 0)
           expected += double(weights[t * top_k + k]) * y[size_t(places[t * top_k + k]) * n + c];
