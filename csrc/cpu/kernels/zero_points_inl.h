@@ -7,14 +7,17 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
+constexpr int kZeroPoints = 16;
+
 /// Room for every zero point's start of every accumulator. Row n of a table is -16 n sum(w).
 struct ZeroTable {
-  alignas(64) int32_t rows[kSlabColumns / 16][kSlabRowGroups][16][16];
+  alignas(64) int32_t rows[kSlabColumns / 16][kSlabRowGroups][kZeroPoints][16];
 };
 
-/// Smallest and largest zero_at of some tokens, per 32 columns of a slab.
+/// The zero points of some tokens: `count` of them from first[b] on hold those per 32 columns of a
+/// slab. As many for all b, so that a loop over them is predicted.
 struct ZeroRange {
-  uint16_t low[8], high[8];
+  int32_t first[8], count;
 };
 
 KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, ZeroRange& range) {
@@ -25,22 +28,28 @@ KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, Z
     least = _mm_min_epu16(least, zero);
     most = _mm_max_epu16(most, zero);
   }
-  _mm_storeu_si128((__m128i*)range.low, least);
-  _mm_storeu_si128((__m128i*)range.high, most);
+  uint16_t low[8], high[8];
+  _mm_storeu_si128((__m128i*)low, _mm_srli_epi16(least, 6));
+  _mm_storeu_si128((__m128i*)high, _mm_srli_epi16(most, 6));
+  range.count = 1;
+  for (int b = 0; b < 8; ++b)
+    if (high[b] - low[b] >= range.count) range.count = high[b] - low[b] + 1;
+  const int last = kZeroPoints - range.count;
+  for (int b = 0; b < 8; ++b) range.first[b] = low[b] < last ? low[b] : last;
 }
 
 #if defined(KT_ISA_AVX512)
 KT_INLINE I sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }
-// Per lane the sum of its four signed bytes.
-KT_INLINE I sum_bytes(I a) {
-  return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), a.v)};
+// sum, and per lane its four signed bytes.
+KT_INLINE I add_word_sums(I sum, I a) {
+  return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi8(1), a.v)};
 }
 #else
 KT_INLINE I sub_bytes(I x, I y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
 KT_INLINE __m256i sum_bytes(__m256i x) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(1));
 }
-KT_INLINE I sum_bytes(I x) { return {sum_bytes(x.a), sum_bytes(x.b)}; }
+KT_INLINE I add_word_sums(I sum, I x) { return add(sum, {sum_bytes(x.a), sum_bytes(x.b)}); }
 #endif
 
 /// Makes a slab's words signed and fills the rows of the table that the tokens use.
@@ -49,7 +58,7 @@ KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, i
                               const ZeroRange& range, ZeroTable& table) {
   const I off = set_i((int32_t)(0x01010101u * (uint32_t)offset));
   for (int g = 0; g < groups; ++g) {
-    I sum = set_i(0);
+    I even = set_i(0), odd = set_i(0);
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
       I word = load_i(w.u[g * V + j]);
@@ -57,15 +66,13 @@ KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, i
         word = sub_bytes(word, off);
         store_i(w.u[g * V + j], word);
       }
-      sum = add(sum, sum_bytes(word));
+      (j % 2 == 0 ? even : odd) = add_word_sums(j % 2 == 0 ? even : odd, word);
     }
-    const int b = V == 8 ? g : g / 2, first = range.low[b] / 64, last = range.high[b] / 64;
-    const I step = mul(sum, set_i(-16));
+    const int first = range.first[V == 8 ? g : g / 2];
+    const I step = mul(add(even, odd), set_i(-16));
     I start = mul(step, set_i(first));
-    for (int n = first; n <= last; ++n) {
-      store_i(table.rows[g][row_group][n], start);
-      start = add(start, step);
-    }
+    int32_t(*row)[16] = table.rows[g][row_group] + first;
+    for (int n = 0; n < range.count; ++n, start = add(start, step)) store_i(row[n], start);
   }
 }
 
@@ -87,7 +94,7 @@ KT_INLINE void find_zero_ranges(int64_t columns, const GemmPass& pass, PassZeros
 template <int V, bool kMin>
 KT_INLINE void prepare_slab(SlabRows<V, kMin>* w, int row_groups, int groups, int offset,
                             int64_t column, PassZeros& zeros) {
-  constexpr ZeroRange kAll = {{}, {960, 960, 960, 960, 960, 960, 960, 960}};
+  constexpr ZeroRange kAll = {{}, kZeroPoints};
   const int64_t i = column / kSlabColumns;
   const ZeroRange& range = i < PassZeros::kRanges ? zeros.ranges[i] : kAll;
   for (int r = 0; r < row_groups; ++r)
