@@ -30,6 +30,8 @@ constexpr int chunk_words(int group, int offset, int max_u) {
 constexpr int kExactTokens = 4;
 template <int kChunk>
 constexpr int kDigitTokens = kChunk == 0 ? 3 : 2;
+template <int kChunk>
+constexpr int kDigitTokensAtEnd = kDigitTokens<kChunk> - 1;
 
 // Keeps a value in a register where the compiler would load it again for every use.
 KT_INLINE I kept(I x) {

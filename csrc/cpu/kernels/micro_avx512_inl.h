@@ -2,7 +2,8 @@
 // lanes each) times T tokens.
 //
 // Digits, R = 2, T = 4: 8 accumulators, 8 float partial sums, 2 weight words, 4 broadcast
-// activations: 22 of 32 registers; five tokens leave less room to what comes next and are slower.
+// activations: 22 of 32 registers. Five or six tokens leave less room to what comes next and take a
+// sixth longer each, but half as long as one or two by themselves.
 // Per 256 columns and accumulator 64 dot products and, in the same multiplier, one fma per group
 // with its scale, one with its minimum, and three for the outlier and the unit: 64 / 75 of its slots
 // are dot products for groups of 32, 64 / 83 with minima or for groups of 16. The load of the
@@ -25,6 +26,8 @@ constexpr int chunk_words(int, int, int) {  // 16-bit sums have no part here
 }
 template <int kChunk>
 constexpr int kDigitTokens = 4;
+template <int kChunk>
+constexpr int kDigitTokensAtEnd = 6;
 constexpr int kExactTokens = 4;
 
 KT_INLINE __m512i broadcast_word(const void* p) {

@@ -28,6 +28,7 @@ KT_INLINE void with_count(int count, Run run) {
 template <int V, bool kMin, int kChunk, bool kExactRow>
 struct SlabProducts {
   static constexpr int kMaxTokens = kExactRow ? kExactTokens : kDigitTokens<kChunk>;
+  static constexpr int kMostAtEnd = kExactRow ? kMaxTokens - 1 : kDigitTokensAtEnd<kChunk>;
   PassZeros zeros;  // of digits
 
   KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
@@ -43,14 +44,19 @@ struct SlabProducts {
     const int64_t at = act_offset<kExactRow>(column);
     if constexpr (!kExactRow)
       prepare_slab<V, kMin>(w, row_groups, groups, offset, column, self.zeros);
-    // As many blocks of kMaxTokens as there are, then what is left.
-    const int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
+    // As many blocks of kMaxTokens as there are, then what is left, with the last of these if the
+    // registers hold it: few tokens by themselves do not fill the multiplier.
+    int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
+    if (rest != 0 && blocks != 0 && rest + kMaxTokens <= kMostAtEnd) {
+      --blocks;
+      rest += kMaxTokens;
+    }
     const int done = blocks * kMaxTokens;
     if (blocks != 0)
       run_blocks<kMaxTokens>(self, w, offset, row_groups, groups, pass.rows, blocks, at, pass.sums,
                              next);
     if (rest != 0) {
-      with_count<kMaxTokens - 1>(rest, [&]<int T>() {
+      with_count<kMostAtEnd>(rest, [&]<int T>() {
         run_blocks<T>(self, w, offset, row_groups, groups, pass.rows + done, 1, at,
                       pass.sums + done * kSumsStride, next);
       });

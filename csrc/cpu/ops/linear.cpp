@@ -134,11 +134,14 @@ std::span<const RowChunk> chunks_for_many(Context& context, std::span<const Line
   const int64_t wanted = pieces_for(context, total, 2);
   RowChunk* chunks = context.arena.take<RowChunk>(wanted + calls.size());
   size_t count = 0;
+  // In whole pairs of row groups, which the kernels multiply together.
   for (size_t i = 0; i < calls.size(); ++i) {
-    const int64_t groups = (calls[i].linear->rows() + 15) / 16;
-    const int64_t parts = std::clamp<int64_t>(wanted * groups / total, 1, groups);
-    for (int64_t part = 0; part < parts; ++part)
-      chunks[count++] = {static_cast<int>(i), piece(groups, parts, part)};
+    const int64_t groups = (calls[i].linear->rows() + 15) / 16, pairs = (groups + 1) / 2;
+    const int64_t parts = std::clamp<int64_t>(wanted * groups / total, 1, pairs);
+    for (int64_t part = 0; part < parts; ++part) {
+      const Range range = piece(pairs, parts, part);
+      chunks[count++] = {static_cast<int>(i), {range.begin * 2, std::min(range.end * 2, groups)}};
+    }
   }
   return {chunks, count};
 }
