@@ -113,6 +113,8 @@ KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int
 /// Checks it and takes the memory of its steps and its cache. Fails, naming it, for a name that
 /// nothing asked for.
 KT_API int kt_cuda_model_build(kt_cuda_model* model);
+/// Most rows of a step: the number asked for as rows, or fewer where the card has no room for it.
+KT_API int kt_cuda_model_rows(kt_cuda_model* model, int* rows);
 
 KT_API int kt_cuda_model_step(kt_cuda_model* model, const kt_cuda_step* step);
 KT_API int kt_cuda_model_copy_page(kt_cuda_model* model, int from, int to);

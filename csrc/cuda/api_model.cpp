@@ -98,7 +98,7 @@ CardShape kt_cuda_model::shape() {
   };
   const CardFacts facts = card_facts(card.device);
   CardShape s;
-  s.rows = whole("rows"), s.sequences = whole("sequences");
+  s.rows = whole("rows"), s.slice = whole("slice"), s.sequences = whole("sequences");
   s.hidden = whole("hidden"), s.heads = whole("heads"), s.rope = whole("rope");
   s.q_lora = whole("q_lora"), s.kv_lora = whole("kv_lora"), s.nope = whole("nope");
   s.v = whole("v"), s.kv_heads = whole("kv_heads", 1), s.head_dim = whole("head_dim");
@@ -199,21 +199,18 @@ size_t limit_of(int device, int64_t asked) {
   return asked > 0 ? std::min(free, static_cast<size_t>(asked)) : free;
 }
 
-void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
-  KT_CHECK(m.model, "the model is not built");
-  use_card(m.card.device);
+/// first_row: of the step, in the one that was asked for. streams: where it is no graph.
+void run_one_step(kt_cuda_model& m, const kt_cuda_step& step, int first_row, bool streams) {
   CardModel& model = *m.model;
   const bool head = model.shape().vocab > 0, one_each = step.rows == step.sequences;
   const bool decode = one_each && step.num_head_rows == (head ? step.rows : 0) &&
                       (step.hidden_out == nullptr) == head;
   const int padded = StepRunner::padded(step.rows);
-  const bool fits = decode && padded <= model.shape().rows && padded <= model.shape().sequences;
-  StepSize size = model.begin_step(step, fits ? padded : 0);
-  size.streams = !fits && model.can_stream() && m.crossover.streams(step.rows);
+  const bool fits = decode && padded <= model.shape().slice && padded <= model.shape().sequences;
+  StepSize size = model.begin_step(step, fits ? padded : 0, first_row);
+  size.streams = !fits && streams;
   m.running = &step;
-  const double begin = kt::os::seconds();
   m.runner->step(size);
-  if (!fits) m.crossover.took(step.rows, size.streams, kt::os::seconds() - begin);
   const size_t hidden = model.shape().hidden, vocab = model.shape().vocab;
   if (step.hidden_out)
     std::memcpy(step.hidden_out, model.hidden(), sizeof(float) * step.rows * hidden);
@@ -221,6 +218,24 @@ void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
     std::copy_n(model.tokens(), step.num_head_rows, step.tokens);
   else if (step.num_head_rows > 0)
     std::memcpy(step.logits, model.logits(), sizeof(float) * step.num_head_rows * vocab);
+}
+
+void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
+  KT_CHECK(m.model, "the model is not built");
+  use_card(m.card.device);
+  CardModel& model = *m.model;
+  const CardShape& shape = model.shape();
+  const bool streams = model.can_stream() && m.crossover.streams(step.rows);
+  const double begin = kt::os::seconds();
+  if (streams || step.rows <= shape.slice) {
+    run_one_step(m, step, 0, streams);
+  } else {
+    for (int first = 0; first < step.rows; first += shape.slice) {
+      const int rows = std::min(shape.slice, step.rows - first);
+      run_one_step(m, PartOfStep(step, first, rows, shape.hidden, shape.vocab).step, first, false);
+    }
+  }
+  m.crossover.took(step.rows, streams, kt::os::seconds() - begin);
 }
 
 }  // namespace
@@ -345,6 +360,13 @@ int kt_cuda_model_build(kt_cuda_model* model) {
   return guarded([&] {
     use_card(model->card.device);
     model->build();
+  });
+}
+
+int kt_cuda_model_rows(kt_cuda_model* model, int* rows) {
+  return guarded([&] {
+    KT_CHECK(model->model, "the model is not built");
+    *rows = model->model->shape().rows;
   });
 }
 

@@ -6,6 +6,7 @@
 /// The CPU's part of one layer. Memory both sides reach.
 typedef struct {
   int rows;
+  int first_row;         // of the rows, in the step that kt_cuda_model_step was given
   const float* x;        // [rows, hidden], normalised
   const int32_t* ids;    // [rows, top_k] experts, -1: on the card; null: the whole feed-forward part
   const float* weights;  // [rows, top_k]

@@ -128,12 +128,13 @@ int CardNode::run_job(void* context, int job, const kt_cuda_job* data) {
   const CardNode& node = *running.node;
   try {
     KT_CHECK(job >= 0 && size_t(job) < node.jobs_.size(), "job ", job, " of ", node.jobs_.size());
+    const cpu::Rounding* const rounding = running.rounding.data() + data->first_row;
     if (const auto* experts = std::get_if<0>(&node.jobs_[job]))
       (*experts)->forward(*running.context, data->x, data->rows, node.options_.experts_per_token,
-                          data->ids, data->weights, running.rounding.data(), data->out);
+                          data->ids, data->weights, rounding, data->out);
     else
       std::get<1>(node.jobs_[job])
-          ->forward(*running.context, data->x, data->rows, running.rounding.data(), data->out);
+          ->forward(*running.context, data->x, data->rows, rounding, data->out);
     return 0;
   } catch (...) {
     if (!running.error) running.error = std::current_exception();

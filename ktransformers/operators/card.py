@@ -128,8 +128,13 @@ class CardModel:
             place = ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(data.nbytes)
             self.card.call("model_source", self.handle, layer, expert, part, *place)
 
-    def build(self) -> None:
+    def build(self) -> int:
+        """Takes the card's memory for steps -> the most rows of one: those asked for, or as many
+        as there is room for."""
         self.card.call("model_build", self.handle)
+        rows = ctypes.c_int()
+        self.card.call("model_rows", self.handle, ctypes.byref(rows))
+        return rows.value
 
     def for_core(self) -> dict:
         """What _core.card_node takes: addresses, and this object, which keeps what is there."""

@@ -17,7 +17,10 @@ from ktransformers.operators.on_card import CardBlock, CardExperts, CardLinear, 
 from ktransformers.operators.rope import Rope
 
 WHOLE = -1
-MOST_ROWS, MOST_SEQUENCES = 512, 64  # of a step on the card; larger ones are cut
+# Of a step on the card; larger ones are cut. A prompt whose experts come to the card has as many
+# rows as there is memory for: each such step brings all of them once. Attention and dense parts,
+# and every other step, take SLICE rows at a time.
+MOST_ROWS, SLICE, MOST_SEQUENCES = 8192, 512, 64
 STREAM_SLOTS = 16  # experts that a long prompt has on the card while as many follow
 STREAM_FROM = 0  # rows of a prompt from which experts come to the card; 0: learned
 # Where another value than the CUDA module's own is better on a card (csrc/cuda/model/dense.h):
@@ -55,6 +58,7 @@ class CardLayers:
     device: str
     first: int  # number of the first layer
     layers: list = field(default_factory=list)
+    rows: int = 0  # of a step, once it is made
 
     @property
     def defers(self) -> bool:
@@ -83,16 +87,16 @@ class CardLayers:
         for index, layer in enumerate(self.layers):
             self.add_attention(index, layer)
             self.add_feed_forward(index, layer)
-        rows, numbers = self.numbers(with_head)
+        numbers = self.numbers(with_head)
         for key, value in numbers.items():
             made.number(WHOLE, key, value)
         if with_head:
             base = self.model.model
             made.matrix(WHOLE, "head", self.matrix_of(self.model.lm_head))
             made.memory(WHOLE, "final_norm", card.floats(self.norm_of(base.norm)))
-        made.build()
+        self.rows = made.build()
         options = {
-            "device": self.device, "rows": rows, "sequences": min(rows, MOST_SEQUENCES),
+            "device": self.device, "rows": self.rows, "sequences": numbers["sequences"],
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "experts_per_token": int(numbers.get("top_k", 0)),
         }  # fmt: skip
@@ -100,15 +104,16 @@ class CardLayers:
             name, made.for_core(), options, self.jobs, self.model.config.hidden_size
         )  # fmt: skip
 
-    def numbers(self, with_head: bool) -> tuple[int, dict[str, float]]:
-        """(rows of a step, what the whole run has in common)."""
+    def numbers(self, with_head: bool) -> dict[str, float]:
+        """What the whole run has in common."""
         config, attention = self.model.config, self.layers[0].self_attn
         pages = self.engine.kv.page_limit
         rows = min(MOST_ROWS, pages * _core.KV_PAGE)
         rope = self.rope_of(self.model.model.rotary_emb)
         self.made.memory(WHOLE, "inv_freq", self.card.floats(rope.inv_freq.float().numpy()))
         numbers = {
-            "rows": rows, "sequences": min(rows, MOST_SEQUENCES), "hidden": config.hidden_size,
+            "rows": rows, "slice": min(rows, SLICE), "hidden": config.hidden_size,
+            "sequences": min(rows, SLICE, MOST_SEQUENCES),
             "heads": config.num_attention_heads, "pages": pages, "max_pages": pages,
             "eps": self.layers[0].input_layernorm.variance_epsilon, "scale": attention.scaling,
             "rope": 2 * len(rope.inv_freq), "rope_scaling": rope.rotary.attention_scaling,
@@ -129,7 +134,7 @@ class CardLayers:
                 "kv_heads": config.num_key_value_heads,
                 "head_dim": head_dim or config.hidden_size // config.num_attention_heads,
             }
-        return rows, numbers | (self.routing or {})
+        return numbers | (self.routing or {})
 
     def add_attention(self, index: int, layer) -> None:
         attention, made = layer.self_attn, self.made

@@ -243,6 +243,7 @@ def bind(
         result = lower(model, engine)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
+        runtime.chunk_size = max(runtime.chunk_size, result.prompt_rows)
         defers = result.defers
     if engine.defer_experts:
         runtime.notes.append(deferral_note(engine.defer_experts, defers))

@@ -19,11 +19,13 @@ SHOWN = 3  # layers whose reason is told
 @dataclass
 class Lowered:
     """decoder: None where the model runs module by module. notes: why what was not lowered.
-    defers: some layer on a card leaves experts to the next one."""
+    defers: some layer on a card leaves experts to the next one. prompt_rows: of a step, that cards
+    make good use of; 0: no more than the CPU does."""
 
     decoder: _core.Decoder | None
     notes: list[str] = field(default_factory=list)
     defers: bool = False
+    prompt_rows: int = 0
 
 
 def cache_widths(model) -> list[tuple[int, int, int]]:
@@ -91,7 +93,10 @@ def lower(model, engine) -> Lowered:
     notes = outside[:SHOWN]
     if len(outside) > SHOWN:
         notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
-    return Lowered(decoder, notes, any(run.defers for run in runs))
+    # Layers on the CPU would keep that many rows in memory without being any faster.
+    all_on_cards = len(on_card) == len(base.layers)
+    rows = max(run.rows for run in runs) if all_on_cards else 0
+    return Lowered(decoder, notes, any(run.defers for run in runs), rows)
 
 
 def card_runs(model, engine) -> list[CardLayers]:

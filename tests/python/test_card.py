@@ -244,11 +244,61 @@ def test_long_prompts_dequantise(tmp_path, monkeypatch, name, architecture, chan
     if streams:
         monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
         monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+        monkeypatch.setattr(card_layers, "SLICE", 4)  # of eleven rows
     rules = rules_for(architecture, ALL, tmp_path, **changes)
     one = Sequences(load(path, rules))
     rows = [("a", token) for token in ids]
     assert divergence(expected, one.step(rows, True)) <= 1e-3
     assert divergence(few.step([("a", 3)]), one.step([("a", 3)])) <= 1e-3
+
+
+@pytest.mark.parametrize("slots", ["backend: cpu", "backend: cuda, options: {experts: 3}"])
+def test_a_long_prompt_brings_its_experts_once(both, tmp_path, monkeypatch, slots):
+    """One step of the card in slices, of several sequences, against the CPU."""
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1, "dense_bytes": 1 << 16})
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 7)
+    monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+    monkeypatch.setattr(card_layers, "SLICE", 4)
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": slots})
+    model = load(both[2], rules)
+    assert model.kt.chunk_size == min(card_layers.MOST_ROWS, 64 * model.kt.engine.kv.page_limit)
+    model.kt.decoder.set_timing(True)
+    tokens = [5, 9, 2, 7, 11, 4, 8, 6, 13, 3, 12]
+    rows = [("a", token) for token in tokens] + [("b", 9), ("b", 2), ("c", 7)]
+    results = []
+    for one in (Sequences(both[0]), Sequences(model)):
+        logits = [one.step(rows, True)]
+        if one.model is model:  # the CPU had none of it
+            assert model.kt.decoder.phase_seconds["experts"] == 0
+        logits.append(one.step([("b", 3), ("b", 8), ("a", 1), ("a", 2), ("a", 3)], True))
+        logits.append(one.step([("c", 4), ("a", 8), ("b", 6)]))
+        results.append(np.concatenate(logits))
+    assert model.kt.decoder.phase_seconds["experts"] > 0  # of five rows and of three
+    assert divergence(*results) <= 1e-3
+
+
+def test_steps_are_as_long_as_the_card_has_room_for(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
+    monkeypatch.setattr(card_layers, "SLICE", 64)
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    roomy = load(both[2], rules).kt
+    needed = roomy.engine.card("cuda:0").bytes_taken
+    monkeypatch.setenv("KT_VRAM_LIMIT", str(needed - 100_000))
+    tight = load(both[2], rules).kt
+    assert tight.engine.card("cuda:0").bytes_taken <= needed - 100_000
+    assert tight.chunk_size < roomy.chunk_size == 64 * roomy.engine.kv.page_limit
+
+
+def test_a_long_step_on_the_cpu_is_cut(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 1000)
+    monkeypatch.setattr(card_layers, "SLICE", 4)
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    model = load(both[2], rules)
+    assert model.kt.chunk_size > 4
+    rows = [("a", token) for token in (5, 9, 2, 7, 11)] + [("b", 9), ("b", 2), ("c", 7)]
+    expected, got = (Sequences(one).step(rows, True) for one in (both[0], model))
+    assert divergence(expected, got) <= 1e-3
 
 
 def test_generation_runs_in_the_core(both):

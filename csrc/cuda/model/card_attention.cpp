@@ -26,7 +26,7 @@ FlashTile CardModel::flash_tile(const FlashParams& params) const {
 }
 
 RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
-  const Input in = input(input_);
+  const Input in = input_of(size);
   RotateParams p{};
   p.inv_freq = inv_freq_, p.position = in.position, p.tokens = size.rows;
   p.eps = s_.inner_eps;
@@ -36,10 +36,10 @@ RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
   return p;
 }
 
-void CardModel::attention(Stream stream, int index, const StepSize& size) {
+void CardModel::attention(Stream stream, int index, const StepSize& size) const {
   const Layer& layer = layers_[index];
-  norm(stream, layer.w.attention_norm, index ? delta_ : nullptr, size.rows);
-  prepare(stream, main_, normed_, 0, s_.hidden, size, s_.hidden);
+  norm(stream, layer.w.attention_norm, index ? delta_ : nullptr, size);
+  prepare(stream, main_, rows_of(normed_, size, s_.hidden), 0, s_.hidden, size, s_.hidden);
   multiply(stream, main_, layer.qkv, size, main_.wide);
   if (s_.latent()) {
     latent_attention(stream, layer, size);
@@ -48,11 +48,11 @@ void CardModel::attention(Stream stream, int index, const StepSize& size) {
     grouped_attention(stream, layer, size);
     prepare(stream, main_, attended_, 1, s_.mixed(), size, s_.mixed());
   }
-  multiply(stream, main_, layer.o, size, delta_);
+  multiply(stream, main_, layer.o, size, rows_of(delta_, size, s_.hidden));
 }
 
 void CardModel::attend(Stream stream, const Layer& layer, const StepSize& size) const {
-  const Input in = input(input_);
+  const Input in = input_of(size);
   FlashParams flash = flash_shape(size);
   flash.q = queries_, flash.k = layer.keys, flash.v = layer.values, flash.out = attended_;
   flash.k_rope = layer.rope, flash.k_exponents = layer.key_exponents;
@@ -70,7 +70,7 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
   keys.x = latent.at, keys.stride = latent.stride, keys.heads = 1;
   keys.norm_weight = layer.w.kv_norm, keys.norm_dim = s_.kv_lora;
   keys.dim = s_.kv_lora + s_.rope, keys.rope_begin = s_.kv_lora, keys.rope_dim = s_.rope;
-  keys.out = layer.keys, keys.pages = input(input_).pages;
+  keys.out = layer.keys, keys.pages = input_of(size).pages;
   if (s_.fp8_cache) {  // the rotated part by itself: it decides who is near, and stays in f16
     RotateParams rope = keys;
     rope.x = latent.at + s_.kv_lora, rope.norm_weight = nullptr, rope.norm_dim = 0;
@@ -117,7 +117,7 @@ void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepS
   launch_rotate(queries);
   for (const int which : {1, 2}) {
     RotateParams cached = part(which, s_.kv_heads, which == 1 ? layer.w.kv_norm : nullptr);
-    cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input(input_).pages;
+    cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input_of(size).pages;
     cached.exponents = which == 1 ? layer.key_exponents : layer.value_exponents;
     launch_rotate(cached);
   }

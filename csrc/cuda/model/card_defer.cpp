@@ -26,7 +26,7 @@ void CardModel::take_deferral() {
            " experts per token 1 to ", s_.top_k - 1, " can be deferred, not ", s_.deferred);
   for (size_t i = 0; i + 1 < layers_.size(); ++i)
     layers_[i].defers = waits(layers_[i]) && waits(layers_[i + 1]);
-  const size_t picks = size_t(s_.rows) * s_.top_k, values = size_t(s_.rows) * s_.hidden;
+  const size_t picks = size_t(s_.slice) * s_.top_k, values = size_t(s_.slice) * s_.hidden;
   now_ids_.resize(picks), later_ids_.resize(picks);
   deferred_ = memory_.take<float>(values);
   now_ = later_ = host_;

@@ -28,7 +28,7 @@ size_t expert_bytes(const CardLayer& w) {
 void CardModel::take_experts(Memory& memory) {
   const size_t places = size_t(max_tiles_) * 8;
   const int deep = std::max(s_.hidden, s_.expert_inner);
-  sources_ = memory.take<int32_t>(places), num_items_ = memory.take<int32_t>(1);
+  num_items_ = memory.take<int32_t>(1);
   gate_items_ = memory.take<GemvItem>(s_.experts), up_items_ = memory.take<GemvItem>(s_.experts);
   down_items_ = memory.take<GemvItem>(s_.experts);
   expert_gate_ = memory.take<float>(2 * places * s_.expert_inner);
@@ -50,7 +50,11 @@ void CardModel::take_ring(Memory& memory, bool resident) {
   // take_experts(), a little rounded up, and the tables of slots.
   const size_t beside = (resident ? 0 : places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * 4) +
                         layers_.size() * s_.experts * (sizeof(ExpertSlot) * s_.experts + 256);
-  while (s_.stream_slots > 0 && 2 * s_.stream_slots * largest + beside > memory.room())
+  // Two that follow while two are used are enough; rows make better use of the memory then.
+  const size_t all = room(memory);
+  while (s_.stream_slots > 2 && 2 * s_.stream_slots * largest + beside > all / 2)
+    s_.stream_slots /= 2;
+  while (s_.stream_slots > 0 && 2 * s_.stream_slots * largest + beside > all)
     s_.stream_slots /= 2;
   if (s_.stream_slots == 0) return;
   if (!resident) take_experts(memory);
@@ -61,6 +65,7 @@ void CardModel::take_ring(Memory& memory, bool resident) {
 }
 
 bool CardModel::has_many_rows(const StepSize& size) const {
+  if (is_long(size)) return true;
   return size.dense && dense_.x && int64_t{size.rows} * s_.top_k >= int64_t{s_.experts} * s_.dense_rows;
 }
 

@@ -33,13 +33,17 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
                      CudaMatrix head, const float* inv_freq, Memory& memory)
     : s_(shape),
       memory_(memory),
-      max_tiles_(moe_max_tiles(shape.rows, std::max(1, shape.experts), shape.top_k)),
       final_norm_(final_norm),
       inv_freq_(inv_freq) {
   KT_CHECK(s_.rows > 0 && s_.sequences > 0 && s_.sequences <= s_.rows && !layers.empty(), s_.rows,
            " rows of ", s_.sequences, " sequences, ", layers.size(), " layers");
   KT_CHECK(s_.pages > 0 && s_.max_pages > 0, s_.pages, " pages, ", s_.max_pages, " of a sequence");
-  const size_t rows = size_t(tiles(s_.rows)) * 8;
+  s_.slice = s_.slice > 0 ? std::min(s_.slice, s_.rows) : s_.rows;
+  KT_CHECK(s_.sequences <= s_.slice, s_.sequences, " sequences in ", s_.slice, " rows");
+  max_tiles_ = moe_max_tiles(s_.slice, std::max(1, s_.experts), s_.top_k);
+  head_rows_ = round_up(std::min(s_.rows, kMostHeadRows), 8);
+  widest_ = round_up(std::max(s_.slice, head_rows_), 8);
+  const size_t rows = widest_;
   int wide = s_.heads * (s_.nope + s_.rope), inner = 0;
   bool resident = false;
   for (const CardLayer& w : layers) {
@@ -60,20 +64,18 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   }
   const int deepest = std::max({s_.hidden, s_.mixed(), inner, s_.q_lora});
   for (Scratch* scratch : {&main_, &side_})
-    *scratch = {{memory.take<half_t>(prepared_fragments(tiles(s_.rows), deepest)),
-                 memory.take<float>(prepared_sums(tiles(s_.rows), deepest)),
+    *scratch = {{memory.take<half_t>(prepared_fragments(tiles(widest_), deepest)),
+                 memory.take<float>(prepared_sums(tiles(widest_), deepest)),
                  memory.take<float>(rows)},
                 memory.take<float>(rows * wide)};
-  for (float** stream : {&hidden_, &delta_, &normed_, &shared_, &cpu_})
-    *stream = memory.take<float>(rows * s_.hidden);
-  shared_weight_ = memory.take<float>(rows);
+  for (float** part : {&shared_, &cpu_}) *part = memory.take<float>(rows * s_.hidden);
   low_ = memory.take<half_t>(rows * std::max(1, s_.q_lora));
   absorbed_ = memory.take<float>(rows * s_.heads * std::max(1, s_.kv_lora));
   queries_ = memory.take<half_t>(rows * s_.heads * s_.qk());
   attended_ = memory.take<half_t>(rows * s_.heads * s_.attended());
   mixed_ = memory.take<float>(rows * s_.mixed());
   // Rows of a decode step are split most: prompts have rows enough to fill the card.
-  for (int count = 1; count <= std::min(s_.rows, s_.sequences); count *= 2) {
+  for (int count = 1; count <= s_.sequences; count *= 2) {
     const FlashParams flash = flash_shape(StepSize::decode(count, true));
     flash_bytes_ = std::max(
         flash_bytes_, flash_workspace_bytes(flash, choose_flash_tile(
@@ -81,10 +83,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
                                                        s_.sms, s_.arch)));
   }
   flash_partial_ = static_cast<float*>(memory.device(flash_bytes_ + 4));
-  input_ = memory.take<int32_t>(input_ints(s_.sequences));
-  host_input_ = memory.take_mapped<int32_t>(input_ints(s_.sequences));
-  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
-  const size_t head_rows = round_up(std::min(s_.rows, kMostHeadRows), 8);
+  const size_t head_rows = head_rows_;
   logits_ = memory.take<float>(std::max<size_t>(1, head_rows * s_.vocab));
   if (s_.vocab > 0) {
     host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
@@ -96,6 +95,60 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   take_deferral();
   if (resident) take_experts(memory);
   take_ring(memory, resident);
+  take_rows(memory, num_items_ != nullptr);
+}
+
+/// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is the
+/// CPU's then.
+bool CardModel::can_be_long() const {
+  return can_stream() && dense_.weights &&
+         std::all_of(layers_.begin(), layers_.end(), [this](const Layer& layer) {
+           return layer.w.ffn == Ffn::kDense || streams_all(layer);
+         });
+}
+
+/// What a row of a step takes besides its slice.
+size_t CardModel::row_bytes(bool experts) const {
+  const size_t picks = std::max(1, s_.top_k);
+  size_t bytes = (3 * s_.hidden + 1) * sizeof(float) + picks * (sizeof(float) + 2 * sizeof(int32_t));
+  if (experts) bytes += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
+  return bytes;
+}
+
+/// What take_rows() takes.
+size_t CardModel::rows_bytes(int rows, bool experts) const {
+  return rows * row_bytes(experts) +
+         size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences) * sizeof(int32_t);
+}
+
+/// Of the card's memory, without what steps of a slice need.
+size_t CardModel::room(const Memory& memory) const {
+  const size_t kept = rows_bytes(s_.slice, true) + 4096;
+  return memory.room() > kept ? memory.room() - kept : 0;
+}
+
+/// What is there of every row of a step: as many as asked for, where there is room. An eighth of what
+/// is left stays free: the driver needs some itself.
+void CardModel::take_rows(Memory& memory, bool experts) {
+  if (s_.rows > s_.slice && !can_be_long()) s_.rows = s_.slice;
+  while (s_.rows > s_.slice && rows_bytes(s_.rows, experts) > memory.room() - memory.room() / 8)
+    s_.rows = std::max(s_.slice, s_.rows / 2);
+  const size_t rows = round_up(s_.rows, 8), picks = size_t(s_.rows) * std::max(1, s_.top_k);
+  for (float** part : {&hidden_, &delta_, &normed_}) *part = memory.take<float>(rows * s_.hidden);
+  shared_weight_ = memory.take<float>(rows);
+  weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
+  places_ = memory.take<int32_t>(picks);
+  const size_t inputs = div_up(s_.rows, s_.slice) * input_ints(s_.sequences);
+  input_ = memory.take<int32_t>(inputs);
+  host_input_ = memory.take_mapped<int32_t>(inputs);
+  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  if (!experts) return;
+  sources_ = memory.take<int32_t>(std::max(picks, size_t(max_tiles_) * 8));
+  if (!dense_.weights) return;
+  dense_.x = memory.take<half_t>(rows * s_.hidden);
+  dense_.x_scales = memory.take<float>(rows);
+  dense_.counts = memory.take<int32_t>(s_.experts);
+  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
 }
 
 /// One page more than there are: for rows that fill a step up.
@@ -146,23 +199,23 @@ void CardModel::check_layer(const CardLayer& w) const {
 
 /// What layers with experts or a part on the CPU share.
 void CardModel::take_jobs(Memory& memory) {
-  const size_t picks = size_t(s_.rows) * std::max(1, s_.top_k);
-  router_logits_ = memory.take<float>(size_t(s_.rows) * std::max(1, s_.experts));
-  weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
-  cpu_ids_ = memory.take<int32_t>(picks), places_ = memory.take<int32_t>(picks);
+  const size_t picks = size_t(s_.slice) * std::max(1, s_.top_k);
+  router_logits_ = memory.take<float>(size_t(s_.slice) * std::max(1, s_.experts));
+  cpu_ids_ = memory.take<int32_t>(picks);
   none_ = memory.put(std::vector<int32_t>(picks, -1));
-  host_x_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  host_x_ = memory.take_mapped<float>(size_t(s_.slice) * s_.hidden);
   host_weights_ = memory.take_mapped<float>(picks);
   host_ids_ = memory.take_mapped<int32_t>(picks);
-  host_ = {0, host_x_, host_ids_, host_weights_,
-           memory.take_mapped<float>(size_t(s_.rows) * s_.hidden)};
+  host_ = {0, 0, host_x_, host_ids_, host_weights_,
+           memory.take_mapped<float>(size_t(s_.slice) * s_.hidden)};
 }
 
 std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
   std::vector<StepLayer> found;
   for (const Layer& layer : layers_) {
     const bool moe = layer.w.ffn == Ffn::kRouted;
-    const bool streamed = moe && size.streams && !layer.rounds.empty();
+    const bool streamed =
+        moe && size.streams && (!layer.rounds.empty() || (is_long(size) && streams_all(layer)));
     found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts && !streamed,
                      moe && layer.w.slots != nullptr && !streamed, streamed,
                      size.defers && layer.defers,
@@ -177,27 +230,40 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
   const Layer* const layer = index >= 0 ? &layers_[index] : nullptr;
   switch (op) {
     case StepOp::kEmbed:
-      return launch_copy({{{host_hidden_, hidden_, row},
-                           {host_input_, input_, int64_t(input_ints(size.sequences)) * 4}},
-                          2,
-                          stream});
+      for (const StepSize& part : slices_of(size))
+        launch_copy({{{rows_of(host_hidden_, part, s_.hidden), rows_of(hidden_, part, s_.hidden),
+                       int64_t{s_.hidden} * part.rows * 4},
+                      {host_input_ + part.input * input_ints(s_.sequences),
+                       input_of(part).position, int64_t(input_ints(part.sequences)) * 4}},
+                     2,
+                     stream});
+      return;
     case StepOp::kAttention:
-      return attention(stream, index, size);
+      for (const StepSize& part : slices_of(size)) attention(stream, index, part);
+      return;
     case StepOp::kDenseFfn:
-      norm(stream, layer->w.ffn_norm, delta_, size.rows);
-      return feed_forward(stream, main_, *layer, size, delta_);
+      for (const StepSize& part : slices_of(size)) {
+        norm(stream, layer->w.ffn_norm, delta_, part);
+        feed_forward(stream, main_, *layer, part, rows_of(delta_, part, s_.hidden));
+      }
+      return;
     case StepOp::kFfnNorm:
-      return norm(stream, layer->w.ffn_norm, delta_, size.rows);
+      return norm(stream, layer->w.ffn_norm, delta_, size);
     case StepOp::kRouter:
-      return router(stream, *layer, size);
+      for (const StepSize& part : slices_of(size)) router(stream, *layer, part);
+      if (layer->w.slots && !is_long(size)) route(stream, layer->w.slots, size.rows);
+      return;
     case StepOp::kCopyToHost:
       return launch_copy({{{normed_, host_x_, row},
                            {layer->w.slots ? cpu_ids_ : ids_, host_ids_, picks},
                            {weights_, host_weights_, picks}},
                           layer->w.ffn == Ffn::kRouted ? 3 : 1,
                           stream});
-    case StepOp::kSharedExpert:
-      return feed_forward(stream, side_, *layer, size, shared_);
+    case StepOp::kSharedExpert:  // of long steps to where the experts' are added
+      for (const StepSize& part : slices_of(size))
+        feed_forward(stream, side_, *layer, part,
+                     is_long(size) ? rows_of(delta_, part, s_.hidden) : shared_);
+      return;
     case StepOp::kResidentExperts:
       return resident_experts(stream, *layer, size);
     case StepOp::kStreamedExperts:
@@ -218,25 +284,31 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
   }
 }
 
-void CardModel::norm(Stream stream, const float* weight, const float* delta, int rows) const {
-  launch_rms_norm(
-      {hidden_, delta, weight, normed_, nullptr, rows, s_.hidden, s_.eps, Out16::kF16, stream});
+std::vector<StepSize> CardModel::slices_of(const StepSize& size) const {
+  return is_long(size) ? slices_ : std::vector<StepSize>{size};
+}
+
+void CardModel::norm(Stream stream, const float* weight, const float* delta,
+                     const StepSize& size) const {
+  launch_rms_norm({rows_of(hidden_, size, s_.hidden),
+                   delta ? rows_of(delta, size, s_.hidden) : nullptr, weight,
+                   rows_of(normed_, size, s_.hidden), nullptr, size.rows, s_.hidden, s_.eps,
+                   Out16::kF16, stream});
 }
 
 void CardModel::router(Stream stream, const Layer& layer, const StepSize& size) const {
-  const int rows = size.rows;
-  norm(stream, layer.w.ffn_norm, delta_, rows);
-  launch_dense_gemv(
-      {normed_, layer.w.router, router_logits_, rows, s_.experts, s_.hidden, 0, stream});
-  launch_router({router_logits_, layer.w.router_bias, ids_, weights_, rows, s_.experts, s_.top_k,
-                 s_.n_group, s_.topk_group, s_.sigmoid, s_.group_sum_of_two, s_.norm_topk_prob,
+  norm(stream, layer.w.ffn_norm, delta_, size);
+  launch_dense_gemv({rows_of(normed_, size, s_.hidden), layer.w.router, router_logits_, size.rows,
+                     s_.experts, s_.hidden, 0, stream});
+  launch_router({router_logits_, layer.w.router_bias, rows_of(ids_, size, s_.top_k),
+                 rows_of(weights_, size, s_.top_k), size.rows, s_.experts, s_.top_k, s_.n_group,
+                 s_.topk_group, s_.sigmoid, s_.group_sum_of_two, s_.norm_topk_prob,
                  s_.routed_scaling_factor, stream});
-  if (layer.w.slots) route(stream, layer.w.slots, rows);
 }
 
 void CardModel::head(Stream stream, const StepSize& size) const {
   // Without a head only the last addition is wanted.
-  norm(stream, s_.vocab > 0 ? final_norm_ : layers_[0].w.attention_norm, delta_, size.rows);
+  norm(stream, s_.vocab > 0 ? final_norm_ : layers_[0].w.attention_norm, delta_, size);
   if (size.hidden_out)
     launch_copy({{{hidden_, host_hidden_, int64_t{s_.hidden} * size.rows * 4}}, 1, stream});
   if (size.head_rows == 0) return;

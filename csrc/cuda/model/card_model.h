@@ -37,7 +37,8 @@ size_t matrix_bytes(const CudaMatrix& matrix);
 WeightLayout layout_of(int gguf_id);
 
 struct CardShape {
-  int rows = 1;       // most tokens of a step
+  int rows = 1;       // most tokens of a step; fewer where there is no room (CardModel::shape)
+  int slice = 0;      // that attention and dense parts take at a time; 0: as many as rows
   int sequences = 1;  // most sequences of a step
   int hidden = 0, heads = 0;
   int rope = 0;                                  // rotated values of a head
@@ -119,6 +120,8 @@ struct StepSize {
   bool defers = false;   // the CPU's least experts are added by the next layer
   bool streams = false;  // experts come to the card, where a layer has sources
   bool dense = false;    // products dequantise; never captured, for the streams share the memory
+  int first_row = 0;     // of a slice, in the step; 0 of a whole step
+  int input = 0;         // which of the step's inputs a slice has
 
   /// One token of each of so many sequences.
   static StepSize decode(int rows, bool head) { return {rows, rows, 1, head ? rows : 0, !head}; }
@@ -126,6 +129,19 @@ struct StepSize {
   bool is_decode(bool head) const {
     return !streams && !dense && max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
   }
+};
+
+/// Some rows of a step that follow one another, as a step. Rows with logits must ascend. The whole
+/// one must stay.
+class PartOfStep {
+ public:
+  PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidden, int vocab);
+  PartOfStep(const PartOfStep&) = delete;
+  PartOfStep& operator=(const PartOfStep&) = delete;
+  kt_cuda_step step;
+
+ private:
+  std::vector<int32_t> sequence_, head_rows_;
 };
 
 class CardModel {
@@ -141,7 +157,8 @@ class CardModel {
   const CardShape& shape() const { return s_; }
   /// Layers as record_step wants them.
   std::vector<StepLayer> step_layers(const StepSize& size) const;
-  /// Whether experts can be streamed: there is a ring, and a layer with sources.
+  /// Whether experts can be streamed: there is a ring, and a layer with sources. Steps of more rows
+  /// than a slice must.
   bool can_stream() const;
   /// Issues one operation's kernels; captured or run at once. Throws CudaError.
   void launch(Stream stream, StepOp op, int layer, const StepSize& size);
@@ -149,7 +166,8 @@ class CardModel {
   /// Host side of a step, before its launch. padded: rows of a captured step to fill up to, at
   /// least step.rows; its other rows write to a page of their own. Throws InvalidArgument for what
   /// does not fit.
-  StepSize begin_step(const kt_cuda_step& step, int padded = 0);
+  /// first_row: of this step within another, for its jobs.
+  StepSize begin_step(const kt_cuda_step& step, int padded = 0, int first_row = 0);
   /// The same for one token of each of shape().rows sequences, all with logits.
   StepSize begin_step(const float* embeddings, const int32_t* positions,
                       const std::vector<std::vector<int32_t>>& pages);
@@ -226,6 +244,21 @@ class CardModel {
   void take_dense(Memory& memory);
   void take_experts(Memory& memory);
   void take_ring(Memory& memory, bool resident);
+  bool can_be_long() const;
+  size_t row_bytes(bool experts) const;
+  size_t rows_bytes(int rows, bool experts) const;
+  size_t room(const Memory& memory) const;
+  void take_rows(Memory& memory, bool experts);
+  /// Whether a step is longer than a slice: then its slices go through each layer one after another,
+  /// and its experts see all of its rows at once.
+  bool is_long(const StepSize& size) const { return size.rows > s_.slice; }
+  /// A step's slices: itself, where it is one.
+  std::vector<StepSize> slices_of(const StepSize& size) const;
+  /// A slice's rows of an array with `width` values each.
+  template <class T>
+  T* rows_of(T* array, const StepSize& slice, int width) const {
+    return array + int64_t{slice.first_row} * width;
+  }
   void dequantise(Stream stream, const CudaMatrix& matrix, const uint8_t* weights, half_t* out,
                   int first, int rows) const;
   void multiply(Stream stream, const Scratch& scratch, const Product& product,
@@ -235,9 +268,10 @@ class CardModel {
                 float* y) const;
   void prepare(Stream stream, const Scratch& scratch, const void* x, int type, int64_t stride,
                const StepSize& size, int k, const void* up = nullptr) const;
-  void norm(Stream stream, const float* weight, const float* delta, int rows) const;
+  /// delta: of the whole step.
+  void norm(Stream stream, const float* weight, const float* delta, const StepSize& size) const;
   RotateParams rotation(Stream stream, const StepSize& size) const;
-  void attention(Stream stream, int layer, const StepSize& size);
+  void attention(Stream stream, int layer, const StepSize& size) const;
   void latent_attention(Stream stream, const Layer& layer, const StepSize& size) const;
   void grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const;
   void attend(Stream stream, const Layer& layer, const StepSize& size) const;
@@ -256,6 +290,8 @@ class CardModel {
   std::vector<int32_t> sorted_counts(Stream stream) const;
   /// delta_ = addend, times a sigmoid where there is a gate; 0 without.
   void begin_sum(Stream stream, const float* addend, const float* gate, int rows) const;
+  /// Every expert of the layer on the card, or on its way there.
+  bool streams_all(const Layer& layer) const;
   /// delta_ += what some of the experts give, which are `at` on the card.
   void many_rows_experts(Stream stream, const Layer& layer, const std::vector<int>& experts,
                          const std::vector<ExpertSlot>& at, const std::vector<int32_t>& counts,
@@ -270,7 +306,10 @@ class CardModel {
 
   CardShape s_;
   Memory& memory_;
-  int max_tiles_;  // of resident experts
+  int max_tiles_;  // of resident experts, in a slice
+  int head_rows_;  // of a step, at most
+  int widest_;     // rows of a product, at most: a slice's or those of the head
+  std::vector<StepSize> slices_;  // of the long step that was begun
   std::vector<Layer> layers_;
   const float *final_norm_, *inv_freq_;
   Product head_;
@@ -292,6 +331,9 @@ class CardModel {
   };
   Input input(int32_t* base) const;
   size_t input_ints(int sequences) const;
+  Input input_of(const StepSize& slice) const;
+  StepSize write_input(const kt_cuda_step& step, int padded, int index);
+  void write_head_rows(const kt_cuda_step& step, int padded, StepSize& size);
   int32_t *input_, *host_input_;  // card's, mapped
   float *host_hidden_, *host_logits_ = nullptr;
   kt_cuda_sampling* host_sampling_ = nullptr;

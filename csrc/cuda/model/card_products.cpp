@@ -21,7 +21,7 @@ CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
   for (const CudaMatrix& part : parts) {
     if (!part) continue;
     std::vector<GemvItem> items;
-    for (int count = 1; count <= tiles(s_.rows); ++count)
+    for (int count = 1; count <= tiles(widest_); ++count)
       items.push_back({part.weights, nullptr, 0, count});
     made.parts.push_back(part);
     made.items.push_back(memory_.put(items));
@@ -38,13 +38,11 @@ CardModel::Result CardModel::result(const Product& product, float* y, int rows, 
   throw InvalidArgument(concat("row ", first, " behind the last matrix"));
 }
 
-/// Memory for dequantised weights, and for the experts' input, where there is room for it and steps
-/// are long enough.
+/// Memory for dequantised weights, where there is room for it and slices are long enough.
 void CardModel::take_dense(Memory& memory) {
-  if (s_.rows < s_.dense_rows) return;
+  if (s_.slice < s_.dense_rows) return;
   const size_t hidden = s_.hidden, inner = s_.expert_inner;
   size_t largest = 0, least = 0;
-  bool experts = false;
   for (const Layer& layer : layers_) {
     for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down}) {
       for (const CudaMatrix& m : p->parts) {
@@ -53,21 +51,14 @@ void CardModel::take_dense(Memory& memory) {
       }
     }
     if (!layer.w.slots && layer.w.sources.empty()) continue;
-    experts = true;
     largest = std::max(largest, DenseGemmParams::kMostRuns * 2 * inner * hidden);
     least = std::max(least, 2 * inner * hidden);  // one expert
   }
   dense_.values = std::max(least, std::min(largest, s_.dense_bytes / sizeof(half_t)));
-  const size_t beside = experts ? s_.rows * (hidden * sizeof(half_t) + sizeof(float)) + 8192 : 0;
-  while (dense_.values > least && dense_.values * sizeof(half_t) + beside > memory.room())
+  while (dense_.values > least && dense_.values * sizeof(half_t) > room(memory))
     dense_.values = std::max(least, dense_.values / 2);
-  if (dense_.values * sizeof(half_t) + beside > memory.room()) return;
-  dense_.weights = memory.take<half_t>(dense_.values);
-  if (!experts) return;
-  dense_.x = memory.take<half_t>(s_.rows * hidden);
-  dense_.x_scales = memory.take<float>(s_.rows);
-  dense_.counts = memory.take<int32_t>(s_.experts);
-  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
+  if (dense_.values * sizeof(half_t) <= room(memory))
+    dense_.weights = memory.take<half_t>(dense_.values);
 }
 
 void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
@@ -131,15 +122,16 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
 void CardModel::feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
                              const StepSize& size, float* out) const {
   const int inner = layer.gate_up.n() / 2;
-  prepare(stream, scratch, normed_, 0, s_.hidden, size, s_.hidden);
+  const float* const x = rows_of(normed_, size, s_.hidden);
+  prepare(stream, scratch, x, 0, s_.hidden, size, s_.hidden);
   multiply(stream, scratch, layer.gate_up, size, scratch.wide);
   const Result gate = result(layer.gate_up, scratch.wide, size.rows, 0),
                up = result(layer.gate_up, scratch.wide, size.rows, inner);
   prepare(stream, scratch, gate.at, 0, gate.stride, size, inner, up.at);
   multiply(stream, scratch, layer.down, size, out);
   if (layer.w.shared_gate)
-    launch_dense_gemv(
-        {normed_, layer.w.shared_gate, shared_weight_, size.rows, 1, s_.hidden, 0, stream});
+    launch_dense_gemv({x, layer.w.shared_gate, rows_of(shared_weight_, size, 1), size.rows, 1,
+                       s_.hidden, 0, stream});
 }
 
 }  // namespace kt::cuda

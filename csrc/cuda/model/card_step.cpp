@@ -8,7 +8,7 @@
 namespace kt::cuda {
 
 CardModel::Input CardModel::input(int32_t* base) const {
-  const int m = s_.rows, heads = round_up(std::min(m, kMostHeadRows), 8);
+  const int m = s_.slice, heads = head_rows_;
   return {base,
           base + m,
           base + 2 * m,
@@ -18,21 +18,60 @@ CardModel::Input CardModel::input(int32_t* base) const {
 }
 
 size_t CardModel::input_ints(int sequences) const {
-  const size_t heads = round_up(std::min(s_.rows, kMostHeadRows), 8);
-  return 4 * size_t(s_.rows) + 1 + heads + size_t(sequences) * s_.max_pages;
+  return 4 * size_t(s_.slice) + 1 + head_rows_ + size_t(sequences) * s_.max_pages;
 }
 
-StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
+CardModel::Input CardModel::input_of(const StepSize& slice) const {
+  return input(input_ + slice.input * input_ints(s_.sequences));
+}
+
+PartOfStep::PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidden, int vocab)
+    : step(whole) {
+  const int base = whole.sequence[first];
+  for (int i = 0; i < rows; ++i) sequence_.push_back(whole.sequence[first + i] - base);
+  int before = 0;  // rows with logits
+  while (before < whole.num_head_rows && whole.head_rows[before] < first) ++before;
+  for (int i = before; i < whole.num_head_rows && whole.head_rows[i] < first + rows; ++i)
+    head_rows_.push_back(whole.head_rows[i] - first);
+  step.rows = rows, step.sequences = sequence_.back() + 1;
+  step.hidden += int64_t{first} * hidden, step.position += first;
+  step.sequence = sequence_.data(), step.pages += base, step.num_pages += base;
+  step.num_head_rows = static_cast<int>(head_rows_.size()), step.head_rows = head_rows_.data();
+  if (step.logits) step.logits += int64_t{before} * vocab;
+  if (step.sampling) step.sampling += before, step.tokens += before;
+  if (step.hidden_out) step.hidden_out += int64_t{first} * hidden;
+}
+
+StepSize CardModel::begin_step(const kt_cuda_step& step, int padded, int first_row) {
+  host_.first_row = first_row;
+  KT_CHECK(step.rows > 0 && step.rows <= s_.rows, step.rows, " rows, there is room for ", s_.rows);
+  if (step.rows <= s_.slice) return write_input(step, padded, 0);
+  slices_.clear();
+  StepSize size;
+  for (int first = 0; first < step.rows; first += s_.slice) {
+    PartOfStep part(step, first, std::min(s_.slice, step.rows - first), s_.hidden, s_.vocab);
+    part.step.num_head_rows = 0;
+    slices_.push_back(write_input(part.step, 0, static_cast<int>(slices_.size())));
+    slices_.back().first_row = first;
+    slices_.back().dense = true;
+    size.max_tokens = std::max(size.max_tokens, slices_.back().max_tokens);
+  }
+  size.rows = step.rows, size.sequences = step.sequences;
+  size.dense = size.streams = true, size.hidden_out = step.hidden_out != nullptr;
+  write_head_rows(step, 0, size);
+  return size;
+}
+
+StepSize CardModel::write_input(const kt_cuda_step& step, int padded, int index) {
   const int m = std::max(step.rows, padded), count = step.sequences + (m - step.rows);
-  KT_CHECK(step.rows > 0 && m <= s_.rows, m, " rows, there is room for ", s_.rows);
+  KT_CHECK(m <= s_.slice, m, " rows, there is room for ", s_.slice);
   KT_CHECK(step.sequences > 0 && count <= s_.sequences, count, " sequences, there is room for ",
            s_.sequences);
-  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= std::min(m, kMostHeadRows) &&
-               (step.num_head_rows == 0 || s_.vocab > 0),
-           "logits of ", step.num_head_rows, " rows of ", m);
-  std::memcpy(host_hidden_, step.hidden, sizeof(float) * step.rows * s_.hidden);
-  const Input in = input(host_input_);
+  std::memcpy(host_hidden_ + size_t(index) * s_.slice * s_.hidden, step.hidden,
+              sizeof(float) * step.rows * s_.hidden);
+  const Input in = input(host_input_ + index * input_ints(s_.sequences));
   StepSize size{m, count, 1, step.num_head_rows, step.hidden_out != nullptr};
+  size.input = index;
   int row = 0;
   for (int i = 0; i < step.sequences; ++i) {
     const int first = row;
@@ -65,10 +104,23 @@ StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
     in.pages[i * s_.max_pages] = s_.pages;
   }
   in.first[count] = m;
+  host_.rows = step.rows;
+  size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
+  size.defers = defers_ = s_.deferred > 0 && padded > 0;
+  write_head_rows(step, padded, size);
+  return size;
+}
+
+void CardModel::write_head_rows(const kt_cuda_step& step, int padded, StepSize& size) {
+  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= std::min(size.rows, kMostHeadRows) &&
+               (step.num_head_rows == 0 || s_.vocab > 0),
+           "logits of ", step.num_head_rows, " rows of ", size.rows);
+  const Input in = input(host_input_ + size.input * input_ints(s_.sequences));
   std::fill_n(in.head_rows, in.pages - in.head_rows, -1);
+  size.head_rows = step.num_head_rows;
   if (padded > 0 && step.num_head_rows > 0) {
-    for (int i = 0; i < m; ++i) in.head_rows[i] = i;
-    size.head_rows = m;
+    for (int i = 0; i < size.rows; ++i) in.head_rows[i] = i;
+    size.head_rows = size.rows;
   } else {
     for (int i = 0; i < step.num_head_rows; ++i) {
       KT_CHECK(step.head_rows[i] >= 0 && step.head_rows[i] < step.rows, "logits of row ",
@@ -76,12 +128,8 @@ StepSize CardModel::begin_step(const kt_cuda_step& step, int padded) {
       in.head_rows[i] = step.head_rows[i];
     }
   }
-  host_.rows = step.rows;
-  size.defers = defers_ = s_.deferred > 0 && padded > 0;
   if (step.sampling && step.num_head_rows > 0)
     sample_next({step.sampling, step.sampling + step.num_head_rows}, size);
-  size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
-  return size;
 }
 
 void CardModel::sample_next(const std::vector<kt_cuda_sampling>& how, StepSize& size) {

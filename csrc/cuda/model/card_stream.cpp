@@ -37,6 +37,13 @@ void CardModel::plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes) {
   }
 }
 
+bool CardModel::streams_all(const Layer& layer) const {
+  if (layer.w.ffn != Ffn::kRouted || (layer.w.slots && layer.w.slot_table.empty())) return false;
+  size_t there = with_slots(layer).size();
+  for (const std::vector<int>& round : layer.rounds) there += round.size();
+  return there == size_t(s_.experts);
+}
+
 bool CardModel::can_stream() const {
   return std::any_of(layers_.begin(), layers_.end(),
                      [](const Layer& layer) { return !layer.rounds.empty(); });
@@ -60,6 +67,7 @@ void CardModel::bring_round(const Layer& layer, size_t round) const {
 }
 
 void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const {
+  const bool is_long = CardModel::is_long(size);
   const bool many = has_many_rows(size) && (!layer.w.slots || !layer.w.slot_table.empty());
   const float* const shared = layer.gate_up ? shared_ : nullptr;
   const float* const gate = layer.w.shared_gate ? shared_weight_ : nullptr;
@@ -73,7 +81,8 @@ void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSi
   };
   if (many) {
     sort_rows(stream, size);
-    begin_sum(stream, shared, gate, size.rows);
+    if (!is_long || gate || !shared)
+      begin_sum(stream, is_long && shared ? delta_ : shared, gate, size.rows);
   }
   // On their way while the card is still at what comes before.
   bring_round(layer, 0), bring_round(layer, 1);

@@ -416,8 +416,12 @@ TEST(Crossover, LearnsFromStepsWhichWayIsShorter) {
   EXPECT_TRUE(step(512, 0.01, 2));   // 2 s
   EXPECT_FALSE(step(512, 0.01, 2));  // 5.12 s: tried once
   EXPECT_TRUE(step(512, 0.01, 2));
-  EXPECT_FALSE(step(150, 0.01, 2));  // 1.5 s against 2 s
+  EXPECT_TRUE(step(150, 0.01, 2));   // 1.5 s against 0.6 s, if its time goes with the rows
+  EXPECT_FALSE(step(150, 0.01, 2));  // it does not
   EXPECT_TRUE(step(256, 0.01, 2));
+  EXPECT_TRUE(step(8192, 0.01, 30));  // a size that was never tried: 82 s against 2 s
+  EXPECT_TRUE(step(8192, 0.01, 30));
+  EXPECT_TRUE(step(512, 0.01, 2));  // short ones are still judged by their own
   Crossover told(64);
   EXPECT_FALSE(told.streams(63));
   EXPECT_TRUE(told.streams(64));
