@@ -148,11 +148,11 @@ def newer(kept: dict[str, dict], measured: dict[str, dict]) -> dict[str, dict]:
     return found
 
 
-def with_part(page: str, part: str) -> str:
+def with_part(page: str, part: str, name: str = "measured") -> str:
     """The page with its tables renewed. Raises: ValueError for one without a place for them."""
-    mark = re.compile(r"(<!-- measured -->\n).*?(\n<!-- end -->)", re.S)
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
     if not mark.search(page):
-        raise ValueError(f"{PAGE.name} has no place for the tables: <!-- measured --> ... ")
+        raise ValueError(f"{PAGE.name} has no place for the tables: <!-- {name} --> ... ")
     return mark.sub(lambda found: found[1] + part + found[2], page)
 
 

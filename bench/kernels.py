@@ -3,6 +3,7 @@
     python -m bench.kernels                 all of it on every instruction set this machine can run
     python -m bench.kernels decode          one part, on the set that KT_CPU_ISA names or the best
     python -m bench.kernels prompt --formats q4_k,q6_k --threads 1,0 --tokens 32,128
+    python -m bench.kernels --write         puts what was measured last into docs/cpu.md
 
 decode: share of the read bandwidth that products of few tokens get. prompt: share of the peak of
 int8 products that those of many get. numerics: what either rounding of activations loses against
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=numbers, help="rows of activations; default 1 or 128")
     parser.add_argument("--no-peer", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--gib", type=float, default=1.0, help="memory to rotate through")
+    parser.add_argument("--write", action="store_true", help="the page only; nothing is measured")
     arguments = parser.parse_args(argv)
+    if arguments.write:
+        return kernels_all.write()
     formats = [name for name in arguments.formats.split(",") if name]
     print(report.header(), flush=True)
     if arguments.part == "all":

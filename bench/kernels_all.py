@@ -7,9 +7,10 @@ for its numerics only: its speed says nothing.
 import os
 import subprocess
 import sys
-from json import loads
+from json import dumps, loads
+from pathlib import Path
 
-from bench import report
+from bench import cpu_tables, report
 
 
 class Failed(Exception):
@@ -57,12 +58,8 @@ def run(formats: list[str], gib: float, with_peer: bool) -> int:
         return 1
     print(show(found))
     print(f"figures in {report.write_json('kernels', found).relative_to(report.ROOT)}")
-    try:
-        from bench.kernels_plot import plot
-    except ImportError:
-        print("no plot: pip install 'ktransformers[bench]' brings matplotlib")
-    else:
-        print(f"plot in {plot(found, report.RESULTS / 'kernels.png').relative_to(report.ROOT)}")
+    if image := plotted(found, report.RESULTS / "kernels.png"):
+        print(f"plot in {image.relative_to(report.ROOT)}")
     return 0
 
 
@@ -75,27 +72,27 @@ def thread_counts(found: dict) -> list[int]:
     return sorted({row["threads"] for row in first["rows"]})
 
 
-def show(found: dict) -> str:
-    """Three tables: shares of read bandwidth, shares of int8 peak, errors."""
+def tables(found: dict) -> list[tuple[str, list[str], list[list]]]:
+    """(title, columns, rows): shares of read bandwidth, shares of int8 peak, errors."""
     timed, everywhere = found["timed"], [*found["timed"], *found["twins"]]
-    lines = []
+    made = []
     for threads in thread_counts(found):
         of = {isa: decode_rows(found, isa) for isa in timed}
         rows = []
         for name in [n for n, count in of[timed[0]] if count == threads]:
-            shares = [f"{of[isa][name, threads]['share']:.0%}" for isa in timed]
+            shares = [percent(of[isa][name, threads]["share"]) for isa in timed]
             best = of[timed[0]][name, threads]
-            ratio = f"{best['gbps'] / best['peer']:.1f} x" if best["peer"] else ""
-            rows.append([name, *shares, ratio])
+            ratio = f"{best['ratio']:.1f} x" if best["ratio"] else ""
+            rows.append([name, *shares, f"{best['read_gbps']:.0f}", ratio])
         many = "s" * (threads != 1)
         title = f"decode, {threads} thread{many}: share of the read bandwidth"
-        lines += ["", title, report.table(["format", *timed, f"{timed[0]} / llama.cpp"], rows)]
+        made.append((title, ["format", *timed, "read GB/s", f"{timed[0]} / llama.cpp"], rows))
     by_isa = {isa: {r["format"]: r for r in found["prompt"][isa]["rows"]} for isa in timed}
     rows = [
         [name, *(percent(by_isa[isa][name]["share"]) for isa in timed)] for name in by_isa[timed[0]]
     ]
-    lines += ["", "prompt, 128 tokens: share of the set's own peak of int8 products"]
-    lines += [report.table(["format", *timed], rows)]
+    title = "prompt, 128 tokens: share of the set's own peak of int8 products"
+    made.append((title, ["format", *timed], rows))
     errors = {isa: {r["format"]: r for r in found["numerics"][isa]["rows"]} for isa in everywhere}
     columns = [f"{isa} {kind}" for kind in ("halves", "digits") for isa in everywhere]
     rows = [
@@ -103,8 +100,50 @@ def show(found: dict) -> str:
         for name, row in errors[everywhere[0]].items()
         if row["halves"] is not None
     ]
-    lines += ["", "error against float64, relative", report.table(["format", *columns], rows)]
-    return "\n".join(lines)
+    made.append(("error against float64, relative", ["format", *columns], rows))
+    return made
+
+
+def show(found: dict) -> str:
+    return "\n".join(
+        f"\n{title}\n{report.table(columns, rows)}" for title, columns, rows in tables(found)
+    )
+
+
+def page_part(found: dict, image: Path | None) -> str:
+    """What stands in docs/cpu.md."""
+    made = f"{found['machine']['cpu']}, {found['machine']['cores']} cores; commit "
+    parts = [f"`python -m bench.kernels` on {made}{found['commit']}, {found['date'][:10]}."]
+    if image:
+        parts.append(f"![{image.stem}](images/{image.name})")
+    for title, columns, rows in tables(found):
+        cells = [[report.show(cell) for cell in row] for row in rows]
+        parts += [f"{title[0].upper()}{title[1:]}:", cpu_tables.markdown(columns, cells)]
+    return "\n\n".join(parts)
+
+
+def write() -> int:
+    """docs/cpu.md's tables, docs/kernels.json and the plot, from what was measured last."""
+    try:
+        found = loads((report.RESULTS / "kernels.json").read_text())
+    except FileNotFoundError:
+        print("error: nothing measured yet: run `python -m bench.kernels`", file=sys.stderr)
+        return 2
+    image = plotted(found, cpu_tables.IMAGES / "kernels.png")
+    page = cpu_tables.with_part(cpu_tables.PAGE.read_text(), page_part(found, image), "kernels")
+    cpu_tables.PAGE.write_text(page)
+    (report.ROOT / "docs" / "kernels.json").write_text(dumps(found, indent=1) + "\n")
+    print(f"written to {cpu_tables.PAGE.relative_to(report.ROOT)}")
+    return 0
+
+
+def plotted(found: dict, path: Path) -> Path | None:
+    try:
+        from bench.kernels_plot import plot
+    except ImportError:
+        print("no plot: pip install 'ktransformers[bench]' brings matplotlib")
+        return None
+    return plot(found, path)
 
 
 def percent(share: float | None) -> str:

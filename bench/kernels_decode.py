@@ -2,15 +2,19 @@
 
 Experts of 7168 x 2048 one after the other through 1 GiB of huge pages, so that each comes from
 memory; between two products as many bytes are only read. Both are medians over the run, and what
-is printed as a share is the ratio of the two. Beside it the same products by llama.cpp's kernels,
-where .venv-peers has them, in the same run: GB/s, and how many times as fast ours are.
+is printed as a share is the median of the ratios of neighbours. Where .venv-peers has llama.cpp,
+its kernels take turns with ours: GB/s, and the median over the turns of how many times as fast
+ours are.
 """
 
+import time
 from statistics import median
 
 from bench import limits, peers, report
+from bench.cpu_engine import Engine, EngineFailed
 
 EXACT = 1
+TURNS, WINDOWS, PAUSE = 3, 8, 0.1
 SHAPE = (2048, 7168)  # rows, columns: gate and up of an expert of DeepSeek-V3's width
 COLUMNS = ["format", "threads", "tokens", "MB", "GB/s", "read GB/s", "share", "llama.cpp", "ratio"]
 # Types that ggml has no product of its own for, or that its newest release only knows.
@@ -24,9 +28,9 @@ def measure(
     gib: float = 1.0,
     with_peer: bool = True,
 ) -> dict:
-    """{limits: [...], rows: [{format, threads, tokens, mbytes, gbps, read_gbps, share, peer}]}.
+    """{limits, rows: [{format, threads, tokens, mbytes, gbps, read_gbps, share, peer, ratio}]}.
 
-    peer: llama.cpp's GB/s, None where it is not there.
+    peer: llama.cpp's GB/s; it and ratio are None where it is not there.
     """
     from ktransformers import _core
 
@@ -38,37 +42,53 @@ def measure(
         found["limits"].append(limits.measure(context=context, gib=gib))
         meter = _core.KernelMeter(context, int(gib * 2**30))
         for m in tokens:
-            rows = [row_of(meter, context, name, m) for name in formats or known]
-            ids = {row["format"]: known[row["format"]] for row in rows}
-            theirs = peer_speeds(ids, context.threads, m) if with_peer else {}
-            found["rows"] += [row | {"peer": theirs.get(row["format"])} for row in rows]
+            peer = peer_of(context.threads, m) if with_peer else None
+            try:
+                for name in formats or known:
+                    found["rows"].append(row_of(meter, context, name, known[name], m, peer))
+            finally:
+                if peer:
+                    peer.end()
     return found
 
 
-def peer_speeds(ids: dict[str, int], threads: int, tokens: int) -> dict[str, float]:
-    task = {
-        "formats": {name: number for name, number in ids.items() if name not in NOT_IN_GGML},
-        "rows": SHAPE[0],
-        "cols": SHAPE[1],
-        "tokens": tokens,
-        "threads": threads,
-        "matrices": 6,
-        "passes": 4,
-    }
-    return peers.ggml_products(task) or {}
+def peer_of(threads: int, tokens: int) -> Engine | None:
+    """llama.cpp's products; None where it is not there, which is said."""
+    job = {"rows": SHAPE[0], "cols": SHAPE[1], "tokens": tokens, "threads": threads, "matrices": 6}
+    try:
+        if not peers.PYTHON.exists():
+            raise EngineFailed("llama.cpp", "not installed: run `make peers`")
+        return Engine("llama.cpp", [str(peers.PYTHON), "-m", "bench.peer_ggml"], job)
+    except EngineFailed as failure:
+        print(f"llama.cpp: {failure}", flush=True)
+        return None
 
 
-def row_of(meter, context, name: str, tokens: int, windows: int = 24) -> dict:
-    times = meter.run(context, name, *SHAPE, tokens, EXACT, windows)
-    gbps, read = (times["bytes"] / median(times[kind]) * 1e-9 for kind in ("product", "read"))
+def row_of(meter, context, name: str, number: int, tokens: int, peer: Engine | None) -> dict:
+    """Ours, its neighbours' reading and llama.cpp's in TURNS turns."""
+    products, reads, ratios, theirs = [], [], [], []
+    if peer and name not in NOT_IN_GGML:
+        peer.ask("take", ggml_type=number)
+    for _ in range(TURNS):
+        times = meter.run(context, name, *SHAPE, tokens, EXACT, WINDOWS)
+        products += times["product"]
+        reads += times["read"]
+        if peer and name not in NOT_IN_GGML:
+            time.sleep(PAUSE)  # for which our threads still wait in loops
+            theirs.append(peer.ask("run", passes=2))
+            ratios.append(times["bytes"] / median(times["product"]) * 1e-9 / theirs[-1])
+            time.sleep(PAUSE)
+    shares = [read / product for product, read in zip(products, reads, strict=True)]
     return {
         "format": name,
         "threads": context.threads,
         "tokens": tokens,
         "mbytes": times["bytes"] * 1e-6,
-        "gbps": gbps,
-        "read_gbps": read,
-        "share": gbps / read,
+        "gbps": times["bytes"] / median(products) * 1e-9,
+        "read_gbps": times["bytes"] / median(reads) * 1e-9,
+        "share": median(shares),
+        "peer": median(theirs) if theirs else None,
+        "ratio": median(ratios) if ratios else None,
     }
 
 
@@ -83,7 +103,7 @@ def show(found: dict) -> str:
             f"{row['read_gbps']:.1f}",
             f"{row['share']:.0%}",
             f"{row['peer']:.1f}" if row["peer"] else "",
-            f"{row['gbps'] / row['peer']:.1f} x" if row["peer"] else "",
+            f"{row['ratio']:.1f} x" if row["ratio"] else "",
         ]
         for row in found["rows"]
     ]

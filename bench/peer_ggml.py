@@ -1,20 +1,20 @@
-"""Runs inside .venv-peers: JSON on standard input -> speed of ggml's products on the last line.
+"""ggml's products, run inside .venv-peers: a process that answers lines (bench.answering).
 
-Input {formats: {name: ggml_type}, rows, cols, tokens, threads, matrices, passes}; output
-{name: GB/s of weights}, the median of the passes. A pass multiplies `matrices` matrices one after
-the other, more than fit the caches. The libraries are those that llama-cpp-python was built with,
-called through ctypes: its own bindings do not reach single products. Exit status 3: it is not
-installed.
+The job: {rows, cols, tokens, threads, matrices}. "take" makes the matrices of a type, more than fit
+the caches; "run" multiplies them one after the other. The libraries are those that llama-cpp-python
+was built with, called through ctypes: its own bindings do not reach single products.
 """
 
 import ctypes
+import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from statistics import median
+
+from bench.answering import answer
 
 POINTER = ctypes.c_void_p
 F32 = 0
@@ -62,44 +62,52 @@ def fill(ggml: Ggml, tensor: int, pattern: bytes) -> None:
         ctypes.memmove(start + at, pattern, min(len(pattern), size - at))
 
 
-def speed(ggml: Ggml, ggml_type: int, task: dict) -> float:
-    rows, cols, tokens = task["rows"], task["cols"], task["tokens"]
-    # At most four bytes a value, of which only what is filled is really taken.
-    room = task["matrices"] * (rows * cols * 4 + rows * tokens * 8) + cols * tokens * 16
-    context = ggml.init(InitParams(room + (16 << 20), None, False))
-    graph = ggml.new_graph(context)
-    x = ggml.new_tensor_2d(context, F32, cols, tokens)
-    values = [(i * 7919 % 2001 - 1000) / 1000 for i in range(cols * tokens)]
-    ctypes.memmove(ggml.get_data(x), (ctypes.c_float * len(values))(*values), 4 * len(values))
-    # With the top two bits of every byte clear, a half is below 2 and no NaN.
-    pattern = bytes(byte & 0x3F for byte in os.urandom(1 << 16))
-    size = 0
-    for _ in range(task["matrices"]):
-        weights = ggml.new_tensor_2d(context, ggml_type, cols, rows)
-        fill(ggml, weights, pattern)
-        size += ggml.nbytes(weights)
-        ggml.build_forward_expand(graph, ggml.mul_mat(context, weights, x))
-    seconds = []
-    for _ in range(task["passes"] + 1):
-        start = time.perf_counter()
-        ggml.graph_compute_with_ctx(context, graph, task["threads"])
-        seconds.append(time.perf_counter() - start)
-    ggml.free(context)
-    return size / median(seconds[1:]) * 1e-9
+class Products:
+    """Raises: ImportError where llama-cpp-python is not installed."""
 
+    def __init__(self, job: dict):
+        found = importlib.util.find_spec("llama_cpp")
+        if found is None or found.origin is None:
+            raise ImportError("llama_cpp")
+        self.job, self.context = job, None
+        self.ggml = Ggml(Path(found.origin).parent / "lib")
+        self.ggml.cpu_init()
+        version = importlib.metadata.version("llama-cpp-python")
+        self.facts = {"engine": f"llama-cpp-python {version}"}
 
-def main() -> int:
-    task = json.load(sys.stdin)
-    found = importlib.util.find_spec("llama_cpp")
-    if found is None or found.origin is None:
-        return 3
-    ggml = Ggml(Path(found.origin).parent / "lib")
-    ggml.cpu_init()
-    answer = {name: speed(ggml, number, task) for name, number in task["formats"].items()}
-    print()
-    print(json.dumps(answer), flush=True)
-    return 0
+    def take(self, ggml_type: int) -> int:
+        """Bytes of the matrices, which replace those of the type before."""
+        ggml, job = self.ggml, self.job
+        rows, cols, tokens = job["rows"], job["cols"], job["tokens"]
+        if self.context is not None:
+            ggml.free(self.context)
+        # At most four bytes a value, of which only what is filled is really taken.
+        room = job["matrices"] * (rows * cols * 4 + rows * tokens * 8) + cols * tokens * 16
+        self.context = ggml.init(InitParams(room + (16 << 20), None, False))
+        self.graph = ggml.new_graph(self.context)
+        x = ggml.new_tensor_2d(self.context, F32, cols, tokens)
+        values = [(i * 7919 % 2001 - 1000) / 1000 for i in range(cols * tokens)]
+        ctypes.memmove(ggml.get_data(x), (ctypes.c_float * len(values))(*values), 4 * len(values))
+        # With the top two bits of every byte clear, a half is below 2 and no NaN.
+        pattern = bytes(byte & 0x3F for byte in os.urandom(1 << 16))
+        self.size = 0
+        for _ in range(job["matrices"]):
+            weights = ggml.new_tensor_2d(self.context, ggml_type, cols, rows)
+            fill(ggml, weights, pattern)
+            self.size += ggml.nbytes(weights)
+            ggml.build_forward_expand(self.graph, ggml.mul_mat(self.context, weights, x))
+        self.run(1)
+        return self.size
+
+    def run(self, passes: int) -> float:
+        """GB/s of weights: the median of the passes."""
+        seconds = []
+        for _ in range(passes):
+            start = time.perf_counter()
+            self.ggml.graph_compute_with_ctx(self.context, self.graph, self.job["threads"])
+            seconds.append(time.perf_counter() - start)
+        return self.size / median(seconds) * 1e-9
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(Products))

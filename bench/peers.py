@@ -15,11 +15,6 @@ def llama_cpp_greedy(model: Path, prompts: list[list[int]], count: int) -> list[
     return answer_of("peer_llama_cpp.py", task)
 
 
-def ggml_products(task: dict) -> dict[str, float] | None:
-    """GB/s of llama.cpp's products by format (peer_ggml.py); None where it is not installed."""
-    return answer_of("peer_ggml.py", task)
-
-
 def answer_of(script: str, task: dict):
     """What a script beside this one answers on its last line; None where its engine is not
     installed. Raises: RuntimeError with its last words."""
