@@ -1,6 +1,7 @@
 // The two kinds of attention: what is launched between a layer's first norm and its residual.
 #include <algorithm>
 
+#include "cuda/gemm/rows16.h"
 #include "cuda/model/card_model.h"
 
 namespace kt::cuda {
@@ -89,8 +90,11 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
     multiply(stream, main_, layer.q_b, size, main_.wide);
     q = {main_.wide, width};
   }
-  launch_head_product({q.at, layer.w.k_b, absorbed_, q.stride, head, m, s_.heads, s_.kv_lora,
-                       s_.nope, false, stream});
+  if (multiplies_heads_dense(size))
+    heads_on_tensor_cores(stream, layer, size, q);
+  else
+    launch_head_product({q.at, layer.w.k_b, absorbed_, q.stride, head, m, s_.heads, s_.kv_lora,
+                         s_.nope, false, stream});
   RotateParams queries = rotation(stream, size);
   queries.x = absorbed_, queries.stride = s_.kv_lora, queries.heads = s_.heads;
   queries.second = q.at + s_.nope, queries.second_stride = head;
@@ -98,8 +102,34 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
   queries.out = queries_;
   launch_rotate(queries);
   attend(stream, layer, size);
-  launch_head_product({attended_, layer.w.v_b, mixed_, int64_t{s_.heads} * s_.kv_lora, s_.kv_lora,
-                       m, s_.heads, s_.v, s_.kv_lora, true, stream});
+  const int64_t latents = int64_t{s_.heads} * s_.kv_lora;
+  if (!multiplies_heads_dense(size))
+    return launch_head_product({attended_, layer.w.v_b, mixed_, latents, s_.kv_lora, m, s_.heads,
+                                s_.v, s_.kv_lora, true, stream});
+  DenseGemmParams p{attended_, nullptr, layer.w.v_b, mixed_, m, s_.v, s_.kv_lora, false, true,
+                    stream};
+  p.products = s_.heads, p.x_stride = latents, p.y_stride = s_.mixed();
+  p.x_step = s_.kv_lora, p.w_step = int64_t{s_.v} * s_.kv_lora, p.y_step = s_.v;
+  launch_dense_gemm(p);
+}
+
+bool CardModel::multiplies_heads_dense(const StepSize& size) const {
+  return size.dense && s_.nope % 8 == 0 && (s_.nope + s_.rope) % 8 == 0 && s_.kv_lora % 8 == 0 &&
+         s_.v % 2 == 0;
+}
+
+void CardModel::heads_on_tensor_cores(Stream stream, const Layer& layer, const StepSize& size,
+                                      const Result& q) const {
+  const int head = s_.nope + s_.rope, width = s_.heads * head;
+  // What was prepared for the product before is not read any more.
+  launch_rows16({q.at, nullptr, q.stride, main_.prepared.fragments, main_.prepared.scales,
+                 size.rows, width, 0, stream});
+  DenseGemmParams p{main_.prepared.fragments, nullptr, layer.w.k_b, absorbed_, size.rows,
+                    s_.kv_lora, s_.nope, false, true, stream};
+  p.scales = main_.prepared.scales, p.products = s_.heads;
+  p.x_stride = width, p.y_stride = int64_t{s_.heads} * s_.kv_lora;
+  p.x_step = head, p.w_step = int64_t{s_.kv_lora} * s_.nope, p.y_step = s_.kv_lora;
+  launch_dense_gemm(p);
 }
 
 void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const {

@@ -62,7 +62,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
     KT_CHECK(final_norm, "a head without the norm before it");
     head_ = product({head});
   }
-  const int deepest = std::max({s_.hidden, s_.mixed(), inner, s_.q_lora});
+  const int queries = s_.latent() ? s_.heads * (s_.nope + s_.rope) : 0;
+  const int deepest = std::max({s_.hidden, s_.mixed(), inner, s_.q_lora, queries});
   for (Scratch* scratch : {&main_, &side_})
     *scratch = {{memory.take<half_t>(prepared_fragments(tiles(widest_), deepest)),
                  memory.take<float>(prepared_sums(tiles(widest_), deepest)),

@@ -273,6 +273,11 @@ class CardModel {
   RotateParams rotation(Stream stream, const StepSize& size) const;
   void attention(Stream stream, int layer, const StepSize& size) const;
   void latent_attention(Stream stream, const Layer& layer, const StepSize& size) const;
+  /// Whether latent attention's products per head are dense ones.
+  bool multiplies_heads_dense(const StepSize& size) const;
+  /// Queries into the latent space, per head: absorbed_ from q.
+  void heads_on_tensor_cores(Stream stream, const Layer& layer, const StepSize& size,
+                             const Result& q) const;
   void grouped_attention(Stream stream, const Layer& layer, const StepSize& size) const;
   void attend(Stream stream, const Layer& layer, const StepSize& size) const;
   void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
