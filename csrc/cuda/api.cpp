@@ -180,7 +180,7 @@ int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                         max_pages,
                         scale,
                         bf16 ? AttentionType::kBf16 : AttentionType::kF16,
-                        k_exponents ? CacheType::kFp8 : CacheType::kSame,
+                        k_exponents || v_exponents ? CacheType::kFp8 : CacheType::kSame,
                         stream};
     const FlashTile tile = choose_flash_tile(p, max_length, sms, arch);
     if (workspace_bytes) *workspace_bytes = flash_workspace_bytes(p, tile);

@@ -56,8 +56,8 @@ KT_API int kt_cuda_dequantise(const void* weights, const void* block_scales, voi
 KT_API int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m, int n, int k,
                               int bf16, int float_out, void* stream);
 
-/// v null: latent attention. An FP8 cache where k_exponents are given, then with v_exponents or, of
-/// latents, k_rope (attention/flash.h). Workspace by the first call with workspace null (bytes are written).
+/// v null: latent attention. An FP8 cache where v_exponents or, of latents, k_exponents and
+/// k_rope are given (attention/flash.h). Workspace by the first call with workspace null (bytes are written).
 KT_API int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                          const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
                          void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,

@@ -121,7 +121,7 @@ def plan(
     machine: str = typer.Option(None, "--machine", help="a described machine (YAML); else this"),
     known: str = typer.Option(None, "--known", help="a published model, as in DeepSeek-V3:Q4_K_M"),
     context: int = typer.Option(8192, "--context", min=1, help="positions the cache holds"),
-    kv_type: Annotated[str, spelled("kv_type", "fp8: half the cache on GPUs")] = None,
+    kv_type: Annotated[str, spelled("kv_type", "fp8: a smaller cache on GPUs")] = None,
     prompt: int = typer.Option(2048, "--prompt", min=1, help="tokens of the prompts predicted"),
     write: str = typer.Option(None, "--write", help="write the fit as a rule file"),
     threads: int = typer.Option(None, "--threads", min=1, help="of this machine"),

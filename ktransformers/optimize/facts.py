@@ -122,7 +122,7 @@ def facts_of(
         width = key("attention.key_length", facts.hidden // heads)
         kv_heads = key("attention.head_count_kv", heads)
         facts.kv_bytes = 2 * 2 * kv_heads * width
-        facts.fp8_kv_bytes = 2 * kv_heads * (width + 1)  # an exponent per head
+        facts.fp8_kv_bytes = kv_heads * (3 * width + 1)  # keys stay f16; an exponent per head
         facts.attention_ops = facts.prompt_ops = 4.0 * heads * width
     tied = True
     for tensor, shape, nbytes in tensors:

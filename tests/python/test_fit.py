@@ -90,7 +90,7 @@ def test_an_fp8_cache_leaves_gpus_room_for_experts(model):
     facts = known_facts(model)
     fp8 = dataclasses.replace(facts, fp8_cache=True)
     latent = facts.expand_ops > 0
-    assert fp8.card_kv_bytes == (512 + 2 * 64 + 1 if latent else 2 * 4 * (128 + 1))
+    assert fp8.card_kv_bytes == (512 + 2 * 64 + 1 if latent else 4 * (3 * 128 + 1))
     whole, half = (fit(one, BOX, context=65536) for one in (facts, fp8))
     layers = sum(p.group.kind == "attention" and p.device == "cuda:0" for p in half.placed)
     saved = layers * 65536 * (facts.kv_bytes - fp8.card_kv_bytes)

@@ -5,7 +5,7 @@ namespace kt::cuda {
 
 void launch_flash(const FlashParams& p, const FlashTile& tile) {
   if (p.cache == CacheType::kFp8)
-    KT_CHECK(p.k_exponents && (p.v ? p.v_exponents != nullptr : p.k_rope != nullptr),
+    KT_CHECK(p.v ? p.v_exponents && !p.k_exponents : p.k_exponents && p.k_rope,
              "an FP8 cache without its exponents, or latents without their rotated part");
   if (!launch_flash_gqa(p, tile) && !launch_flash_mla(p, tile) && !launch_flash_mla_wide(p, tile))
     throw Unsupported(concat("no attention kernel for keys of ", p.qk_dim, " and values of ",

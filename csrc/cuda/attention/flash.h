@@ -20,10 +20,11 @@ enum class CacheType : uint8_t { kSame, kFp8 };
 
 struct FlashParams {
   const void* q;               // [tokens, heads, qk]; MLA: [latent | rope], as the cache
-  const void* k;               // [pages, 64, kv_heads, qk]; FP8 latents: [pages, 64, v]
+  const void* k;               // [pages, 64, kv_heads, qk] of q's type; FP8 latents: [pages, 64, v]
   const void* v;               // [pages, 64, kv_heads, v]; null: the first v values of k
   const void* k_rope;          // beside FP8 latents: [pages, 64, qk - v] of q's type
-  // Of an FP8 cache, [pages, 64, kv_heads]: a position's values are times 2^(exponent - 127).
+  // Of an FP8 cache, [pages, 64, kv_heads]: a position's values are times 2^(exponent - 127). Its
+  // rotated keys are no FP8: k_exponents are those of latents.
   const uint8_t *k_exponents, *v_exponents;
   void* out;                   // [tokens, heads, v]
   const int32_t* first_token;  // [sequences + 1] tokens of a sequence are consecutive

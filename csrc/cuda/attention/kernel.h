@@ -14,6 +14,8 @@
 // Registers: O is kRows x kV / warps floats per warp: 32 a thread for 16 rows of MLA, 128 for 64.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/attention/flash.h"
 #include "cuda/common/device.h"
 
@@ -98,7 +100,8 @@ struct Flash {
       load_tile<Cache, kV, kQRow>(p, w, p.k, p.k_exponents, k, first);
       load_tile<T, kQk - kV, kQRow>(p, w, p.k_rope, nullptr, k + kV, first);
     } else {
-      load_tile<Cache, kQk, kQRow>(p, w, p.k, p.k_exponents, k, first);
+      load_tile<std::conditional_t<sizeof(Cache) == 1, T, Cache>, kQk, kQRow>(p, w, p.k, nullptr, k,
+                                                                             first);
     }
     if constexpr (!kSharedKv)
       load_tile<Cache, kV, kVRow>(p, w, p.v, p.v_exponents, k + kPositions * kQRow, first);

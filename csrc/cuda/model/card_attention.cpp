@@ -148,7 +148,7 @@ void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepS
   for (const int which : {1, 2}) {
     RotateParams cached = part(which, s_.kv_heads, which == 1 ? layer.w.kv_norm : nullptr);
     cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input_of(size).pages;
-    cached.exponents = which == 1 ? layer.key_exponents : layer.value_exponents;
+    cached.exponents = which == 1 ? nullptr : layer.value_exponents;
     launch_rotate(cached);
   }
   attend(stream, layer, size);

@@ -160,14 +160,16 @@ void CardModel::take_cache(Layer& layer) {
     layer.cache.push_back({at, page});
     return at;
   };
-  const size_t bytes = s_.fp8_cache ? sizeof(fp8_t) : sizeof(half_t);
-  const bool apart = s_.fp8_cache && s_.latent();
-  layer.keys = part(apart ? s_.kv_lora : s_.qk(), bytes);
-  if (apart) layer.rope = part(s_.rope, sizeof(half_t));
-  if (!s_.latent()) layer.values = part(s_.head_dim, bytes);
-  if (!s_.fp8_cache) return;
-  layer.key_exponents = part(1, 1);
-  if (!s_.latent()) layer.value_exponents = part(1, 1);
+  if (!s_.fp8_cache) {
+    layer.keys = part(s_.qk(), sizeof(half_t));
+    if (!s_.latent()) layer.values = part(s_.head_dim, sizeof(half_t));
+  } else if (s_.latent()) {
+    layer.keys = part(s_.kv_lora, sizeof(fp8_t)), layer.key_exponents = part(1, 1);
+    layer.rope = part(s_.rope, sizeof(half_t));
+  } else {
+    layer.keys = part(s_.qk(), sizeof(half_t));
+    layer.values = part(s_.head_dim, sizeof(fp8_t)), layer.value_exponents = part(1, 1);
+  }
 }
 
 void CardModel::check_layer(const CardLayer& w) const {

@@ -54,7 +54,7 @@ struct CardShape {
   float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
   float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
   bool rope_interleaved = true;
-  bool fp8_cache = false;  // latents, keys and values in E4M3, a power of two per position and head
+  bool fp8_cache = false;  // latents and values in E4M3, a power of two per position and head
   int n_group = 1, topk_group = 1;
   bool sigmoid = false, group_sum_of_two = false, norm_topk_prob = false;
   float routed_scaling_factor = 1;

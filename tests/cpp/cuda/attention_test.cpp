@@ -44,10 +44,10 @@ void check(const Shape& s) {
     for (E& x : values) x = from_float<E>(normal(random) * size);
   };
   std::vector<T> q(size_t(total) * s.heads * s.qk);
-  // Rows of FP8 have a power of two each; FP8 latents have their rotated part beside them.
+  // Rows of FP8 have a power of two each. Rotated keys are T's: beside FP8 latents, or all of them.
   constexpr bool kFp8 = sizeof(Cache) == 1;
   const size_t places = pages.size() * kPagePositions * s.kv_heads;
-  const int k_width = kFp8 && s.latent ? s.v : s.qk;
+  const int k_width = !kFp8 ? s.qk : s.latent ? s.v : 0;
   std::vector<Cache> k(places * k_width), v;
   std::vector<T> rope(places * (s.qk - k_width));
   fill(q, 1.0f);
@@ -81,8 +81,8 @@ void check(const Shape& s) {
   p.sequences = sequences, p.max_tokens = *std::max_element(s.tokens.begin(), s.tokens.end());
   p.total_tokens = total, p.heads = s.heads, p.kv_heads = s.kv_heads, p.qk_dim = s.qk;
   p.v_dim = s.v, p.max_pages = max_pages, p.scale = 1.0f / std::sqrt(float(s.qk));
-  if (kFp8) p.k_exponents = ke.data(), p.v_exponents = s.latent ? nullptr : ve.data();
-  if (kFp8 && s.latent) p.k_rope = rb.data();
+  if (kFp8 && s.latent) p.k_exponents = ke.data(), p.k_rope = rb.data();
+  if (kFp8 && !s.latent) p.k = rb.data(), p.v_exponents = ve.data();
   p.type = std::is_same_v<T, bf16_t> ? AttentionType::kBf16 : AttentionType::kF16;
   p.cache = kFp8 ? CacheType::kFp8 : CacheType::kSame;
   FlashTile tile = choose_flash_tile(p, longest, s.sms, s.arch);
