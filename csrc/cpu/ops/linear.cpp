@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cpu/isa.h"
 #include "cpu/ops/row_chunks.h"
+#include "quant/r16.h"
 
 namespace kt::cpu {
 
@@ -73,35 +74,56 @@ void Linear::set_adapter(std::shared_ptr<const LowRank> adapter) {
   adapter_ = std::move(adapter);
 }
 
+namespace {
+
+Rounding rounding_of(const Matrix& weight, const Activations& x, int row) {
+  return weight.quantised() && x.has_ints() ? x.rounding(row) : Rounding::kFloat;
+}
+
+// Row groups of a matrix that stay in a core's L2 while rows of several roundings meet them one after
+// another, in whole bands; all of them where there is one rounding.
+int64_t groups_at_a_time(const FormatKernels& format, const Matrix& weight, const Activations& x,
+                         const int* tokens, int num_tokens, Range groups) {
+  constexpr int64_t kBytes = 512 << 10;
+  const auto rounding = [&](int i) { return rounding_of(weight, x, tokens ? tokens[i] : i); };
+  int same = 1;
+  while (same < num_tokens && rounding(same) == rounding(0)) ++same;
+  if (same >= num_tokens) return std::max<int64_t>(groups.end, 1);
+  const int64_t band = quant::kBandGroups * weight.cols() / format.values * format.record_bytes;
+  return std::max<int64_t>(kBytes / band, 1) * quant::kBandGroups;
+}
+
+}  // namespace
+
 void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activations& x,
                  const int* tokens, int num_tokens, Range groups, float* const* y,
                  void** scratch) {
   const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
-  // Rows of one rounding at a time; float weights have only the float kernel.
-  for (const Rounding kind : {Rounding::kFloat, Rounding::kExact, Rounding::kDigit}) {
-    const void** inputs = const_cast<const void**>(scratch);
-    float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
-    int count = 0;
-    for (int i = 0; i < num_tokens; ++i) {
-      const int row = tokens ? tokens[i] : i;
-      const bool ints = weight.quantised() && x.has_ints();
-      const Rounding rounding = ints ? x.rounding(row) : Rounding::kFloat;
-      if (rounding != kind) continue;
-      inputs[count] = kind == Rounding::kFloat ? static_cast<const void*>(x.floats(row))
-                                               : static_cast<const void*>(x.ints(row));
-      outputs[count++] = y[i];
-    }
-    if (count == 0) continue;
-    for (const RowSlice& slice : weight.slices()) {
-      const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
-      const Range part{std::max(groups.begin, first), std::min(groups.end, last)};
-      if (part.begin >= part.end) continue;
-      if (part.begin > groups.begin)
+  const int64_t step = groups_at_a_time(format, weight, x, tokens, num_tokens, groups);
+  for (int64_t begin = groups.begin, end; begin < groups.end; begin = end) {
+    end = std::min((begin / step + 1) * step, groups.end);
+    // Rows of one rounding at a time; float weights have only the float kernel.
+    for (const Rounding kind : {Rounding::kFloat, Rounding::kExact, Rounding::kDigit}) {
+      const void** inputs = const_cast<const void**>(scratch);
+      float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
+      int count = 0;
+      for (int i = 0; i < num_tokens; ++i) {
+        const int row = tokens ? tokens[i] : i;
+        if (rounding_of(weight, x, row) != kind) continue;
+        inputs[count] = kind == Rounding::kFloat ? static_cast<const void*>(x.floats(row))
+                                                 : static_cast<const void*>(x.ints(row));
+        outputs[count++] = y[i];
+      }
+      if (count == 0) continue;
+      for (const RowSlice& slice : weight.slices()) {
+        const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
+        const Range part{std::max(begin, first), std::min(end, last)};
+        if (part.begin >= part.end) continue;
         for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
-      matmul(format, {slice.data, weight.cols(), part.begin - first, part.end - first, slice.rows,
-                      kind, count, inputs, outputs});
-      if (part.begin > groups.begin)
+        matmul(format, {slice.data, weight.cols(), part.begin - first, part.end - first,
+                        slice.rows, kind, count, inputs, outputs});
         for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
+      }
     }
   }
 }
