@@ -78,7 +78,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         f"{PATIENCE:.0f} in a full run",
     )  # fmt: skip
     parser.add_argument("--make", action="store_true", help="write the models and end")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if LAYER in (options.models or ()) and (options.engines or options.activations != "auto"):
+        parser.error(f"{LAYER} has engines of its own and the default arithmetic: leave out "
+                     "--engines and --activations")  # fmt: skip
+    return options
 
 
 def job_of(name: str, options: argparse.Namespace) -> Job:

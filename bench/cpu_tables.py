@@ -119,9 +119,10 @@ def in_order(entries: dict[str, dict]) -> list[dict]:
 def entries_of(path: Path) -> dict[str, dict]:
     """{key: entry} of a file of figures; none where there is no file, or one of another form."""
     try:
-        return json.loads(path.read_text()).get("entries", {})
-    except FileNotFoundError:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
         return {}
+    return found.get("entries", {}) if isinstance(found, dict) else {}
 
 
 def key_of(entry: dict) -> str:

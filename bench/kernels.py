@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.write:
         return kernels_all.write()
+    if arguments.part in ("all", "numerics") and (arguments.threads or arguments.tokens):
+        parser.error("--threads and --tokens are for one part: decode or prompt")
     formats = [name for name in arguments.formats.split(",") if name]
     print(report.header(), flush=True)
     if arguments.part == "all":

@@ -123,14 +123,19 @@ def page_part(found: dict, image: Path | None) -> str:
 
 
 def write() -> int:
-    """docs/cpu.md's tables, docs/kernels.json and the plot, from what was measured last."""
+    """docs/cpu.md's tables, docs/kernels.json and the plot, from what was measured last. Returns
+    the exit status."""
     try:
         found = loads((report.RESULTS / "kernels.json").read_text())
     except FileNotFoundError:
         print("error: nothing measured yet: run `python -m bench.kernels`", file=sys.stderr)
         return 2
     image = plotted(found, cpu_tables.IMAGES / "kernels.png")
-    page = cpu_tables.with_part(cpu_tables.PAGE.read_text(), page_part(found, image), "kernels")
+    try:
+        page = cpu_tables.with_part(cpu_tables.PAGE.read_text(), page_part(found, image), "kernels")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     cpu_tables.PAGE.write_text(page)
     (report.ROOT / "docs" / "kernels.json").write_text(dumps(found, indent=1) + "\n")
     print(f"written to {cpu_tables.PAGE.relative_to(report.ROOT)}")
