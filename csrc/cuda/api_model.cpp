@@ -199,14 +199,17 @@ size_t limit_of(int device, int64_t asked) {
   return asked > 0 ? std::min(free, static_cast<size_t>(asked)) : free;
 }
 
-/// first_row: of the step, in the one that was asked for. streams: where it is no graph.
-void run_one_step(kt_cuda_model& m, const kt_cuda_step& step, int first_row, bool streams) {
+/// first_row: of the step, in the one that was asked for. whole: it is that one; a part of a longer
+/// one is no graph, whatever its rows. streams: where it is no graph.
+void run_one_step(kt_cuda_model& m, const kt_cuda_step& step, int first_row, bool whole,
+                  bool streams) {
   CardModel& model = *m.model;
   const bool head = model.shape().vocab > 0, one_each = step.rows == step.sequences;
-  const bool decode = one_each && step.num_head_rows == (head ? step.rows : 0) &&
+  const bool decode = whole && one_each && step.num_head_rows == (head ? step.rows : 0) &&
                       (step.hidden_out == nullptr) == head;
   const int padded = StepRunner::padded(step.rows);
-  const bool fits = decode && padded <= model.shape().slice && padded <= model.shape().sequences;
+  const bool fits = decode && padded <= CardModel::kMostGraphRows &&
+                    padded <= model.shape().slice && padded <= model.shape().sequences;
   StepSize size = model.begin_step(step, fits ? padded : 0, first_row);
   size.streams = !fits && streams;
   m.running = &step;
@@ -228,11 +231,12 @@ void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
   const bool streams = model.can_stream() && m.crossover.streams(step.rows);
   const double begin = kt::os::seconds();
   if (streams || step.rows <= shape.slice) {
-    run_one_step(m, step, 0, streams);
+    run_one_step(m, step, 0, true, streams);
   } else {
     for (int first = 0; first < step.rows; first += shape.slice) {
       const int rows = std::min(shape.slice, step.rows - first);
-      run_one_step(m, PartOfStep(step, first, rows, shape.hidden, shape.vocab).step, first, false);
+      const PartOfStep part(step, first, rows, shape.hidden, shape.vocab);
+      run_one_step(m, part.step, first, false, false);
     }
   }
   m.crossover.took(step.rows, streams, kt::os::seconds() - begin);

@@ -112,7 +112,8 @@ void launch_copy(const CopyParams& params);
 /// from the same logits with the same random number, but for draws within 1e-6 of a step.
 struct SampleParams {
   const float* logits;            // [rows, vocab]
-  const kt_cuda_sampling* how;    // [rows], memory of the card or mapped
+  const kt_cuda_sampling* how;    // [rows], memory of the card or mapped; each must have passed
+                                  // check_sampling: the kernel does not look again
   int32_t* token;                 // [rows], the same; -1: every logit is NaN
   int rows, vocab;
   Stream stream;

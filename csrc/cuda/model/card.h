@@ -1,5 +1,5 @@
 // The card behind a model: its memory, and what runs a model's steps on it. Two files implement
-// this: card_device.cu for real cards, api_emulated.cpp for the one the tests have.
+// this: card_runner_device.cu for real cards, api_emulated.cpp for the one the tests have.
 #pragma once
 
 #include <memory>
@@ -27,11 +27,10 @@ std::unique_ptr<Memory> open_memory(int device);
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
-  /// Decode steps of more rows are no graphs.
-  static constexpr int kMostGraphRows = 16;
-  /// Rows to fill a decode step of so many up to, so that few graphs serve all.
+  /// Rows to fill a decode step of so many up to, so that few graphs serve all;
+  /// more than CardModel::kMostGraphRows stay as they are.
   static int padded(int rows) {
-    for (int batch = 1; batch <= kMostGraphRows; batch *= 2)
+    for (int batch = 1; batch <= CardModel::kMostGraphRows; batch *= 2)
       if (rows <= batch) return batch;
     return rows;
   }

@@ -49,6 +49,7 @@ void CardModel::split_job() {
     }
   }
   now_.rows = later_.rows = host_.rows;
+  now_.first_row = later_.first_row = host_.first_row;
 }
 
 const kt_cuda_job& CardModel::host_job(int job) {

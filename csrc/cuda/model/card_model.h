@@ -117,7 +117,8 @@ struct StepSize {
   int head_rows = 1;   // whose logits are wanted; 0: none
   bool hidden_out = false;
   bool sample = false;   // tokens are wanted instead of logits
-  bool defers = false;   // the CPU's least experts are added by the next layer
+  bool graph = false;    // it is captured and replayed: a decode step of few rows
+  bool defers = false;   // the CPU's least experts are added by the next layer; of graphs only
   bool streams = false;  // experts come to the card, where a layer has sources
   bool dense = false;    // products dequantise; never captured, for the streams share the memory
   int first_row = 0;     // of a slice, in the step; 0 of a whole step
@@ -148,6 +149,8 @@ class CardModel {
  public:
   /// Logits of so many rows at most are computed in a step.
   static constexpr int kMostHeadRows = 64;
+  /// Decode steps of more rows are no graphs, and do not defer.
+  static constexpr int kMostGraphRows = 16;
 
   /// final_norm: float on the card, with head; inv_freq on the card. Throws InvalidArgument for
   /// shapes the kernels do not take, and what Memory throws.
@@ -160,7 +163,8 @@ class CardModel {
   /// Whether experts can be streamed: there is a ring, and a layer with sources. Steps of more rows
   /// than a slice must.
   bool can_stream() const;
-  /// Issues one operation's kernels; captured or run at once. Throws CudaError.
+  /// Issues one operation's kernels; captured or run at once. Experts of many rows wait for the card
+  /// on the host in between: such a step cannot be captured. Throws CudaError.
   void launch(Stream stream, StepOp op, int layer, const StepSize& size);
 
   /// Host side of a step, before its launch. padded: rows of a captured step to fill up to, at

@@ -213,8 +213,7 @@ void CardRunner::run_eagerly(const StepSize& size) {
 }
 
 void CardRunner::step(const StepSize& size) {
-  if (size.rows > kMostGraphRows || !size.is_decode(model_.shape().vocab > 0))
-    return run_eagerly(size);
+  if (!size.graph || !size.is_decode(model_.shape().vocab > 0)) return run_eagerly(size);
   StepGraph& graph = graph_of(size);
   nodes_ = graph.nodes();
   coordinator_->begin_step();

@@ -106,7 +106,8 @@ StepSize CardModel::write_input(const kt_cuda_step& step, int padded, int index)
   in.first[count] = m;
   host_.rows = step.rows;
   size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
-  size.defers = defers_ = s_.deferred > 0 && padded > 0;
+  size.graph = padded > 0 && m <= kMostGraphRows;
+  size.defers = defers_ = s_.deferred > 0 && size.graph;
   write_head_rows(step, padded, size);
   return size;
 }

@@ -1,5 +1,6 @@
 // Memory of a model on the card, behind an interface: cudaMalloc and pinned host memory, or, in the
-// tests, buffers that the emulator watches. Used while a model is built; steps never allocate.
+// tests, buffers that the emulator watches. Memory is taken while a model is built, never by a step;
+// bring, arrived, release and finish are what steps use.
 #pragma once
 
 #include <stddef.h>

@@ -404,6 +404,83 @@ TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
   }
 }
 
+/// A model whose first MoE layer can defer to its second one.
+struct TwoMoeLayers {
+  static constexpr int kWidth = 256;
+  TestMemory memory;
+  cpu::Context context{2};
+  bench::V3 v3;
+  std::unique_ptr<CardModel> model;
+  std::vector<float> embeddings;
+
+  TwoMoeLayers(int rows, int slice, int deferred) : embeddings(size_t(rows) * kWidth) {
+    bench::V3Options options;
+    options.narrow = true, options.moe_layers = 2, options.experts = 12, options.context = 64;
+    options.vocab = 64, options.batch = rows;
+    v3 = bench::V3Maker(memory, context).make(options, 3, 90);
+    v3.shape.slice = slice, v3.shape.deferred = deferred;
+    v3.shape.sequences = std::min(rows, slice);
+    model = std::make_unique<CardModel>(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq,
+                                        memory);
+    std::mt19937 random(12);
+    std::normal_distribution<float> normal(0, 1);
+    for (float& v : embeddings) v = normal(random);
+  }
+};
+
+TEST(CardModel, OnlyGraphsDefer) {
+  TwoMoeLayers two(17, 17, 1);
+  const auto defers = [&](int rows, int padded) {
+    std::vector<int32_t> numbers(rows), positions(rows, 0), counts(rows, 1);
+    std::vector<const int32_t*> tables(rows);
+    for (int i = 0; i < rows; ++i) numbers[i] = i, tables[i] = &numbers[i];
+    kt_cuda_step step{};
+    step.rows = step.sequences = rows, step.hidden = two.embeddings.data();
+    step.position = positions.data(), step.sequence = numbers.data();
+    step.pages = tables.data(), step.num_pages = counts.data();
+    step.num_head_rows = rows, step.head_rows = numbers.data();
+    const StepSize size = two.model->begin_step(step, padded);
+    EXPECT_EQ(size.graph, size.defers);
+    return size.defers;
+  };
+  EXPECT_TRUE(defers(16, 16));
+  EXPECT_TRUE(defers(5, 8));
+  EXPECT_TRUE(defers(1, 1));
+  EXPECT_FALSE(defers(17, 17));
+  EXPECT_FALSE(defers(1, 0));  // the last row of a longer step
+}
+
+TEST(CardModel, JobsOfASliceSayWhichRowsTheyHave) {
+  constexpr int kRows = 9, kSlice = 4;
+  TwoMoeLayers two(kRows, kSlice, 0);
+  std::vector<int32_t> positions(kRows), sequence(kRows, 0);
+  for (int i = 0; i < kRows; ++i) positions[i] = i;
+  const int32_t page = 0, count = 1, last = kRows - 1;
+  const int32_t* const table = &page;
+  kt_cuda_step step{};
+  step.rows = kRows, step.sequences = 1, step.hidden = two.embeddings.data();
+  step.position = positions.data(), step.sequence = sequence.data();
+  step.pages = &table, step.num_pages = &count;
+  step.num_head_rows = 1, step.head_rows = &last;
+  bench::ExpertJob experts{two.model.get(), &two.v3, &two.context};
+  std::vector<std::pair<int, int>> seen;  // first row and rows of every job
+  for (int first = 0; first < kRows; first += kSlice) {
+    const PartOfStep part(step, first, std::min(kSlice, kRows - first), TwoMoeLayers::kWidth, 64);
+    const StepSize size = two.model->begin_step(part.step, 0, first);
+    Eagerly recorder(*two.model, size, [&](uint64_t number) {
+      const kt_cuda_job& data = two.model->host_job(int(number) - 1);
+      seen.push_back({data.first_row, data.rows});
+      experts.run(int(number) - 1);
+    });
+    record_step(two.model->step_layers(size), false, recorder);
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+  }
+  const std::vector<std::pair<int, int>> expected{{0, 4}, {0, 4}, {4, 4}, {4, 4}, {8, 1}, {8, 1}};
+  EXPECT_EQ(seen, expected);
+}
+
 TEST(Crossover, LearnsFromStepsWhichWayIsShorter) {
   Crossover learns(0);
   const auto step = [&](int rows, double cpu_per_row, double stream) {
