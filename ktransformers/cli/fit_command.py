@@ -10,6 +10,7 @@ from ktransformers.errors import UserError
 from ktransformers.models.known import KNOWN
 from ktransformers.models.registry import family_for, family_of
 from ktransformers.optimize.box import GB, Box, read_box, this_box
+from ktransformers.optimize.cache_types import check_has_card, checked_kv_type
 from ktransformers.optimize.facts import ModelFacts, facts_of_model
 from ktransformers.optimize.fit import fit, neighbours
 from ktransformers.optimize.fit_report import change_lines, lines, to_json
@@ -38,6 +39,7 @@ def run(
     kv_type: str | None = None,
 ) -> None:
     """Prints the fit of a file or a known model. Raises: UserError."""
+    checked_kv_type(kv_type)
     if (gguf_path is None) == (known is None):
         raise UserError("give either --gguf_path FILE or --known MODEL:QUANT")
     if known:
@@ -55,6 +57,7 @@ def run(
     options: dict[str, Any] = {"context": context, "prompt": prompt, "fixed": fixed}
     options["profile"] = hot_profile(profile, facts) if profile else None
     made = fit(facts, box, **options)
+    check_has_card(kv_type, (one.device for one in made.placed))
     if as_json:
         print(json.dumps(to_json(made), indent=1))
     else:

@@ -26,6 +26,7 @@ def run(
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.optimize import fit_report
     from ktransformers.optimize.box import this_box
+    from ktransformers.optimize.cache_types import check_has_card, checked_kv_type
     from ktransformers.optimize.devices import parse_device_map
     from ktransformers.optimize.fit import neighbours
     from ktransformers.optimize.fit_here import fitted
@@ -37,6 +38,7 @@ def run(
     from ktransformers.optimize.shipped import shipped_rules
     from ktransformers.runtime.loading import build_on_meta, model_config
 
+    checked_kv_type(kv_type)
     devices = parse_device_map(device_map)
     rules = load_rules(optimize_config_path) if optimize_config_path else None
     gguf = open_model(gguf_path)
@@ -51,6 +53,7 @@ def run(
     from ktransformers.optimize.tree import describe
 
     made = plan(describe(build_on_meta(family, config), family, gguf), rules, planning)
+    check_has_card(kv_type, (row.device for row in made.placements))
     if as_json:
         document = to_json(made) | ({"fit": fit_report.to_json(expected)} if expected else {})
         print(json.dumps(document, indent=1))

@@ -78,9 +78,8 @@ class Engine:
 
     @property
     def cache_text(self) -> str:
-        """What keeps keys and values, as in "f16+q8_0" or "f16, fp8 on cards"."""
-        types = "+".join(dict.fromkeys((self.k_type, self.v_type)))
-        return f"{types}, fp8 on cards" if self.fp8_cache else types
+        """What keeps keys and values of layers on the CPU, as in "f16+q8_0"."""
+        return "+".join(dict.fromkeys((self.k_type, self.v_type)))
 
     def make_pool(self, widths: list[tuple[int, int, int]]) -> None:
         """The cache of all sequences; widths per layer: values per position of keys and of values,

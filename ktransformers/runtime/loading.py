@@ -14,6 +14,7 @@ from ktransformers import _core
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.checkpoint.weight_image import ImageWriter, WeightStore, open_image
 from ktransformers.errors import UserError
+from ktransformers.optimize.cache_types import check_has_card
 from ktransformers.optimize.quant import as_loaded, auto_quant
 from ktransformers.runtime import memory
 from ktransformers.runtime.collector import paused_collector
@@ -116,7 +117,7 @@ class Runtime:
             f"{context.isa}, {context.threads} threads, rules {rules}, activations "
             f"{engine.activations}, weights {size_text(weights)}, cache {engine.cache_text} "
             f"{size_text(cache)} a position, {size_text(cache * engine.cache_lens)} for "
-            f"{engine.cache_lens}"
+            f"{engine.cache_lens}" + (", fp8 on cards" if engine.fp8_cache else "")
         )
 
 
@@ -216,7 +217,8 @@ def bind(
     context = PlanContext(device_map or {}, cuda_devices(place.gpu), auto_quant(gguf))
     made = plan(describe(model, family, gguf), rules, context)
     check_lowered(made, lowered)
-    check_fp8_cache(made, engine)
+    if engine.fp8_cache:
+        check_has_card("fp8", (row.device for row in made.placements))
     engine.vram_limit = vram_limit() or 0
     for row in made.rows:
         gguf.types.update(row.types)
@@ -297,16 +299,6 @@ def check_lowered(made, lowered: bool) -> None:
         raise UserError(
             f"{row.rule or made.rules_path}: {row.module} is on {row.device}, where only lowered "
             f"programs run, and {why}; --device-map {row.device}=cpu takes the CPU"
-        )
-
-
-def check_fp8_cache(made, engine) -> None:
-    """Refuses what no layer would follow. Raises: UserError."""
-    on_card = any(row.device.startswith("cuda") for row in made.placements)
-    if engine.fp8_cache and not on_card:
-        raise UserError(
-            "kv_type='fp8' is for the cache of layers on a card, and none is there: choose i16, "
-            "f16, bf16, f32 or q8_0"
         )
 
 

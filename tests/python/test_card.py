@@ -433,7 +433,9 @@ def test_an_fp8_cache_takes_less_and_says_nearly_the_same(both, tmp_path):
     heads, width = config.num_key_value_heads, config.head_dim
     each = config.num_hidden_layers * heads  # values only
     assert taken["f16"] - taken["fp8"] == each * positions * (2 * width - (width + 1))
-    assert "f32, fp8 on cards" in model.kt.describe()
+    # Bytes stand beside the type that they are of: here no layer is the CPU's.
+    assert "cache f32 0 B a position" in model.kt.describe()
+    assert model.kt.describe().endswith(", fp8 on cards")
     rows = [("a", token) for token in np.arange(20, 90)]
     steps = [rows, [("a", 5), ("b", 9)], [("b", 3)]]
     logits = []

@@ -8,6 +8,7 @@ import pytest
 
 from ktransformers.checkpoint.gguf import open_model
 from ktransformers.cli import plan_command
+from ktransformers.cli.main import main
 from ktransformers.errors import UserError
 from ktransformers.optimize.shipped import FOLDER
 from tests.support.families import families
@@ -126,6 +127,27 @@ def test_errors_in_rules_come_before_torch(rules, message, files, tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert message in done.stdout and done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "told"),
+    [
+        ("fp9", "--kv_type fp9: no cache type; choose i16, f16, bf16, f32, q8_0"),
+        ("f16+", "--kv_type f16+: no cache type"),
+        ("fp8", "kv_type='fp8' is for the cache of layers on a card, and none is there"),
+    ],
+)
+@pytest.mark.parametrize("way", [["--fit"], ["--no-fit"]])
+def test_a_cache_type_that_cannot_be_is_one_line(kv_type, told, way, files, tmp_path, capsys):
+    machine = tmp_path / "machine.yaml"  # without GPUs
+    machine.write_text("ram_gb: 64\nread_gb_per_s: 9\nint8_tops: 1\n")
+    words = ["plan", "--gguf_path", str(files("llama")), "--kv_type", kv_type, *way]
+    if way == ["--fit"]:
+        words += ["--machine", str(machine)]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+    assert main([*words[:3], "--kv_type", "f16+q8_0", *words[5:]]) == 0
 
 
 def test_errors_that_need_the_tree(files, tmp_path):
