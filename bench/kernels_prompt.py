@@ -6,9 +6,9 @@ with the same threads and instruction set; what is printed is the one of median 
 """
 
 from bench import report
+from bench.kernels_decode import SHAPE
 
 DIGIT = 2
-SHAPE = (2048, 7168)  # rows, columns: gate and up of an expert of DeepSeek-V3's width
 COLUMNS = ["format", "threads", "tokens", "ms", "GOPS", "peak", "share", "must", "verdict"]
 MUSTS = {32: 0.60, 16: 0.52}  # by values per scale, at 128 tokens on AVX-512 VNNI
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+from bench.answering import MISSING
 from bench.report import ROOT
 
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -28,7 +29,7 @@ def answer_of(script: str, task: dict):
         timeout=1800,
         check=False,
     )
-    if done.returncode == 3:
+    if done.returncode == MISSING:
         return None
     if done.returncode != 0:
         raise RuntimeError(f"{script} failed: {done.stderr.strip().splitlines()[-1:]}")

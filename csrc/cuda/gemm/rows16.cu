@@ -3,6 +3,7 @@
 #include "cuda/gemm/rows16.h"
 
 #include "base/error.h"
+#include "cuda/common/activation.h"
 #include "cuda/layer/block_reduce.h"
 
 namespace kt::cuda {
@@ -18,20 +19,12 @@ struct Rows16 {
   KT_DEVICE static void run(const Params& p) {
     const int row = block_x() * (kThreads / 32) + warp_id(), lane = lane_id();
     if (row >= p.rows) return;
-    const int64_t begin = row * p.stride;
-    const auto value = [&](int i) {
-      const float x = to_float(T(Global<const T>(static_cast<const T*>(p.x))[begin + i]));
-      if (!p.up) return x;
-      const float up = to_float(T(Global<const T>(static_cast<const T*>(p.up))[begin + i]));
-      return x / (1.0f + exp_fast(-x)) * up;
-    };
+    const ActivatedRow<T> value{p.x, p.up, row * p.stride};
     float largest = 0;
     for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
     largest = warp_max(largest);
-    // Its exponent's bits. Tiny rows are not scaled up without end.
-    const uint32_t exponent = max(static_cast<int>(bits_of(largest) >> 23 & 255), 27);
-    const float inverse = float_of((254 - exponent) << 23);
-    if (lane == 0) Global<float>(p.scales)[row] = float_of(exponent << 23);
+    const auto [scale, inverse] = row_scale(largest);
+    if (lane == 0) Global<float>(p.scales)[row] = scale;
     const Global<uint32_t> out(reinterpret_cast<uint32_t*>(p.out));
     for (int i = lane; i < p.k / 2; i += 32)
       out[static_cast<int64_t>(row) * (p.k / 2) + i] =

@@ -2,7 +2,7 @@
 // tokens, a warp one token: its largest value gives the scale, then runs of 16 are divided, rounded
 // and summed. Reads x twice; the second time from L1.
 #include "base/error.h"
-#include "cuda/common/device.h"
+#include "cuda/common/activation.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
 namespace kt::cuda {
@@ -21,21 +21,12 @@ struct Prepare {
     const int source = p.source ? int{Global<const int32_t>(p.source)[slot]} : slot;
     const int row = p.in_place && source >= 0 ? slot : source;
     const bool present = row >= 0 && row < p.rows;
-    const int64_t begin = (present ? row : 0) * p.stride;
-    const auto value = [&](int i) {
-      const float x = to_float(T(Global<const T>(static_cast<const T*>(p.x))[begin + i]));
-      if (!p.up) return x;
-      const float up = to_float(T(Global<const T>(static_cast<const T*>(p.up))[begin + i]));
-      return x / (1.0f + exp_fast(-x)) * up;
-    };
+    const ActivatedRow<T> value{p.x, p.up, (present ? row : 0) * p.stride};
     float largest = 0;
     if (present)
       for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
     for (unsigned mask = 16; mask; mask /= 2) largest = max(largest, shuffle_xor(largest, mask));
-    // The power of two below the largest: its exponent bits. Tiny rows are not scaled up without
-    // end.
-    const uint32_t exponent = max(static_cast<int>(bits_of(largest) >> 23 & 255), 27);
-    const float scale = float_of(exponent << 23), inverse = float_of((254 - exponent) << 23);
+    const auto [scale, inverse] = row_scale(largest);
     if (lane == 0) Global<float>(p.out.scales)[slot] = present ? scale : 0.0f;
     const Global<Words2> fragments(reinterpret_cast<Words2*>(p.out.fragments));
     const int runs = p.k / 16;
