@@ -92,7 +92,8 @@ KT_API int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int6
                                    void** memory);
 
 /// A run of layers on a card (api_model.cpp). Its parts are told by name, so that callers share no
-/// struct with it. Order: open, number/matrix/memory/expert, build, step..., close.
+/// struct with it. Order: open, number/matrix/memory/expert, build,
+/// take_room, step..., close.
 typedef struct kt_cuda_model kt_cuda_model;
 KT_API int kt_cuda_model_open(kt_cuda_card* card, int layers, kt_cuda_model** model);
 KT_API int kt_cuda_model_close(kt_cuda_model* model);
@@ -110,11 +111,12 @@ KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, voi
 /// the card. The memory must stay.
 KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part,
                                 const void* at, int64_t bytes);
-/// Checks it and takes the memory of its steps and its cache. Fails, naming it, for a name that
+/// Checks it and takes its cache and what no step can do without. Fails, naming it, for a name that
 /// nothing asked for.
 KT_API int kt_cuda_model_build(kt_cuda_model* model);
-/// Most rows of a step: the number asked for as rows, or fewer where the card has no room for it.
-KT_API int kt_cuda_model_rows(kt_cuda_model* model, int* rows);
+/// Takes its share of the room that is left, when all models of the card are built. rows: most of a
+/// step: those asked for, or fewer where the card has no room for them.
+KT_API int kt_cuda_model_take_room(kt_cuda_model* model, int* rows);
 
 KT_API int kt_cuda_model_step(kt_cuda_model* model, const kt_cuda_step* step);
 KT_API int kt_cuda_model_copy_page(kt_cuda_model* model, int from, int to);

@@ -55,11 +55,15 @@ struct kt_cuda_card {
   int device;
   std::unique_ptr<Memory> own_memory;
   LimitedMemory memory;
+  std::vector<kt_cuda_model*> models;  // on it, as they were opened
 };
 
 struct kt_cuda_model {
   kt_cuda_model(kt_cuda_card& card, int layers)
-      : card(card), layers(layers), slots(layers), sources(layers) {}
+      : card(card), layers(layers), slots(layers), sources(layers) {
+    card.models.push_back(this);
+  }
+  ~kt_cuda_model() { std::erase(card.models, this); }
 
   int number(int layer, const char* name, int otherwise = 0) {
     return static_cast<int>(numbers.get(layer, name, otherwise));
@@ -74,6 +78,7 @@ struct kt_cuda_model {
   CardLayer layer(int index);
   void add_slots(int index, CardLayer& layer);
   void build();
+  void take_room();
   int run_job(int job) const {
     return running->job(running->context, job % layers_with_jobs, &model->host_job(job));
   }
@@ -86,6 +91,7 @@ struct kt_cuda_model {
   std::vector<std::map<int, ExpertSlot>> slots;  // by expert, of each layer
   std::vector<std::vector<ExpertSource>> sources;  // by expert, of each layer
   std::unique_ptr<CardModel> model;
+  std::vector<HandoffJob> jobs;
   std::unique_ptr<StepRunner> runner;
   const kt_cuda_step* running = nullptr;
   Crossover crossover{0};
@@ -168,7 +174,6 @@ void kt_cuda_model::build() {
   KT_CHECK(!model, "this model is built already");
   const CardShape s = shape();
   std::vector<CardLayer> all;
-  std::vector<HandoffJob> jobs;
   const auto run = [](void* self, int job) {
     if (static_cast<const kt_cuda_model*>(self)->run_job(job) != 0)
       throw kt::Error("the CPU's part of a step failed");
@@ -187,8 +192,25 @@ void kt_cuda_model::build() {
   crossover = Crossover(number(kWhole, "stream_from"));
   numbers.check_all_used("number"), memories.check_all_used("memory");
   matrices.check_all_used("matrix");
-  model = std::make_unique<CardModel>(s, std::move(all), norm, head, inv_freq,
-                                      card.memory);
+  model = std::make_unique<CardModel>(s, std::move(all), norm, head, inv_freq, card.memory,
+                                      CardModel::Room::kLater);
+}
+
+/// Its share of what all models of the card leave: what they need first, then in equal parts to
+/// those that can use it.
+void kt_cuda_model::take_room() {
+  KT_CHECK(model && !runner, "room is taken once, of a model that is built");
+  size_t room = usable_room(card.memory.room()), own = 0;
+  std::vector<size_t> needed, more;
+  for (const kt_cuda_model* one : card.models) {
+    KT_CHECK(one->model, "another model of this card is not built yet");
+    if (one->model->has_room()) continue;
+    if (one == this) own = needed.size();
+    needed.push_back(one->model->plan_room(0).bytes);
+    more.push_back(one->model->plan_room(CardModel::kAnyRoom).bytes - needed.back());
+    room -= std::min(room, needed.back());
+  }
+  model->take_room(needed[own] + share_out(room, more)[own]);
   runner = make_runner(*model, card.memory, std::move(jobs));
 }
 
@@ -224,7 +246,7 @@ void run_one_step(kt_cuda_model& m, const kt_cuda_step& step, int first_row, boo
 }
 
 void run_step(kt_cuda_model& m, const kt_cuda_step& step) {
-  KT_CHECK(m.model, "the model is not built");
+  KT_CHECK(m.runner, "the model is not built, or has no room");
   use_card(m.card.device);
   CardModel& model = *m.model;
   const CardShape& shape = model.shape();
@@ -367,9 +389,10 @@ int kt_cuda_model_build(kt_cuda_model* model) {
   });
 }
 
-int kt_cuda_model_rows(kt_cuda_model* model, int* rows) {
+int kt_cuda_model_take_room(kt_cuda_model* model, int* rows) {
   return guarded([&] {
-    KT_CHECK(model->model, "the model is not built");
+    use_card(model->card.device);
+    model->take_room();
     *rows = model->model->shape().rows;
   });
 }

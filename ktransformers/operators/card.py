@@ -128,12 +128,15 @@ class CardModel:
             place = ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(data.nbytes)
             self.card.call("model_source", self.handle, layer, expert, part, *place)
 
-    def build(self) -> int:
-        """Takes the card's memory for steps -> the most rows of one: those asked for, or as many
-        as there is room for."""
+    def build(self) -> None:
+        """Takes the cache, and what no step can do without."""
         self.card.call("model_build", self.handle)
+
+    def take_room(self) -> int:
+        """Takes a share of what all models of this card, built before, leave -> the most rows of a
+        step: those asked for, or as many as there is room for."""
         rows = ctypes.c_int()
-        self.card.call("model_rows", self.handle, ctypes.byref(rows))
+        self.card.call("model_take_room", self.handle, ctypes.byref(rows))
         return rows.value
 
     def for_core(self) -> dict:

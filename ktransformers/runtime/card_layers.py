@@ -5,6 +5,7 @@ either all there (router and shared expert, with experts on the card, on the CPU
 all the CPU's. Layers that follow one another on a card are one model there and one node.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -71,38 +72,47 @@ class CardLayers:
         ]
         return any(a and b for a, b in pairwise(waits))
 
-    def node(self, with_head: bool):
-        """The core's node. Raises: UserError naming what the card cannot have."""
-        last = self.first + len(self.layers) - 1
-        name = f"model.layers.{self.first}-{last}"
-        try:
-            return self.made_node(name, with_head)
-        except CardError as error:
-            raise UserError(f"{name}: {error}") from error
+    @property
+    def name(self) -> str:
+        return f"model.layers.{self.first}-{self.first + len(self.layers) - 1}"
 
-    def made_node(self, name: str, with_head: bool):
+    def build(self, with_head: bool) -> None:
+        """Tells the card of the run, which takes what no step can do without. All runs of a card
+        come before the first node(). Raises: UserError naming what the card cannot have."""
         card = self.engine.card(self.device)
         made = CardModel(card, len(self.layers))
         self.card, self.made, self.jobs, self.routing = card, made, [], None
-        for index, layer in enumerate(self.layers):
-            self.add_attention(index, layer)
-            self.add_feed_forward(index, layer)
-        numbers = self.numbers(with_head)
-        for key, value in numbers.items():
-            made.number(WHOLE, key, value)
-        if with_head:
-            base = self.model.model
-            made.matrix(WHOLE, "head", self.matrix_of(self.model.lm_head))
-            made.memory(WHOLE, "final_norm", card.floats(self.norm_of(base.norm)))
-        self.rows = made.build()
+        with self.named_errors():
+            for index, layer in enumerate(self.layers):
+                self.add_attention(index, layer)
+                self.add_feed_forward(index, layer)
+            self.common = self.numbers(with_head)
+            for key, value in self.common.items():
+                made.number(WHOLE, key, value)
+            if with_head:
+                base = self.model.model
+                made.matrix(WHOLE, "head", self.matrix_of(self.model.lm_head))
+                made.memory(WHOLE, "final_norm", card.floats(self.norm_of(base.norm)))
+            made.build()
+
+    def node(self):
+        """The core's node, which shares the card's room. Raises: UserError as build() does."""
+        with self.named_errors():
+            self.rows = self.made.take_room()
         options = {
-            "device": self.device, "rows": self.rows, "sequences": numbers["sequences"],
-            "vocab": self.model.lm_head.out_features if with_head else 0,
-            "experts_per_token": int(numbers.get("top_k", 0)),
+            "device": self.device, "rows": self.rows, "sequences": self.common["sequences"],
+            "vocab": self.common["vocab"], "experts_per_token": int(self.common.get("top_k", 0)),
         }  # fmt: skip
         return _core.card_node(
-            name, made.for_core(), options, self.jobs, self.model.config.hidden_size
-        )  # fmt: skip
+            self.name, self.made.for_core(), options, self.jobs, self.model.config.hidden_size
+        )
+
+    @contextmanager
+    def named_errors(self):
+        try:
+            yield
+        except CardError as error:
+            raise UserError(f"{self.name}: {error}") from error
 
     def numbers(self, with_head: bool) -> dict[str, float]:
         """What the whole run has in common."""

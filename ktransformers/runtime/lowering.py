@@ -67,10 +67,12 @@ def lower(model, engine) -> Lowered:
     outside: list[str] = []  # why layers are not lowered
     in_torch = TorchLayers(model, engine)
     on_card = {run.first + i: run for run in runs for i in range(len(run.layers))}
+    for run in runs:  # every cache on a card before anything that only makes steps faster
+        run.build(with_head=bool(head_on) and run is runs[-1])
     for index, layer in enumerate(base.layers):
         if run := on_card.get(index):
             if run.first == index:
-                nodes.append(run.node(with_head=bool(head_on) and run is runs[-1]))
+                nodes.append(run.node())
             continue
         name = f"model.layers.{index}"
         parts = {n: getattr(layer, n) for n in

@@ -342,7 +342,7 @@ def test_the_card_chooses_tokens_as_the_host_does(both):
     assert len({tuple(tokens) for tokens in chosen}) == 3
 
 
-SECOND_LAYER = {
+ATTENTION_AND_ROUTER = {
     "attention.gqa": r"self_attn$",
     "linear": r"self_attn\.[qkvo]_proj$",
     "moe.block": r"mlp$",
@@ -350,21 +350,47 @@ SECOND_LAYER = {
 }
 
 
+def on_card_layers(layers: str, folder: Path) -> str:
+    """Qwen3-MoE with the layers that a pattern names on the card, the others on the CPU."""
+    own = "".join(
+        f"- match: {{name: '^model\\.layers\\.{layers}\\.{pattern}'}}\n"
+        f"  replace: {{operator: {operator}, backend: cuda, device: 'cuda:0'}}\n  why: a part\n"
+        for operator, pattern in ATTENTION_AND_ROUTER.items()
+    )
+    rules = folder / "rules.yaml"
+    shipped = Path(shipped_rules(family_for("qwen3_moe"))).read_text("utf-8")
+    rules.write_text(own + shipped, "utf-8")
+    return str(rules)
+
+
 def test_layers_on_both_sides_of_a_boundary(both, tmp_path):
     """The second layer on the card; the first, all norms and the head on the CPU."""
     cpu, _, path = both
-    rules = tmp_path / "rules.yaml"
-    own = "".join(
-        f"- match: {{name: '^model\\.layers\\.1\\.{pattern}'}}\n"
-        f"  replace: {{operator: {operator}, backend: cuda, device: 'cuda:0'}}\n  why: a part\n"
-        for operator, pattern in SECOND_LAYER.items()
-    )
-    shipped = Path(shipped_rules(family_for("qwen3_moe"))).read_text("utf-8")
-    rules.write_text(own + shipped, "utf-8")
-    model = load(path, str(rules))
+    model = load(path, on_card_layers("1", tmp_path))
     assert [node[2] for node in model.kt.decoder.nodes] == ["cpu", "cpu", "cuda:0"]
     ids = [5, 9, 2, 7]
     expected, got = (ours.logits(one, ids, prompt=3) for one in (cpu, model))
+    assert divergence(expected, got) <= 1e-3
+
+
+def test_runs_on_one_card_share_its_room(tmp_path, monkeypatch):
+    """Two runs around a layer of the CPU: what the first can use is not the second's cache."""
+    path = write(small("qwen3moe", num_hidden_layers=3), tmp_path / "model.gguf")
+    rules = on_card_layers("[02]", tmp_path)
+    monkeypatch.setattr(card_layers, "SLICE", 64)
+    taken = {}
+    for slots in (0, 4):
+        monkeypatch.setattr(card_layers, "STREAM_SLOTS", slots)
+        monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1 if slots else 1000})
+        taken[slots] = load(path, rules, cache_lens=1 << 15).kt.engine.card("cuda:0").bytes_taken
+    limit = taken[0] + (taken[4] - taken[0]) // 8
+    monkeypatch.setenv("KT_VRAM_LIMIT", str(limit))
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
+    model = load(path, rules, cache_lens=1 << 15)
+    assert [node[2] for node in model.kt.decoder.nodes] == ["cuda:0", "cpu", "cpu", "cuda:0"]
+    assert model.kt.engine.card("cuda:0").bytes_taken <= limit
+    ids = [5, 9, 2, 7, 11]
+    expected, got = (ours.logits(one, ids, prompt=4) for one in (load(path), model))
     assert divergence(expected, got) <= 1e-3
 
 

@@ -12,18 +12,6 @@
 
 namespace kt::cuda {
 
-namespace {
-
-/// Bytes of an expert's three matrices, each on a boundary that copies like.
-size_t expert_bytes(const CardLayer& w) {
-  size_t bytes = 0;
-  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
-    bytes += round_up<size_t>(matrix_bytes(*m), 256);
-  return bytes;
-}
-
-}  // namespace
-
 /// What products of experts on the card need.
 void CardModel::take_experts(Memory& memory) {
   const size_t places = size_t(max_tiles_) * 8;
@@ -37,31 +25,6 @@ void CardModel::take_experts(Memory& memory) {
   expert_prepared_ = {memory.take<half_t>(prepared_fragments(max_tiles_, deep)),
                       memory.take<float>(prepared_sums(max_tiles_, deep)),
                       memory.take<float>(places)};
-}
-
-/// One ring for all layers, as large as the largest of them needs, where there is room for it: what
-/// is streamed would otherwise be computed on the CPU.
-void CardModel::take_ring(Memory& memory, bool resident) {
-  size_t largest = 0;
-  for (const Layer& layer : layers_)
-    if (!layer.w.sources.empty()) largest = std::max(largest, expert_bytes(layer.w));
-  if (largest == 0) return;
-  const size_t deep = std::max(s_.hidden, s_.expert_inner), places = size_t(max_tiles_) * 8;
-  // take_experts(), a little rounded up, and the tables of slots.
-  const size_t beside = (resident ? 0 : places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * 4) +
-                        layers_.size() * s_.experts * (sizeof(ExpertSlot) * s_.experts + 256);
-  // Two that follow while two are used are enough; rows make better use of the memory then.
-  const size_t all = room(memory);
-  while (s_.stream_slots > 2 && 2 * s_.stream_slots * largest + beside > all / 2)
-    s_.stream_slots /= 2;
-  while (s_.stream_slots > 0 && 2 * s_.stream_slots * largest + beside > all)
-    s_.stream_slots /= 2;
-  if (s_.stream_slots == 0) return;
-  if (!resident) take_experts(memory);
-  const size_t half = s_.stream_slots * largest;
-  uint8_t* const ring = memory.take<uint8_t>(2 * half);
-  for (Layer& layer : layers_)
-    if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
 }
 
 bool CardModel::has_many_rows(const StepSize& size) const {

@@ -30,7 +30,7 @@ size_t matrix_bytes(const CudaMatrix& m) {
 }
 
 CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, const float* final_norm,
-                     CudaMatrix head, const float* inv_freq, Memory& memory)
+                     CudaMatrix head, const float* inv_freq, Memory& memory, Room room)
     : s_(shape),
       memory_(memory),
       final_norm_(final_norm),
@@ -92,64 +92,9 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
     host_tokens_ = memory.take_mapped<int32_t>(head_rows);
   }
   take_jobs(memory);
-  take_dense(memory);
   take_deferral();
   if (resident) take_experts(memory);
-  take_ring(memory, resident);
-  take_rows(memory, num_items_ != nullptr);
-}
-
-/// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is the
-/// CPU's then.
-bool CardModel::can_be_long() const {
-  return can_stream() && dense_.weights &&
-         std::all_of(layers_.begin(), layers_.end(), [this](const Layer& layer) {
-           return layer.w.ffn == Ffn::kDense || streams_all(layer);
-         });
-}
-
-/// What a row of a step takes besides its slice.
-size_t CardModel::row_bytes(bool experts) const {
-  const size_t picks = std::max(1, s_.top_k);
-  size_t bytes = (3 * s_.hidden + 1) * sizeof(float) + picks * (sizeof(float) + 2 * sizeof(int32_t));
-  if (experts) bytes += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
-  return bytes;
-}
-
-/// What take_rows() takes.
-size_t CardModel::rows_bytes(int rows, bool experts) const {
-  return rows * row_bytes(experts) +
-         size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences) * sizeof(int32_t);
-}
-
-/// Of the card's memory, without what steps of a slice need.
-size_t CardModel::room(const Memory& memory) const {
-  const size_t kept = rows_bytes(s_.slice, true) + 4096;
-  return memory.room() > kept ? memory.room() - kept : 0;
-}
-
-/// What is there of every row of a step: as many as asked for, where there is room. An eighth of what
-/// is left stays free: the driver needs some itself.
-void CardModel::take_rows(Memory& memory, bool experts) {
-  if (s_.rows > s_.slice && !can_be_long()) s_.rows = s_.slice;
-  while (s_.rows > s_.slice && rows_bytes(s_.rows, experts) > memory.room() - memory.room() / 8)
-    s_.rows = std::max(s_.slice, s_.rows / 2);
-  const size_t rows = round_up(s_.rows, 8), picks = size_t(s_.rows) * std::max(1, s_.top_k);
-  for (float** part : {&hidden_, &delta_, &normed_}) *part = memory.take<float>(rows * s_.hidden);
-  shared_weight_ = memory.take<float>(rows);
-  weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
-  places_ = memory.take<int32_t>(picks);
-  const size_t inputs = div_up(s_.rows, s_.slice) * input_ints(s_.sequences);
-  input_ = memory.take<int32_t>(inputs);
-  host_input_ = memory.take_mapped<int32_t>(inputs);
-  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
-  if (!experts) return;
-  sources_ = memory.take<int32_t>(std::max(picks, size_t(max_tiles_) * 8));
-  if (!dense_.weights) return;
-  dense_.x = memory.take<half_t>(rows * s_.hidden);
-  dense_.x_scales = memory.take<float>(rows);
-  dense_.counts = memory.take<int32_t>(s_.experts);
-  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
+  if (room == Room::kAll) take_room(usable_room(memory.room()));
 }
 
 /// One page more than there are: for rows that fill a step up.

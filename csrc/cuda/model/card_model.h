@@ -145,8 +145,20 @@ class PartOfStep {
   std::vector<int32_t> sequence_, head_rows_;
 };
 
+/// What a model takes of a card's room beside what no step can do without.
+struct RoomPlan {
+  size_t dense_values = 0;  // of weights dequantised at a time; 0: none
+  int stream_slots = 0;     // of half a ring for experts; 0: no ring
+  int rows = 0;             // of a step
+  size_t bytes = 0;         // of all three
+};
+
 class CardModel {
  public:
+  /// How much of the memory's room a model takes at once: what it can use, or only what no step can
+  /// do without, for others are to have their part (take_room).
+  enum class Room : uint8_t { kAll, kLater };
+
   /// Logits of so many rows at most are computed in a step.
   static constexpr int kMostHeadRows = 64;
   /// Decode steps of more rows are no graphs, and do not defer.
@@ -155,8 +167,14 @@ class CardModel {
   /// final_norm: float on the card, with head; inv_freq on the card. Throws InvalidArgument for
   /// shapes the kernels do not take, and what Memory throws.
   CardModel(const CardShape& shape, std::vector<CardLayer> layers, const float* final_norm,
-            CudaMatrix head, const float* inv_freq, Memory& memory);
+            CudaMatrix head, const float* inv_freq, Memory& memory, Room room = Room::kAll);
 
+  /// What take_room() would take of so many bytes: never less than the rows of a slice.
+  static constexpr size_t kAnyRoom = SIZE_MAX / 2;
+  RoomPlan plan_room(size_t bytes) const;
+  /// Once, before the first step. Throws what Memory throws.
+  void take_room(size_t bytes);
+  bool has_room() const { return hidden_ != nullptr; }
   const CardShape& shape() const { return s_; }
   /// Layers as record_step wants them.
   std::vector<StepLayer> step_layers(const StepSize& size) const;
@@ -245,13 +263,13 @@ class CardModel {
   void take_deferral();
   void split_job();
   void take_jobs(Memory& memory);
-  void take_dense(Memory& memory);
   void take_experts(Memory& memory);
-  void take_ring(Memory& memory, bool resident);
-  bool can_be_long() const;
-  size_t row_bytes(bool experts) const;
+  size_t plan_dense(size_t room) const;
+  int plan_ring(size_t room) const;
+  size_t ring_bytes(int slots) const;
+  size_t expert_room() const;
+  bool can_be_long(const RoomPlan& plan) const;
   size_t rows_bytes(int rows, bool experts) const;
-  size_t room(const Memory& memory) const;
   void take_rows(Memory& memory, bool experts);
   /// Whether a step is longer than a slice: then its slices go through each layer one after another,
   /// and its experts see all of its rows at once.
@@ -325,7 +343,7 @@ class CardModel {
   Scratch main_, side_;
   Dense dense_;
   // On the card; shapes in the constructor.
-  float *hidden_, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
+  float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
       *shared_weight_, *weights_, *logits_, *expert_gate_ = nullptr, *expert_up_ = nullptr,
                                             *expert_y_ = nullptr, *flash_partial_ = nullptr;
   size_t flash_bytes_ = 0;

@@ -38,29 +38,6 @@ CardModel::Result CardModel::result(const Product& product, float* y, int rows, 
   throw InvalidArgument(concat("row ", first, " behind the last matrix"));
 }
 
-/// Memory for dequantised weights, where there is room for it and slices are long enough.
-void CardModel::take_dense(Memory& memory) {
-  if (s_.slice < s_.dense_rows) return;
-  const size_t hidden = s_.hidden, inner = s_.expert_inner;
-  size_t largest = 0, least = 0;
-  for (const Layer& layer : layers_) {
-    for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down}) {
-      for (const CudaMatrix& m : p->parts) {
-        largest = std::max(largest, size_t(m.n) * m.k);
-        least = std::max(least, size_t(16) * m.k);  // a row group
-      }
-    }
-    if (!layer.w.slots && layer.w.sources.empty()) continue;
-    largest = std::max(largest, DenseGemmParams::kMostRuns * 2 * inner * hidden);
-    least = std::max(least, 2 * inner * hidden);  // one expert
-  }
-  dense_.values = std::max(least, std::min(largest, s_.dense_bytes / sizeof(half_t)));
-  while (dense_.values > least && dense_.values * sizeof(half_t) > room(memory))
-    dense_.values = std::max(least, dense_.values / 2);
-  if (dense_.values * sizeof(half_t) <= room(memory))
-    dense_.weights = memory.take<half_t>(dense_.values);
-}
-
 void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
                         int64_t stride, const StepSize& size, int k, const void* up) const {
   const Prepared& to = scratch.prepared;

@@ -43,6 +43,7 @@ PartOfStep::PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidde
 }
 
 StepSize CardModel::begin_step(const kt_cuda_step& step, int padded, int first_row) {
+  KT_CHECK(has_room(), "a step before take_room()");
   host_.first_row = first_row;
   KT_CHECK(step.rows > 0 && step.rows <= s_.rows, step.rows, " rows, there is room for ", s_.rows);
   if (step.rows <= s_.slice) return write_input(step, padded, 0);

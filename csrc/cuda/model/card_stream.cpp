@@ -39,9 +39,10 @@ void CardModel::plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes) {
 
 bool CardModel::streams_all(const Layer& layer) const {
   if (layer.w.ffn != Ffn::kRouted || (layer.w.slots && layer.w.slot_table.empty())) return false;
-  size_t there = with_slots(layer).size();
-  for (const std::vector<int>& round : layer.rounds) there += round.size();
-  return there == size_t(s_.experts);
+  const std::vector<ExpertSource>& sources = layer.w.sources;
+  const auto there = std::count_if(sources.begin(), sources.end(),
+                                   [](const ExpertSource& one) { return !one.gate.empty(); });
+  return with_slots(layer).size() + size_t(there) == size_t(s_.experts);
 }
 
 bool CardModel::can_stream() const {

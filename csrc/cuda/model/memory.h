@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
@@ -55,6 +56,16 @@ class Memory {
     return memory;
   }
 };
+
+/// Of so many free bytes of a card those that models take where they can do with less: an eighth, at
+/// most 1 GiB, stays for the driver, which loads kernels and keeps graphs there.
+constexpr size_t usable_room(size_t free) {
+  return free - std::min(free / 8, size_t{1} << 30);
+}
+
+/// Divides room among users that want so much each -> what each gets: no more than it wants, and no
+/// less than another where that is less.
+std::vector<size_t> share_out(size_t room, const std::vector<size_t>& wanted);
 
 /// Another memory's, but no more on the card than a number of bytes (KT_VRAM_LIMIT).
 class LimitedMemory : public Memory {

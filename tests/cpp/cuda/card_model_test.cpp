@@ -519,6 +519,16 @@ TEST(CardModel, ALimitOnTheCardsMemoryIsKeptAndNamed) {
   EXPECT_EQ(limited.taken(), 1000u);
 }
 
+TEST(CardModel, RoomIsSharedByThoseWhoCanUseIt) {
+  using Shares = std::vector<size_t>;
+  EXPECT_EQ(share_out(90, {100, 10, 100}), (Shares{40, 10, 40}));
+  EXPECT_EQ(share_out(90, {20, 10, 30}), (Shares{20, 10, 30}));
+  EXPECT_EQ(share_out(0, {20, 10}), (Shares{0, 0}));
+  EXPECT_EQ(share_out(7, {}), Shares{});
+  EXPECT_EQ(usable_room(800), 700u);
+  EXPECT_EQ(usable_room(size_t{80} << 30), size_t{79} << 30);
+}
+
 TEST(CardModel, RefusesWhatDoesNotFit) {
   Scene scene({}, true);
   const std::vector<float> embeddings(kBatch * kHidden);

@@ -1,0 +1,149 @@
+// The room on a card that a model can use but does not need: planned before any of it is taken, so
+// that runs of layers on one card can share it (memory.h: share_out).
+//
+//   first   memory to dequantise in     prompts go through tensor cores
+//   then    a ring for experts          prompts bring the CPU's experts to the card
+//   last    rows beyond a slice         each time for more of the prompt
+#include <algorithm>
+
+#include "base/error.h"
+#include "cuda/model/card_model.h"
+
+namespace kt::cuda {
+
+namespace {
+
+/// Bytes of an expert's three matrices, each on a boundary that copies like.
+size_t expert_bytes(const CardLayer& w) {
+  size_t bytes = 0;
+  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
+    bytes += round_up<size_t>(matrix_bytes(*m), 256);
+  return bytes;
+}
+
+}  // namespace
+
+RoomPlan CardModel::plan_room(size_t bytes) const {
+  RoomPlan plan;
+  plan.rows = s_.slice;
+  // Rows of a slice come first, for no step can do without.
+  const size_t least = rows_bytes(s_.slice, true);
+  const auto left = [&] { return bytes > least + plan.bytes ? bytes - least - plan.bytes : 0; };
+  plan.dense_values = plan_dense(left());
+  plan.bytes += plan.dense_values * sizeof(half_t);
+  plan.stream_slots = plan_ring(left());
+  plan.bytes += ring_bytes(plan.stream_slots);
+  if (can_be_long(plan)) {
+    plan.rows = s_.rows;
+    while (plan.rows > s_.slice && rows_bytes(plan.rows, true) > left() + least)
+      plan.rows = std::max(s_.slice, plan.rows / 2);
+  }
+  plan.bytes += rows_bytes(plan.rows, true);
+  return plan;
+}
+
+void CardModel::take_room(size_t bytes) {
+  KT_CHECK(!has_room(), "the room was taken before");
+  const RoomPlan plan = plan_room(bytes);
+  dense_.values = plan.dense_values, s_.stream_slots = plan.stream_slots, s_.rows = plan.rows;
+  if (plan.dense_values > 0) dense_.weights = memory_.take<half_t>(plan.dense_values);
+  if (plan.stream_slots > 0) {
+    if (!num_items_) take_experts(memory_);
+    const size_t half = plan.stream_slots * expert_room();
+    uint8_t* const ring = memory_.take<uint8_t>(2 * half);
+    for (Layer& layer : layers_)
+      if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
+  }
+  take_rows(memory_, num_items_ != nullptr);
+}
+
+/// Values of weights that are dequantised at a time: 0 where not even the least has room, or slices
+/// are too short.
+size_t CardModel::plan_dense(size_t room) const {
+  if (s_.slice < s_.dense_rows) return 0;
+  const size_t hidden = s_.hidden, inner = s_.expert_inner;
+  size_t largest = 0, least = 0;
+  for (const Layer& layer : layers_) {
+    for (const Product* p : {&layer.qkv, &layer.q_b, &layer.o, &layer.gate_up, &layer.down}) {
+      for (const CudaMatrix& m : p->parts) {
+        largest = std::max(largest, size_t(m.n) * m.k);
+        least = std::max(least, size_t(16) * m.k);  // a row group
+      }
+    }
+    if (!layer.w.slots && layer.w.sources.empty()) continue;
+    largest = std::max(largest, DenseGemmParams::kMostRuns * 2 * inner * hidden);
+    least = std::max(least, 2 * inner * hidden);  // one expert
+  }
+  size_t values = std::max(least, std::min(largest, s_.dense_bytes / sizeof(half_t)));
+  while (values > least && values * sizeof(half_t) > room) values = std::max(least, values / 2);
+  return values * sizeof(half_t) <= room ? values : 0;
+}
+
+/// Bytes an expert has in the ring: of the layer with the largest ones.
+size_t CardModel::expert_room() const {
+  size_t largest = 0;
+  for (const Layer& layer : layers_)
+    if (!layer.w.sources.empty()) largest = std::max(largest, expert_bytes(layer.w));
+  return largest;
+}
+
+/// Experts of half a ring: one for all layers, where there is room for it, for what is not streamed
+/// the CPU computes.
+int CardModel::plan_ring(size_t room) const {
+  if (expert_room() == 0) return 0;
+  int slots = s_.stream_slots;
+  // Two that follow while two are used are enough; rows make better use of the memory then.
+  while (slots > 2 && ring_bytes(slots) > room / 2) slots /= 2;
+  while (slots > 0 && ring_bytes(slots) > room) slots /= 2;
+  return slots;
+}
+
+/// With the tables of slots, and what products of experts need where nothing has taken it yet.
+size_t CardModel::ring_bytes(int slots) const {
+  if (slots == 0) return 0;
+  const size_t deep = std::max(s_.hidden, s_.expert_inner), places = size_t(max_tiles_) * 8;
+  const size_t products = places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * sizeof(float);
+  const size_t tables = layers_.size() * div_up(s_.experts, slots) *
+                        (sizeof(ExpertSlot) * s_.experts + 256);
+  return 2 * slots * expert_room() + (num_items_ ? 0 : products) + tables;
+}
+
+/// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is the
+/// CPU's then.
+bool CardModel::can_be_long(const RoomPlan& plan) const {
+  return plan.stream_slots > 0 && plan.dense_values > 0 &&
+         std::all_of(layers_.begin(), layers_.end(), [this](const Layer& layer) {
+           return layer.w.ffn == Ffn::kDense || streams_all(layer);
+         });
+}
+
+/// What take_rows() takes, a little rounded up.
+size_t CardModel::rows_bytes(int rows, bool experts) const {
+  const size_t picks = std::max(1, s_.top_k);
+  size_t row = (3 * s_.hidden + 1) * sizeof(float) + picks * (sizeof(float) + 2 * sizeof(int32_t));
+  if (experts) row += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
+  return round_up(rows, 8) * row + 4096 +
+         size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences) * sizeof(int32_t);
+}
+
+/// What there is of every row of a step.
+void CardModel::take_rows(Memory& memory, bool experts) {
+  const size_t rows = round_up(s_.rows, 8), picks = size_t(s_.rows) * std::max(1, s_.top_k);
+  for (float** part : {&hidden_, &delta_, &normed_}) *part = memory.take<float>(rows * s_.hidden);
+  shared_weight_ = memory.take<float>(rows);
+  weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
+  places_ = memory.take<int32_t>(picks);
+  const size_t inputs = div_up(s_.rows, s_.slice) * input_ints(s_.sequences);
+  input_ = memory.take<int32_t>(inputs);
+  host_input_ = memory.take_mapped<int32_t>(inputs);
+  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  if (!experts) return;
+  sources_ = memory.take<int32_t>(std::max(picks, size_t(max_tiles_) * 8));
+  if (!dense_.weights) return;
+  dense_.x = memory.take<half_t>(rows * s_.hidden);
+  dense_.x_scales = memory.take<float>(rows);
+  dense_.counts = memory.take<int32_t>(s_.experts);
+  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
+}
+
+}  // namespace kt::cuda
