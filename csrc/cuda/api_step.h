@@ -3,6 +3,9 @@
 
 #include <stdint.h>
 
+/// Rows whose logits are computed in one step of a card, at most.
+enum { KT_CUDA_MOST_HEAD_ROWS = 64 };
+
 /// The CPU's part of one layer. Memory both sides reach.
 typedef struct {
   int rows;

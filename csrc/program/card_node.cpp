@@ -9,12 +9,12 @@ namespace kt::program {
 
 namespace {
 
-// Logits a card computes in one step (CardModel::kMostHeadRows of the CUDA library).
-constexpr int kMostHeadRows = 64;
-
-bool is_wanted(const Step& step, int row) {
-  return std::find(step.logits_rows.begin(), step.logits_rows.end(), row) !=
-         step.logits_rows.end();
+/// Indices of a step's wanted rows, by row.
+std::vector<std::vector<size_t>> places_of(const Step& step, int rows) {
+  std::vector<std::vector<size_t>> places(rows);
+  for (size_t place = 0; place < step.logits_rows.size(); ++place)
+    places[step.logits_rows[place]].push_back(place);
+  return places;
 }
 
 }  // namespace
@@ -46,14 +46,15 @@ void CardNode::run(StepState& state) const {
   });
   if (options_.vocab > 0 && state.step.sampling.empty())
     state.logits->resize(state.step.logits_rows.size() * options_.vocab);
+  const Places places = places_of(state.step, state.m);
   std::vector<int> piece;
   int sequences = 0, wanted = 0, last = -1;
   for (const int row : order) {
     const bool opens = piece.empty() || state.step.sequence[row] != last;
-    const int more = options_.vocab > 0 && is_wanted(state.step, row);
-    if (!piece.empty() && (int(piece.size()) == options_.rows || wanted + more > kMostHeadRows ||
+    const int more = options_.vocab > 0 && !places[row].empty();
+    if (!piece.empty() && (int(piece.size()) == options_.rows || wanted + more > KT_CUDA_MOST_HEAD_ROWS ||
                            sequences + opens > options_.sequences)) {
-      run_piece(state, piece);
+      run_piece(state, piece, places);
       piece.clear();
       sequences = wanted = 0;
     }
@@ -62,10 +63,11 @@ void CardNode::run(StepState& state) const {
     last = state.step.sequence[row];
     piece.push_back(row);
   }
-  run_piece(state, piece);
+  run_piece(state, piece, places);
 }
 
-void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
+void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
+                         const Places& places) const {
   const int m = static_cast<int>(rows.size());
   const int64_t n = hidden_size_;
   Running running{this, &state.context, {}, nullptr};
@@ -74,7 +76,6 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
   std::vector<int32_t> position(m), sequence(m), counts, head_rows, tokens;
   std::vector<kt_cuda_sampling> sampling;
   std::vector<const int32_t*> pages;
-  std::vector<size_t> places;  // of the head rows' logits in the step's
   int last = -1;
   for (int i = 0; i < m; ++i) {
     const int row = rows[i], owner = state.step.sequence[row];
@@ -89,12 +90,9 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
     running.rounding.push_back(state.rounding[row]);
     std::copy_n(state.hidden + row * n, n, hidden.data() + i * n);
     if (options_.vocab == 0) continue;
-    for (size_t place = 0; place < state.step.logits_rows.size(); ++place) {
-      if (state.step.logits_rows[place] != row) continue;
-      if (head_rows.empty() || head_rows.back() != i) head_rows.push_back(i);
-      places.push_back(place);
+    if (!places[row].empty()) head_rows.push_back(i);
+    for (const size_t place : places[row])
       if (samples) sampling.push_back(state.step.sampling[place]);
-    }
   }
   KT_CHECK(!samples || sampling.size() == head_rows.size(), "a row is sampled twice");
   tokens.resize(sampling.size());
@@ -114,13 +112,15 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows) const {
   }
   for (int i = 0; hidden_out && i < m; ++i)
     std::copy_n(hidden.data() + i * n, n, state.hidden + rows[i] * n);
-  for (size_t i = 0; i < tokens.size(); ++i) (*state.tokens)[places[i]] = tokens[i];
-  if (samples) return;
-  size_t next = 0;
-  for (size_t h = 0; h < head_rows.size(); ++h)
-    for (; next < places.size() && state.step.logits_rows[places[next]] == rows[head_rows[h]]; ++next)
-      std::copy_n(logits.data() + h * options_.vocab, options_.vocab,
-                  state.logits->data() + places[next] * options_.vocab);
+  for (size_t h = 0; h < head_rows.size(); ++h) {
+    for (const size_t place : places[rows[head_rows[h]]]) {
+      if (samples)
+        (*state.tokens)[place] = tokens[h];
+      else
+        std::copy_n(logits.data() + h * options_.vocab, options_.vocab,
+                    state.logits->data() + place * options_.vocab);
+    }
+  }
 }
 
 int CardNode::run_job(void* context, int job, const kt_cuda_job* data) {

@@ -48,9 +48,10 @@ class CardNode : public Node {
   void copy_page(int32_t from, int32_t to) const override;
 
  private:
-  struct Piece;
   struct Running;
-  void run_piece(StepState& state, const std::vector<int>& rows) const;
+  /// Of every row of a step, where its logits stand among those wanted.
+  using Places = std::vector<std::vector<size_t>>;
+  void run_piece(StepState& state, const std::vector<int>& rows, const Places& places) const;
   static int run_job(void* running, int job, const kt_cuda_job* data);
 
   CardModel card_;

@@ -41,7 +41,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   s_.slice = s_.slice > 0 ? std::min(s_.slice, s_.rows) : s_.rows;
   KT_CHECK(s_.sequences <= s_.slice, s_.sequences, " sequences in ", s_.slice, " rows");
   max_tiles_ = moe_max_tiles(s_.slice, std::max(1, s_.experts), s_.top_k);
-  head_rows_ = round_up(std::min(s_.rows, kMostHeadRows), 8);
+  head_rows_ = round_up(std::min(s_.rows, int{KT_CUDA_MOST_HEAD_ROWS}), 8);
   widest_ = round_up(std::max(s_.slice, head_rows_), 8);
   const size_t rows = widest_;
   int wide = s_.heads * (s_.nope + s_.rope), inner = 0;

@@ -159,8 +159,6 @@ class CardModel {
   /// do without, for others are to have their part (take_room).
   enum class Room : uint8_t { kAll, kLater };
 
-  /// Logits of so many rows at most are computed in a step.
-  static constexpr int kMostHeadRows = 64;
   /// Decode steps of more rows are no graphs, and do not defer.
   static constexpr int kMostGraphRows = 16;
 

@@ -114,7 +114,7 @@ StepSize CardModel::write_input(const kt_cuda_step& step, int padded, int index)
 }
 
 void CardModel::write_head_rows(const kt_cuda_step& step, int padded, StepSize& size) {
-  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= std::min(size.rows, kMostHeadRows) &&
+  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= std::min(size.rows, int{KT_CUDA_MOST_HEAD_ROWS}) &&
                (step.num_head_rows == 0 || s_.vocab > 0),
            "logits of ", step.num_head_rows, " rows of ", size.rows);
   const Input in = input(host_input_ + size.input * input_ints(s_.sequences));
