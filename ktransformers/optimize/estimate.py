@@ -9,6 +9,7 @@ are published figures; nothing here was measured on one.
 from dataclasses import dataclass
 
 from ktransformers.optimize.box import Box, Gpu
+from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.facts import ModelFacts
 
 # A generated token: {part: seconds / (work / limit)}; "layers": seconds each.
@@ -25,7 +26,6 @@ GPU_DOTS = 0.50  # of its peak, long prompts
 GPU_LAYER = 17e-6  # thirteen launches of 1.3 us inside a graph
 HANDOFF = 10e-6  # to the CPU and back, per layer with experts there
 PCIE = 0.85
-GPU_CHUNK = 8192
 
 Parts = dict[str, float]
 
@@ -121,7 +121,7 @@ def prompt_speed(facts: ModelFacts, box: Box, split: Split, length: int) -> tupl
         ops = facts.ops - facts.head_ops + facts.prompt_ops * facts.layers * length / 2
         pcie = sum(gpu.pcie for gpu, _ in split.gpu) * PCIE
         peak = sum(gpu.ops for gpu, _ in split.gpu) * GPU_DOTS
-        part = min(length, GPU_CHUNK)
+        part = min(length, MOST_ROWS)
         stream = facts.experts_bytes * (1 - split.gpu_experts) / pcie
         gpu = part / max(stream, part * ops / peak)
         if gpu > best:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ktransformers.errors import UserError
 from ktransformers.optimize import estimate
 from ktransformers.optimize.box import GB, Box
+from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.facts import KINDS, Group, ModelFacts
 from ktransformers.optimize.hot import Profile, fill, parts
 
@@ -84,7 +85,7 @@ def fit(
     Raises: UserError where a rule names a GPU the machine lacks, or puts more there than it
     holds."""
     kv = float(facts.card_kv_bytes * context)  # per layer
-    scratch = 2.0 * PROMPT_ROWS * facts.hidden * min(context, estimate.GPU_CHUNK)
+    scratch = 2.0 * PROMPT_ROWS * facts.hidden * min(context, MOST_ROWS)
     owner = layer_owners(facts, box)
     free = {f"cuda:{i}": gpu.vram - MARGIN - scratch for i, gpu in enumerate(box.gpus)}
     devices: dict[tuple[str, int], Placed] = {}

@@ -45,6 +45,7 @@ class AutoModelForCausalLM:
         in_place: bool = False,
         gpu: str = "auto",
         defer_experts: int | None = None,
+        chunk_size: int | None = None,
         **unused,
     ):
         """See runtime.loading.load_model for the arguments. Raises: UserError."""
@@ -67,6 +68,7 @@ class AutoModelForCausalLM:
             in_place=in_place,
             gpu=gpu,
             defer_experts=defer_experts,
+            chunk_size=chunk_size,
         )
 
 

@@ -16,12 +16,9 @@ from ktransformers.operators.attention import MlaAttention
 from ktransformers.operators.card import CardError, CardModel, Placed
 from ktransformers.operators.on_card import CardBlock, CardExperts, CardLinear, CardRouter, OnCard
 from ktransformers.operators.rope import Rope
+from ktransformers.optimize.card_steps import MOST_SEQUENCES, SLICE
 
 WHOLE = -1
-# Of a step on the card; larger ones are cut. A prompt whose experts come to the card has as many
-# rows as there is memory for: each such step brings all of them once. Attention and dense parts,
-# and every other step, take SLICE rows at a time.
-MOST_ROWS, SLICE, MOST_SEQUENCES = 8192, 512, 64
 STREAM_SLOTS = 16  # experts that a long prompt has on the card while as many follow
 STREAM_FROM = 0  # rows of a prompt from which experts come to the card; 0: learned
 # Where another value than the CUDA module's own is better on a card (csrc/cuda/model/dense.h):
@@ -59,6 +56,7 @@ class CardLayers:
     device: str
     first: int  # number of the first layer
     layers: list = field(default_factory=list)
+    step_rows: int = 0  # of a prompt, that a step will have at most
     rows: int = 0  # of a step, once it is made
 
     @property
@@ -118,7 +116,7 @@ class CardLayers:
         """What the whole run has in common."""
         config, attention = self.model.config, self.layers[0].self_attn
         pages = self.engine.kv.page_limit
-        rows = min(MOST_ROWS, pages * _core.KV_PAGE)
+        rows = min(max(SLICE, self.step_rows), pages * _core.KV_PAGE)
         rope = self.rope_of(self.model.model.rotary_emb)
         self.made.memory(WHOLE, "inv_freq", self.card.floats(rope.inv_freq.float().numpy()))
         numbers = {

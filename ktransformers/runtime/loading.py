@@ -138,6 +138,7 @@ def load_model(
     in_place: bool = False,
     gpu: str = "auto",
     defer_experts: int | None = None,
+    chunk_size: int | None = None,
 ):
     """The model in a GGUF file as a transformers PreTrainedModel run by the core.
 
@@ -158,6 +159,8 @@ def load_model(
     models larger than memory. gpu: "off" leaves cards alone: rules that name them mean the CPU.
     defer_experts: so many of a generated token's experts on the CPU, those with the least weights,
     are added by the next layer, while the card is in it: faster, and not what the model says.
+    chunk_size: rows of a prompt evaluated at a time; None: as many as its experts and cards make
+    good use of.
     Raises: UserError.
     """
     from ktransformers.optimize.fit_here import rules_for_loading
@@ -184,7 +187,8 @@ def load_model(
         engine.defer_experts = checked_deferral(config, defer_experts)
     model = build_on_meta(family, config)
     place = WeightPlace(weight_cache, in_place, gpu)
-    bind(model, gguf, family, config, rules, engine, lowered, progress, device_map, place)
+    bind(model, gguf, family, config, rules, engine, lowered, progress, device_map, place,
+         chunk_size)  # fmt: skip
     set_generation_config(model, gguf, model_path)
     return model.eval()
 
@@ -200,6 +204,7 @@ def bind(
     progress: Callable[[int, int], None] | None = None,
     device_map: dict[str, str] | None = None,
     place: WeightPlace = WeightPlace(),
+    chunk_size: int | None = None,
 ) -> None:
     """plan -> apply -> lower: makes `model`, on the meta device, one that the core runs.
 
@@ -236,16 +241,17 @@ def bind(
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     defers = False
+    cpu_rows = prompt_chunk(config)
     runtime = Runtime(
-        engine, gguf, family, made, notes=list(made.notes), chunk_size=prompt_chunk(config)
+        engine, gguf, family, made, notes=list(made.notes), chunk_size=chunk_size or cpu_rows
     )
     if lowered and not made.lowered:
         runtime.notes.append(f"not lowered: {made.rules_path} gives model no operator model")
     elif lowered:
-        result = lower(model, engine)
+        result = lower(model, engine, cpu_rows, chunk_size)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
-        runtime.chunk_size = max(runtime.chunk_size, result.prompt_rows)
+        runtime.chunk_size = chunk_size or max(cpu_rows, result.prompt_rows)
         defers = result.defers
     if engine.defer_experts:
         runtime.notes.append(deferral_note(engine.defer_experts, defers))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.operators.on_card import OnCard
+from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.runtime.card_layers import CardLayers, device_of
 from ktransformers.runtime.torch_layers import TorchLayers
 
@@ -48,10 +49,17 @@ def cache_widths(model) -> list[tuple[int, int, int]]:
     return widths
 
 
-def lower(model, engine) -> Lowered:
-    """The decoder program of a model whose operators are loaded and whose cache exists."""
+def lower(model, engine, cpu_rows: int, chunk_size: int | None = None) -> Lowered:
+    """The decoder program of a model whose operators are loaded and whose cache exists.
+
+    cpu_rows: of a prompt's step that the CPU's layers make good use of. chunk_size: of every step,
+    where somebody says so.
+    """
     base = model.model
     runs = card_runs(model, engine)
+    # Layers on the CPU would keep that many rows in memory without being any faster.
+    all_on_cards = sum(len(run.layers) for run in runs) == len(base.layers)
+    step_rows = min(chunk_size or (MOST_ROWS if all_on_cards else cpu_rows), MOST_ROWS)
     outer = {"model.embed_tokens": base.embed_tokens, "model.norm": base.norm,
              "lm_head": model.lm_head}  # fmt: skip
     head_on = head_device(model, runs)
@@ -68,6 +76,7 @@ def lower(model, engine) -> Lowered:
     in_torch = TorchLayers(model, engine)
     on_card = {run.first + i: run for run in runs for i in range(len(run.layers))}
     for run in runs:  # every cache on a card before anything that only makes steps faster
+        run.step_rows = step_rows
         run.build(with_head=bool(head_on) and run is runs[-1])
     for index, layer in enumerate(base.layers):
         if run := on_card.get(index):
@@ -95,8 +104,6 @@ def lower(model, engine) -> Lowered:
     notes = outside[:SHOWN]
     if len(outside) > SHOWN:
         notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
-    # Layers on the CPU would keep that many rows in memory without being any faster.
-    all_on_cards = len(on_card) == len(base.layers)
     rows = max(run.rows for run in runs) if all_on_cards else 0
     return Lowered(decoder, notes, any(run.defers for run in runs), rows)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ktransformers import _core
 from ktransformers.errors import UserError
-from ktransformers.runtime import loading
+from ktransformers.runtime.loading import load_model as load_model
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,6 @@ class ChatSession:
         )
         self.cached += tokens
         return logits
-
-
-def load_model(gguf_path, *, chunk_size: int | None = None, **options):
-    """See loading.load_model; chunk_size: rows of a prompt evaluated at a time."""
-    model = loading.load_model(gguf_path, **options)
-    if chunk_size:
-        model.kt.chunk_size = chunk_size
-    return model
 
 
 def build_tokenizer(gguf, model_path: str | None = None):

@@ -17,6 +17,7 @@ from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.models.registry import family_for
 from ktransformers.optimize import nvidia
+from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.shipped import shipped_rules
 from ktransformers.runtime import card_layers
 from tests.support import ours
@@ -260,7 +261,7 @@ def test_a_long_prompt_brings_its_experts_once(both, tmp_path, monkeypatch, slot
     monkeypatch.setattr(card_layers, "SLICE", 4)
     rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": slots})
     model = load(both[2], rules)
-    assert model.kt.chunk_size == min(card_layers.MOST_ROWS, 64 * model.kt.engine.kv.page_limit)
+    assert model.kt.chunk_size == min(MOST_ROWS, 64 * model.kt.engine.kv.page_limit)
     model.kt.decoder.set_timing(True)
     tokens = [5, 9, 2, 7, 11, 4, 8, 6, 13, 3, 12]
     rows = [("a", token) for token in tokens] + [("b", 9), ("b", 2), ("c", 7)]
@@ -286,6 +287,23 @@ def test_steps_are_as_long_as_the_card_has_room_for(both, tmp_path, monkeypatch)
     tight = load(both[2], rules).kt
     assert tight.engine.card("cuda:0").bytes_taken <= needed - 100_000
     assert tight.chunk_size < roomy.chunk_size == 64 * roomy.engine.kv.page_limit
+
+
+def test_only_rows_that_steps_will_have_take_memory(both, tmp_path, monkeypatch):
+    """8192 of a prompt where all layers are on the card, fewer beside layers of the CPU, and as
+    many as somebody says."""
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
+    all_there = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    kt = load(both[2], all_there).kt
+    roomy, told = kt.engine.card("cuda:0").bytes_taken, load(both[2], all_there, chunk_size=600).kt
+    assert kt.chunk_size == MOST_ROWS and told.chunk_size == 600
+    per_row = 3 * 4 * both[0].config.hidden_size
+    assert told.engine.card("cuda:0").bytes_taken < roomy - (MOST_ROWS - 608) * per_row
+    rules = on_card_layers("1", tmp_path)
+    partly = load(both[2], rules).kt
+    assert partly.chunk_size == load(both[2]).kt.chunk_size
+    as_asked = load(both[2], rules, chunk_size=partly.chunk_size).kt
+    assert partly.engine.card("cuda:0").bytes_taken == as_asked.engine.card("cuda:0").bytes_taken
 
 
 def test_a_long_step_on_the_cpu_is_cut(both, tmp_path, monkeypatch):
