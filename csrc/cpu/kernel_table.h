@@ -160,8 +160,10 @@ struct KernelTable {
   const char* name = nullptr;
   const FormatKernels* formats = nullptr;
   int num_formats = 0;
-  void (*quantize_exact)(const float* x, int64_t k, uint8_t* row) = nullptr;
-  void (*quantize_digit)(const float* x, int64_t k, uint8_t* row) = nullptr;
+  /// Columns [begin, end) of a row, which x has; begin is a multiple of 32.
+  void (*quantize_exact)(const float* x, int64_t begin, int64_t end, uint8_t* row) = nullptr;
+  /// Columns [begin, end) of a row, which x has; begin is a multiple of 256.
+  void (*quantize_digit)(const float* x, int64_t begin, int64_t end, uint8_t* row) = nullptr;
   /// out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) = nullptr;
   /// out = silu(gate) * up; out may be gate.

@@ -314,6 +314,18 @@ def test_experts(kind, mark):
     assert all(np.array_equal(results[0], y) for y in results[1:])
 
 
+@pytest.mark.parametrize("mark", [FLOAT, EXACT, DIGIT])
+def test_experts_of_few_rows_and_many_columns(mark):
+    """Few rows are rounded in parts of their columns, beside the activation function."""
+    table = Table(3, 64, 2336, 2)
+    rng = rng_of("wide", mark)
+    x = activations(16, 64, rng)[10:]
+    ids, share = routes("spread", len(x), 2, 3, rng)
+    marks = np.full(len(x), mark, np.uint8)
+    y = table.core.forward(CONTEXTS[2], x, ids, share, marks)
+    assert nmse(y, table(x, ids, share, ROUND[mark])) < FFN_LIMITS[mark]
+
+
 def test_experts_with_ragged_widths():
     """Intermediate and hidden sizes that are no multiples of 16."""
     rng = rng_of("ragged")

@@ -84,8 +84,7 @@ KT_INLINE void quantize_chunk(const Chunk& x, float scale, ActBlock& out) {
   store_q(out, q);
 }
 
-KT_INLINE void quantize_exact_row(const float* x, int64_t k, uint8_t* row) {
-  ActBlock* out = (ActBlock*)row;
+KT_INLINE void quantize_exact_row(const float* x, int64_t k, ActBlock* out) {
   for (int64_t i = 0; i < k; i += 32, ++out) {
     const Chunk chunk = load_chunk(x + i, k - i);
     const float top = reduce_max(max(max(chunk.a, neg(chunk.a)), max(chunk.b, neg(chunk.b))));

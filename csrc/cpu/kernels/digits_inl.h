@@ -198,8 +198,7 @@ KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
   out.half_sum[out.outlier_at / 16] += in_units;
 }
 
-KT_INLINE void quantize_digit_row(const float* x, int64_t k, uint8_t* row) {
-  DigitBlock* out = (DigitBlock*)row;
+KT_INLINE void quantize_digit_row(const float* x, int64_t k, DigitBlock* out) {
   alignas(64) float values[kDigitValues];
   for (int64_t i = 0; i < k; i += kDigitValues, ++out) {
     const int64_t count = k - i < kDigitValues ? k - i : kDigitValues;

@@ -11,12 +11,12 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-static void quantize_exact(const float* x, int64_t k, uint8_t* row) {
-  quantize_exact_row(x, k, row);
+static void quantize_exact(const float* x, int64_t begin, int64_t end, uint8_t* row) {
+  quantize_exact_row(x, end - begin, (ActBlock*)row + begin / 32);
 }
 
-static void quantize_digit(const float* x, int64_t k, uint8_t* row) {
-  quantize_digit_row(x, k, row);
+static void quantize_digit(const float* x, int64_t begin, int64_t end, uint8_t* row) {
+  quantize_digit_row(x, end - begin, (DigitBlock*)row + begin / kDigitValues);
 }
 
 constinit const auto kFormats =

@@ -49,12 +49,11 @@ Activations::Activations(Context& context, float* gate, const float* up, int m, 
 // columns.begin: a multiple of 256.
 void Activations::round(const KernelTable& kernels, int64_t row, Range columns) const {
   const float* x = x_ + row * stride_ + columns.begin;
-  const int64_t count = columns.end - columns.begin;
   uint8_t* out = ints_ + static_cast<size_t>(row) * act_row_bytes(k_);
   if (rounding_[row] == Rounding::kExact)
-    kernels.quantize_exact(x, count, out + columns.begin / 32 * kActBlockBytes);
+    kernels.quantize_exact(x, columns.begin, columns.end, out);
   if (rounding_[row] == Rounding::kDigit)
-    kernels.quantize_digit(x, count, out + columns.begin / 256 * kDigitBlockBytes);
+    kernels.quantize_digit(x, columns.begin, columns.end, out);
 }
 
 Linear::Linear(std::shared_ptr<const Matrix> weight, std::vector<float> bias)

@@ -115,9 +115,9 @@ TEST_P(Kernels, MatmulWritesItsRowsAndNothingElse) {
               copies.emplace_back(x.begin() + t * matrix.k, x.begin() + (t + 1) * matrix.k);
               ints[t].reset(new uint8_t[act_row_bytes(matrix.k)]);
               if (rounding == Rounding::kExact)
-                table().quantize_exact(copies[t].data(), matrix.k, ints[t].get());
+                table().quantize_exact(copies[t].data(), 0, matrix.k, ints[t].get());
               if (rounding == Rounding::kDigit)
-                table().quantize_digit(copies[t].data(), matrix.k, ints[t].get());
+                table().quantize_digit(copies[t].data(), 0, matrix.k, ints[t].get());
               y.push_back(outputs[t].data());
             }
             for (int t = 0; t < tokens; ++t)
@@ -168,9 +168,9 @@ TEST_P(Kernels, MatmulsSumsDoNotDependOnTheirCompany) {
       for (int t = 0; t < kTokens; ++t) {
         const float* row = &x[t * matrix.k];
         if (rounding == Rounding::kExact)
-          table().quantize_exact(row, matrix.k, aligned + t * row_bytes);
+          table().quantize_exact(row, 0, matrix.k, aligned + t * row_bytes);
         if (rounding == Rounding::kDigit)
-          table().quantize_digit(row, matrix.k, aligned + t * row_bytes);
+          table().quantize_digit(row, 0, matrix.k, aligned + t * row_bytes);
         inputs.push_back(rounding == Rounding::kFloat
                              ? static_cast<const void*>(row)
                              : static_cast<const void*>(aligned + t * row_bytes));
@@ -449,7 +449,7 @@ TEST(Isas, WithAParentComputeItsBits) {
           row[random() % row.size()] *= 40;
           room.reset(new uint8_t[act_row_bytes(matrix.k)]);
           (rounding == Rounding::kExact ? other.quantize_exact : other.quantize_digit)(
-              row.data(), matrix.k, room.get());
+              row.data(), 0, matrix.k, room.get());
           x.push_back(room.get());
         }
         std::vector<float> expected;
