@@ -94,6 +94,7 @@ std::shared_ptr<KvPool> make_pool(const Widths& widths, const std::string& k_typ
 
 void register_cache(py::module_& m) {
   m.attr("KV_PAGE") = py::int_(cpu::kKvBlock);
+  m.attr("CARD_HEAD_ROWS") = py::int_(int{KT_CUDA_MOST_HEAD_ROWS});
   m.attr("LONG_PROMPT") = py::int_(cpu::kLongPrompt);
   m.def(
       "kv_bytes_per_position",

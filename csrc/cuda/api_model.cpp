@@ -285,9 +285,10 @@ int kt_cuda_card_close(kt_cuda_card* card) {
   });
 }
 
-int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit) {
+int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit, int64_t* host) {
   *taken = static_cast<int64_t>(card->memory.taken());
   *limit = static_cast<int64_t>(card->memory.limit());
+  *host = static_cast<int64_t>(card->memory.mapped());
   return 0;
 }
 

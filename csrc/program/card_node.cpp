@@ -52,8 +52,10 @@ void CardNode::run(StepState& state) const {
   for (const int row : order) {
     const bool opens = piece.empty() || state.step.sequence[row] != last;
     const int more = options_.vocab > 0 && !places[row].empty();
-    if (!piece.empty() && (int(piece.size()) == options_.rows || wanted + more > KT_CUDA_MOST_HEAD_ROWS ||
-                           sequences + opens > options_.sequences)) {
+    const bool is_full = int(piece.size()) == options_.rows ||
+                         wanted + more > KT_CUDA_MOST_HEAD_ROWS ||
+                         sequences + opens > options_.sequences;
+    if (!piece.empty() && is_full) {
       run_piece(state, piece, places);
       piece.clear();
       sequences = wanted = 0;
@@ -72,7 +74,10 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
   const int64_t n = hidden_size_;
   Running running{this, &state.context, {}, nullptr};
   const bool samples = !state.step.sampling.empty();
-  std::vector<float> hidden(m * n), logits;
+  // A prompt's rows follow one another: the card reads them where they are, and writes there.
+  const bool in_place = rows.back() - rows.front() == m - 1 && std::is_sorted(rows.begin(), rows.end());
+  std::vector<float> moved(in_place ? 0 : m * n), logits;
+  float* const hidden = in_place ? state.hidden + rows.front() * n : moved.data();
   std::vector<int32_t> position(m), sequence(m), counts, head_rows, tokens;
   std::vector<kt_cuda_sampling> sampling;
   std::vector<const int32_t*> pages;
@@ -88,7 +93,7 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
     position[i] = state.step.position[row];
     sequence[i] = static_cast<int32_t>(pages.size()) - 1;
     running.rounding.push_back(state.rounding[row]);
-    std::copy_n(state.hidden + row * n, n, hidden.data() + i * n);
+    if (!in_place) std::copy_n(state.hidden + row * n, n, hidden + i * n);
     if (options_.vocab == 0) continue;
     if (!places[row].empty()) head_rows.push_back(i);
     for (const size_t place : places[row])
@@ -100,18 +105,18 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
   const bool hidden_out = options_.vocab == 0 || state.step.want_hidden;
   kt_cuda_step step{};
   step.rows = m, step.sequences = static_cast<int>(pages.size());
-  step.hidden = hidden.data(), step.position = position.data(), step.sequence = sequence.data();
+  step.hidden = hidden, step.position = position.data(), step.sequence = sequence.data();
   step.pages = pages.data(), step.num_pages = counts.data();
   step.num_head_rows = static_cast<int>(head_rows.size()), step.head_rows = head_rows.data();
   step.sampling = sampling.empty() ? nullptr : sampling.data(), step.tokens = tokens.data();
-  step.logits = logits.data(), step.hidden_out = hidden_out ? hidden.data() : nullptr;
+  step.logits = logits.data(), step.hidden_out = hidden_out ? hidden : nullptr;
   step.job = &CardNode::run_job, step.context = &running;
   if (card_.step(card_.model, &step) != 0) {
     if (running.error) std::rethrow_exception(running.error);
     throw Error(concat(name(), " on ", options_.device, ": ", card_.error()));
   }
-  for (int i = 0; hidden_out && i < m; ++i)
-    std::copy_n(hidden.data() + i * n, n, state.hidden + rows[i] * n);
+  for (int i = 0; hidden_out && !in_place && i < m; ++i)
+    std::copy_n(hidden + i * n, n, state.hidden + rows[i] * n);
   for (size_t h = 0; h < head_rows.size(); ++h) {
     for (const size_t place : places[rows[head_rows[h]]]) {
       if (samples)

@@ -84,9 +84,17 @@ class Card:
 
     @property
     def bytes_taken(self) -> int:
-        taken, limit = ctypes.c_int64(), ctypes.c_int64()
-        self.call("card_bytes", self.handle, ctypes.byref(taken), ctypes.byref(limit))
-        return taken.value
+        return self._bytes()[0]
+
+    @property
+    def bytes_in_ram(self) -> int:
+        """Pinned, for steps."""
+        return self._bytes()[2]
+
+    def _bytes(self) -> tuple[int, ...]:
+        counts = [ctypes.c_int64() for _ in range(3)]
+        self.call("card_bytes", self.handle, *map(ctypes.byref, counts))
+        return tuple(count.value for count in counts)
 
 
 class CardModel:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ktransformers.errors import UserError
 from ktransformers.optimize import estimate
 from ktransformers.optimize.box import GB, Box
-from ktransformers.optimize.card_steps import MOST_ROWS
+from ktransformers.optimize.card_steps import MOST_ROWS, SLICE, ram_bytes
 from ktransformers.optimize.facts import KINDS, Group, ModelFacts
 from ktransformers.optimize.hot import Profile, fill, parts
 
@@ -189,6 +189,19 @@ def cpu_scratch(facts: ModelFacts, context: int) -> float:
     return PROCESS + rows + expanded
 
 
+def card_ram(made: Fit) -> float:
+    """Bytes in RAM of steps on GPUs, each of which has consecutive layers."""
+    layers = {p.group.layer: p.device for p in made.placed if p.group.kind == "attention"}
+    devices = {device for device in layers.values() if device != "cpu"}
+    if not devices:
+        return 0.0
+    on_cpu = "cpu" in layers.values()
+    rows = min(made.context, SLICE if on_cpu else MOST_ROWS)
+    facts, runs = made.facts, len(devices)
+    vocab = int(facts.head_ops / 2 / facts.hidden)
+    return float(ram_bytes(facts.hidden, facts.layers, vocab, rows, made.context, runs))
+
+
 def account(made: Fit, scratch: float) -> None:
     """Fills `used`, `reserve` and `verdict`."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(len(made.box.gpus)))]
@@ -201,7 +214,7 @@ def account(made: Fit, scratch: float) -> None:
             made.reserve[one.device] += float(kv * made.context)
     for device in devices[1:]:
         made.reserve[device] += MARGIN + scratch
-    made.reserve["cpu"] += cpu_scratch(made.facts, made.context)
+    made.reserve["cpu"] += cpu_scratch(made.facts, made.context) + card_ram(made)
     for device in devices:
         made.used[device] += made.reserve[device]
     short = made.used["cpu"] - RAM_SHARE * made.box.ram

@@ -212,6 +212,7 @@ def bind(
     """
     from ktransformers.checkpoint.weights import Weights
     from ktransformers.optimize.apply import apply
+    from ktransformers.optimize.card_steps import planned_ram
     from ktransformers.optimize.gpus import cuda_devices
     from ktransformers.optimize.nvidia import vram_limit
     from ktransformers.optimize.plan import PlanContext, plan
@@ -227,8 +228,10 @@ def bind(
     engine.vram_limit = vram_limit() or 0
     for row in made.rows:
         gguf.types.update(row.types)
+    cpu_rows = prompt_chunk(config)
     on_cards = sum(row.nbytes for row in made.placements if row.backend == "cuda")
-    prepare_memory(gguf, config, engine, place, on_cards)
+    steps = planned_ram(config, made.placements, engine.cache_lens, cpu_rows, chunk_size)
+    prepare_memory(gguf, config, engine, place, on_cards, steps)
     weights = Weights(gguf, model.config.to_dict() | config)
     try:
         apply(model, made.rows, weights, engine, progress)
@@ -241,7 +244,6 @@ def bind(
     engine.widths = cache_widths(model)
     engine.make_pool(engine.widths)
     defers = False
-    cpu_rows = prompt_chunk(config)
     runtime = Runtime(
         engine, gguf, family, made, notes=list(made.notes), chunk_size=chunk_size or cpu_rows
     )
@@ -308,15 +310,17 @@ def check_lowered(made, lowered: bool) -> None:
         )
 
 
-def prepare_memory(gguf, config: dict, engine, place: WeightPlace, on_cards: int = 0) -> None:
+def prepare_memory(
+    gguf, config: dict, engine, place: WeightPlace, on_cards: int = 0, steps: int = 0
+) -> None:
     """Checks that the model fits, warns of what slows it, and chooses where matrices come from.
-    on_cards: bytes of weights that cards hold.
+    on_cards: bytes of weights that cards hold; steps: what they take of RAM for steps.
 
     Raises: UserError with the numbers where memory does not hold the model.
     """
     engine.kv_type = engine.kv_type or memory.default_kv_type(memory.cache_widths(config))
     made = memory.memory_plan(gguf, config, engine.cache_lens, engine.kv_type)
-    made = replace(made, weights=max(0, made.weights - on_cards))
+    made = replace(made, weights=max(0, made.weights - on_cards), cards=steps)
     if not place.in_place:
         memory.check_fits(made, str(gguf.path))
     for line in memory.warnings():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.operators.on_card import OnCard
-from ktransformers.optimize.card_steps import MOST_ROWS
+from ktransformers.optimize.card_steps import step_rows
 from ktransformers.runtime.card_layers import CardLayers, device_of
 from ktransformers.runtime.torch_layers import TorchLayers
 
@@ -57,9 +57,7 @@ def lower(model, engine, cpu_rows: int, chunk_size: int | None = None) -> Lowere
     """
     base = model.model
     runs = card_runs(model, engine)
-    # Layers on the CPU would keep that many rows in memory without being any faster.
     all_on_cards = sum(len(run.layers) for run in runs) == len(base.layers)
-    step_rows = min(chunk_size or (MOST_ROWS if all_on_cards else cpu_rows), MOST_ROWS)
     outer = {"model.embed_tokens": base.embed_tokens, "model.norm": base.norm,
              "lm_head": model.lm_head}  # fmt: skip
     head_on = head_device(model, runs)
@@ -76,7 +74,7 @@ def lower(model, engine, cpu_rows: int, chunk_size: int | None = None) -> Lowere
     in_torch = TorchLayers(model, engine)
     on_card = {run.first + i: run for run in runs for i in range(len(run.layers))}
     for run in runs:  # every cache on a card before anything that only makes steps faster
-        run.step_rows = step_rows
+        run.step_rows = step_rows(all_on_cards, cpu_rows, chunk_size)
         run.build(with_head=bool(head_on) and run is runs[-1])
     for index, layer in enumerate(base.layers):
         if run := on_card.get(index):

@@ -17,7 +17,8 @@ SWAP_NOTICED = 64 << 20
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes. weights: repacked matrices; embedding: read from the file's pages; cache: keys and
-    values of cache_lens positions; total, available: what this process may have in all and now."""
+    values of cache_lens positions; cards: what steps on GPUs take of RAM; total, available: what
+    this process may have in all and now."""
 
     weights: int
     embedding: int
@@ -26,10 +27,11 @@ class MemoryPlan:
     total: int
     available: int
     is_grouped: bool
+    cards: int = 0
 
     @property
     def needed(self) -> int:
-        return self.weights + self.cache + WORKING_BYTES
+        return self.weights + self.cache + self.cards + WORKING_BYTES
 
     @property
     def fits(self) -> bool:
@@ -50,7 +52,7 @@ class MemoryPlan:
                 f"repacked in memory; {gib(self.embedding)} stay in the file",
             ),
             "cache": (self.cache, f"for {self.cache_lens} positions"),
-            "working": (WORKING_BYTES, "for steps and loading"),
+            "working": (WORKING_BYTES + self.cards, "for steps and loading"),
             "needed": (self.needed, "in all"),
             "available": (self.available, f"of {where} {gib(self.total)}: {verdict}"),
         }
@@ -123,7 +125,8 @@ def check_fits(plan: MemoryPlan, path: str) -> None:
         return
     raise UserError(
         f"{path}: needs {gib(plan.needed)} of memory (weights {gib(plan.weights)}, cache "
-        f"{gib(plan.cache)} for {plan.cache_lens} positions), {gib(plan.available)} of "
+        f"{gib(plan.cache)} for {plan.cache_lens} positions, steps and loading "
+        f"{gib(plan.cards + WORKING_BYTES)}), {gib(plan.available)} of "
         f"{gib(plan.total)} are available; free memory, lower cache_lens, or run it in place from "
         "disk with --in_place true, which is slow"
     )

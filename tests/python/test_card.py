@@ -19,7 +19,7 @@ from ktransformers.models.registry import family_for
 from ktransformers.optimize import nvidia
 from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.shipped import shipped_rules
-from ktransformers.runtime import card_layers
+from ktransformers.runtime import card_layers, memory
 from tests.support import ours
 from tests.support.deferral import Deferral
 from tests.support.families import families
@@ -304,6 +304,25 @@ def test_only_rows_that_steps_will_have_take_memory(both, tmp_path, monkeypatch)
     assert partly.chunk_size == load(both[2]).kt.chunk_size
     as_asked = load(both[2], rules, chunk_size=partly.chunk_size).kt
     assert partly.engine.card("cuda:0").bytes_taken == as_asked.engine.card("cuda:0").bytes_taken
+
+
+@pytest.mark.parametrize("layers", [None, "1"])
+def test_what_steps_take_of_ram_is_foretold(both, tmp_path, monkeypatch, layers):
+    monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
+    seen = []
+    check = memory.check_fits
+    monkeypatch.setattr(
+        memory, "check_fits", lambda plan, path: seen.append(plan) or check(plan, path)
+    )
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    kt = load(both[2], on_card_layers(layers, tmp_path) if layers else rules).kt
+    rows, config = max(card_layers.SLICE, kt.chunk_size), both[0].config
+    own = rows * (4 * config.hidden_size + 16 * config.num_hidden_layers)  # the decoder's
+    taken = kt.engine.card("cuda:0").bytes_in_ram + own
+    assert taken <= seen[0].cards <= 1.1 * taken
+    assert seen[0].needed == seen[0].weights + seen[0].cache + seen[0].cards + memory.WORKING_BYTES
+    load(both[2])
+    assert seen[1].cards == 0
 
 
 def test_a_long_step_on_the_cpu_is_cut(both, tmp_path, monkeypatch):

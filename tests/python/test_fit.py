@@ -100,6 +100,17 @@ def test_an_fp8_cache_leaves_gpus_room_for_experts(model):
     assert more[1] > more[0] and half.speed > whole.speed
 
 
+def test_steps_on_gpus_take_ram():
+    """Two arrays of 8192 rows: the decoder's, and what is exchanged with the GPU."""
+    facts = known_facts("DeepSeek-V3:Q4_K_M")
+    none = fit(facts, dataclasses.replace(BOX, gpus=()), context=16384).reserve["cpu"]
+    kv = facts.kv_bytes * facts.layers * 16384
+    made = fit(facts, dataclasses.replace(BOX, gpus=(dataclasses.replace(GPU, vram=80 * GB),)),
+               context=16384)  # fmt: skip
+    more = made.reserve["cpu"] - (none - kv)
+    assert 2 * 4 * 8192 * facts.hidden < more < 2.5 * 4 * 8192 * facts.hidden
+
+
 def test_more_memory_or_bandwidth_is_never_slower():
     facts = known_facts("Qwen3-235B-A22B")
     speeds = [

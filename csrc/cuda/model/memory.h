@@ -81,7 +81,11 @@ class LimitedMemory : public Memory {
     taken_ += bytes;
     return memory;
   }
-  void* mapped(size_t bytes) override { return memory_.mapped(bytes); }
+  void* mapped(size_t bytes) override {
+    void* const memory = memory_.mapped(bytes);
+    mapped_ += bytes;
+    return memory;
+  }
   void upload(void* to, const void* from, size_t bytes) override {
     memory_.upload(to, from, bytes);
   }
@@ -95,10 +99,12 @@ class LimitedMemory : public Memory {
   size_t room() const override { return limit_ - taken_; }
   size_t taken() const { return taken_; }
   size_t limit() const { return limit_; }
+  /// Of host memory.
+  size_t mapped() const { return mapped_; }
 
  private:
   Memory& memory_;
-  size_t limit_, taken_ = 0;
+  size_t limit_, taken_ = 0, mapped_ = 0;
 };
 
 }  // namespace kt::cuda
