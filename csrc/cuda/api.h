@@ -87,6 +87,13 @@ KT_API int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes,
 /// A matrix in a GGUF type's blocks, [n, k] in row order, to the card, as products want it.
 KT_API int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
                                    int k, int gguf_id, void** memory);
+/// The same, rounded to 4 bits for the int4 product. group: 32, 64 or 128 values have a scale, 32
+/// an offset too, but of Q4_0; 0: Q4_0, Q4_1 and Q4_K keep their codes, others are rounded in groups
+/// of 64. type: for kt_cuda_model_matrix. error, power: sums of squares of what rounding changed and
+/// of the values. n a multiple of 8, k of 64 and the group.
+KT_API int kt_cuda_card_put_int4(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
+                                 int k, int gguf_id, int group, int threads, int* type,
+                                 double* error, double* power, void** memory);
 /// Floats to the card as f16.
 KT_API int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int64_t count,
                                    void** memory);
@@ -101,8 +108,9 @@ KT_API int kt_cuda_model_close(kt_cuda_model* model);
 /// Tells the model of what it is made. layer: from 0, or -1 for the whole model.
 KT_API int kt_cuda_model_number(kt_cuda_model* model, int layer, const char* name, double value);
 KT_API int kt_cuda_model_memory(kt_cuda_model* model, int layer, const char* name, void* memory);
+/// type: GGUF's, or what kt_cuda_card_put_int4 wrote.
 KT_API int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* name, void* memory,
-                                int n, int k, int gguf_id);
+                                int n, int k, int type);
 /// An expert's matrices, put before; those not named are the CPU's.
 KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate, void* up,
                                 void* down);

@@ -12,6 +12,7 @@
 #include "base/half.h"
 #include "cuda/api.h"
 #include "cuda/api_guard.h"
+#include "cuda/int4_gemm/placed.h"
 #include "cuda/model/card.h"
 #include "cuda/model/crossover.h"
 #include "quant/convert.h"
@@ -319,6 +320,18 @@ int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64_t byte
   });
 }
 
+int kt_cuda_card_put_int4(kt_cuda_card* card, const void* blocks, int64_t bytes, int n, int k,
+                          int gguf_id, int group, int threads, int* type, double* error,
+                          double* power, void** memory) {
+  return guarded([&] {
+    const ConvertedInt4 made = convert_int4({static_cast<const uint8_t*>(blocks), size_t(bytes)},
+                                            gguf_id, n, k, group, threads);
+    use_card(card->device);
+    *memory = card->memory.put(made.bytes);
+    *type = made.matrix.type(), *error = made.error.squared, *power = made.error.power;
+  });
+}
+
 int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int64_t count,
                             void** memory) {
   return guarded([&] {
@@ -352,10 +365,13 @@ int kt_cuda_model_memory(kt_cuda_model* model, int layer, const char* name, void
 }
 
 int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* name, void* memory, int n,
-                         int k, int gguf_id) {
+                         int k, int type) {
   return guarded([&] {
-    check_gemv_format(gguf_id);
-    model->matrices.set(layer, name, {static_cast<const uint8_t*>(memory), n, k, gguf_id});
+    if (is_int4(type))
+      placed_int4(type, n, k);
+    else
+      check_gemv_format(type);
+    model->matrices.set(layer, name, {static_cast<const uint8_t*>(memory), n, k, type});
   });
 }
 

@@ -19,16 +19,19 @@ struct Rows16 {
   KT_DEVICE static void run(const Params& p) {
     const int row = block_x() * (kThreads / 32) + warp_id(), lane = lane_id();
     if (row >= p.rows) return;
-    const ActivatedRow<T> value{p.x, p.up, row * p.stride};
+    const int source = p.source ? int{Global<const int32_t>(p.source)[row]} : row;
+    const bool present = source >= 0;
+    const ActivatedRow<T> value{p.x, p.up, (present ? source : 0) * p.stride};
     float largest = 0;
-    for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
+    if (present)
+      for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));
     largest = warp_max(largest);
     const auto [scale, inverse] = row_scale(largest);
     if (lane == 0) Global<float>(p.scales)[row] = scale;
     const Global<uint32_t> out(reinterpret_cast<uint32_t*>(p.out));
     for (int i = lane; i < p.k / 2; i += 32)
       out[static_cast<int64_t>(row) * (p.k / 2) + i] =
-          pack2<half_t>(value(2 * i) * inverse, value(2 * i + 1) * inverse);
+          present ? pack2<half_t>(value(2 * i) * inverse, value(2 * i + 1) * inverse) : 0;
   }
 };
 

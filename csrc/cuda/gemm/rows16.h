@@ -17,6 +17,7 @@ struct Rows16Params {
   int rows, k;    // k even
   uint8_t type;   // 0 float, 1 f16, 2 bf16
   Stream stream;
+  const int32_t* source = nullptr;  // [rows] row of x of every row, -1: zeros; null: the same
 };
 /// Throws InvalidArgument.
 void launch_rows16(const Rows16Params& params);

@@ -17,13 +17,14 @@ struct Int4GemmParams {
   const uint8_t* weights;  // PackedInt4::weights
   const void* scales;      // PackedInt4::scales, of `type`
   const void* offsets;     // PackedInt4::offsets, of `type`; null: symmetric
-  void* y;                 // [m, n] of `type`, row-major
+  void* y;                 // [m, n] of `type`, row-major; float where there are row_scales
   float* workspace;        // int4_workspace_bytes; need not be initialised
   int32_t* counters;       // int4_counters values, zero before the first launch, zero after each
   int m, n, k;             // k a multiple of 64, n of 8
   int group;               // 32, 64 or 128 values of k share a scale
   FloatType type;
   Stream stream;
+  const float* row_scales = nullptr;  // [m] what rows of x were divided by (gemm/rows16.h), or null
 };
 
 /// How a product is cut. A tile is 16 row_tiles x tile_n outputs; the units of work (64 values of k

@@ -171,9 +171,13 @@ struct Int4Gemm {
                               Float2 v) {
     const int global_row = row_block * kRows + row, global_column = n_tile * kTileN + column;
     if (global_row >= params.p.m || global_column >= params.p.n) return;
-    const Global<uint32_t> y(static_cast<uint32_t*>(params.p.y));
-    y[(static_cast<int64_t>(global_row) * params.p.n + global_column) / 2] =
-        pack2<T>(v.x[0], v.x[1]);
+    const int64_t at = (static_cast<int64_t>(global_row) * params.p.n + global_column) / 2;
+    if (params.p.row_scales) {
+      const float scale = Global<const float>(params.p.row_scales)[global_row];
+      Global<Float2>(static_cast<Float2*>(params.p.y))[at] = {{v.x[0] * scale, v.x[1] * scale}};
+      return;
+    }
+    Global<uint32_t>(static_cast<uint32_t*>(params.p.y))[at] = pack2<T>(v.x[0], v.x[1]);
   }
 
   KT_DEVICE static void finish_tile(const Params& params, int tile) {

@@ -45,10 +45,14 @@ Int4Matrix quantise_int4(std::span<const float> values, int n, int k, int group,
 
 /// From blocks of a GGUF file, [n, k]: Q4_0 and Q4_1 in groups of 32 and Q4_K in groups of 32 with
 /// offsets keep their codes; any other wish (group 64 or 128, symmetric Q4_K, another format) is
-/// rounded again. `error` receives the relative squared error that the conversion adds, scales'
-/// rounding to `type` included. Throws Unsupported for an unknown format.
+/// rounded again. `error` receives what the conversion adds, scales' rounding to `type` included.
+/// Throws Unsupported for an unknown format.
+struct Int4Error {
+  double squared = 0, power = 0;  // sums over the values: of the differences, of the values
+  double relative() const { return power > 0 ? squared / power : 0; }
+};
 Int4Matrix int4_from_gguf(std::span<const uint8_t> blocks, int gguf_id, int n, int k, int group,
-                          bool symmetric, FloatType type, double* error);
+                          bool symmetric, FloatType type, Int4Error* error);
 
 /// From checkpoints: words of eight codes.
 ///   GPTQ (v1): qweight [k / 8, n], qzeros [k / group, n / 8] (one less than the zero point)

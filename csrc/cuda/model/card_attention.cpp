@@ -40,14 +40,14 @@ RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
 void CardModel::attention(Stream stream, int index, const StepSize& size) const {
   const Layer& layer = layers_[index];
   norm(stream, layer.w.attention_norm, index ? delta_ : nullptr, size);
-  prepare(stream, main_, rows_of(normed_, size, s_.hidden), 0, s_.hidden, size, s_.hidden);
+  prepare(stream, main_, layer.qkv, rows_of(normed_, size, s_.hidden), 0, s_.hidden, size);
   multiply(stream, main_, layer.qkv, size, main_.wide);
   if (s_.latent()) {
     latent_attention(stream, layer, size);
-    prepare(stream, main_, mixed_, 0, s_.mixed(), size, s_.mixed());
+    prepare(stream, main_, layer.o, mixed_, 0, s_.mixed(), size);
   } else {
     grouped_attention(stream, layer, size);
-    prepare(stream, main_, attended_, 1, s_.mixed(), size, s_.mixed());
+    prepare(stream, main_, layer.o, attended_, 1, s_.mixed(), size);
   }
   multiply(stream, main_, layer.o, size, rows_of(delta_, size, s_.hidden));
 }
@@ -86,7 +86,7 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
     low.x = q.at, low.stride = q.stride, low.heads = 1, low.dim = s_.q_lora;
     low.norm_weight = layer.w.q_norm, low.norm_dim = s_.q_lora, low.out = low_;
     launch_rotate(low);
-    prepare(stream, main_, low_, 1, s_.q_lora, size, s_.q_lora);
+    prepare(stream, main_, layer.q_b, low_, 1, s_.q_lora, size);
     multiply(stream, main_, layer.q_b, size, main_.wide);
     q = {main_.wide, width};
   }

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "cuda/gemm/rows16.h"
+#include "cuda/int4_gemm/placed.h"
 #include "quant/formats.h"
 
 namespace kt::cuda {
@@ -23,6 +25,7 @@ WeightLayout layout_of(int gguf_id) {
 }
 
 size_t matrix_bytes(const CudaMatrix& m) {
+  if (is_int4(m.gguf_id)) return placed_int4(m.gguf_id, m.n, m.k).bytes();
   const quant::FormatInfo* info = quant::find_format(m.gguf_id);
   if (!info) throw quant::unsupported_format(m.gguf_id);
   const int rows = layout_of(m.gguf_id) == WeightLayout::kRows ? m.n : round_up(m.n, 16);
@@ -68,7 +71,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
     *scratch = {{memory.take<half_t>(prepared_fragments(tiles(widest_), deepest)),
                  memory.take<float>(prepared_sums(tiles(widest_), deepest)),
                  memory.take<float>(rows)},
-                memory.take<float>(rows * wide)};
+                memory.take<float>(rows * wide), nullptr, nullptr, nullptr, nullptr};
+  take_int4(memory, deepest);
   for (float** part : {&shared_, &cpu_}) *part = memory.take<float>(rows * s_.hidden);
   low_ = memory.take<half_t>(rows * std::max(1, s_.q_lora));
   absorbed_ = memory.take<float>(rows * s_.heads * std::max(1, s_.kv_lora));
@@ -260,8 +264,13 @@ void CardModel::head(Stream stream, const StepSize& size) const {
   if (size.hidden_out)
     launch_copy({{{hidden_, host_hidden_, int64_t{s_.hidden} * size.rows * 4}}, 1, stream});
   if (size.head_rows == 0) return;
-  launch_prepare({normed_, nullptr, s_.hidden, input(input_).head_rows, main_.prepared, size.rows,
-                  s_.hidden, tiles(size.head_rows), 0, stream});
+  const int32_t* const rows = input(input_).head_rows;
+  if (head_.has_int4())
+    launch_rows16({normed_, nullptr, s_.hidden, main_.rows, main_.row_scales, size.head_rows,
+                   s_.hidden, 0, stream, rows});
+  else
+    launch_prepare({normed_, nullptr, s_.hidden, rows, main_.prepared, size.rows, s_.hidden,
+                    tiles(size.head_rows), 0, stream});
   multiply(stream, main_, head_, size.head_rows, logits_);
   if (size.sample) return;
   launch_copy(

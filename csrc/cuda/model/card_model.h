@@ -24,8 +24,8 @@
 
 namespace kt::cuda {
 
-/// A matrix on the card: R16, or rows of floats (F32, F16, BF16). Several with the same k may stand
-/// below one another.
+/// A matrix on the card: R16, rows of floats (F32, F16, BF16), or int4, whose type is below zero
+/// (int4_gemm/placed.h). Several with the same k may stand below one another, but for int4.
 struct CudaMatrix {
   const uint8_t* weights = nullptr;
   int n = 0, k = 0, gguf_id = 0;
@@ -216,6 +216,8 @@ class CardModel {
     std::vector<const GemvItem*> items;  // of each part: [tiles], the i-th of i + 1 tiles
     explicit operator bool() const { return !parts.empty(); }
     int n() const;
+    bool has_int4() const;
+    bool has_others() const;
   };
   /// Results of a product from a row of its matrices on: token t's at `at + t stride`.
   struct Result {
@@ -226,6 +228,12 @@ class CardModel {
   struct Scratch {
     Prepared prepared;
     float* wide;  // [8 tiles, widest result]
+    // For int4: f16 rows, [rows, deepest], and what they were divided by. The memory of `prepared`
+    // where no product has matrices of both kinds.
+    half_t* rows;
+    float* row_scales;
+    float* int4_workspace;
+    int32_t* int4_counters;
   };
   /// Products of many rows; weights are null where there was no room.
   struct Dense {
@@ -281,13 +289,20 @@ class CardModel {
   }
   void dequantise(Stream stream, const CudaMatrix& matrix, const uint8_t* weights, half_t* out,
                   int first, int rows) const;
+  void dequantise_int4(Stream stream, const CudaMatrix& matrix, const uint8_t* weights,
+                       half_t* out, int first, int rows) const;
   void multiply(Stream stream, const Scratch& scratch, const Product& product,
                 const StepSize& size, float* y) const;
   /// With the kernels of few rows.
   void multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,
                 float* y) const;
-  void prepare(Stream stream, const Scratch& scratch, const void* x, int type, int64_t stride,
-               const StepSize& size, int k, const void* up = nullptr) const;
+  void take_int4(Memory& memory, int deepest);
+  /// Of one matrix with m rows, to float.
+  void multiply_int4(Stream stream, const Scratch& scratch, const CudaMatrix& matrix,
+                     const half_t* x, const float* row_scales, int m, float* y) const;
+  /// x as `next` reads it.
+  void prepare(Stream stream, const Scratch& scratch, const Product& next, const void* x, int type,
+               int64_t stride, const StepSize& size, const void* up = nullptr) const;
   /// delta: of the whole step.
   void norm(Stream stream, const float* weight, const float* delta, const StepSize& size) const;
   RotateParams rotation(Stream stream, const StepSize& size) const;

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "cuda/gemm/rows16.h"
+#include "cuda/int4_gemm/placed.h"
 #include "cuda/model/card_model.h"
 #include "cuda/quant_gemv/dequantise.h"
 #include "quant/formats.h"
@@ -38,20 +39,29 @@ CardModel::Result CardModel::result(const Product& product, float* y, int rows, 
   throw InvalidArgument(concat("row ", first, " behind the last matrix"));
 }
 
-void CardModel::prepare(Stream stream, const Scratch& scratch, const void* x, int type,
-                        int64_t stride, const StepSize& size, int k, const void* up) const {
+void CardModel::prepare(Stream stream, const Scratch& scratch, const Product& next, const void* x,
+                        int x_type, int64_t stride, const StepSize& size, const void* up) const {
   const Prepared& to = scratch.prepared;
+  const int k = next.parts[0].k;
+  const auto type = static_cast<uint8_t>(x_type);
   if (size.dense)  // the same memory, row by row
-    return launch_rows16({x, up, stride, to.fragments, to.scales, size.rows, k,
-                          static_cast<uint8_t>(type), stream});
-  launch_prepare(
-      {x, up, stride, nullptr, to, size.rows, k, tiles(size.rows), static_cast<uint8_t>(type), stream});
+    return launch_rows16({x, up, stride, to.fragments, to.scales, size.rows, k, type, stream});
+  if (next.has_int4())
+    launch_rows16({x, up, stride, scratch.rows, scratch.row_scales, size.rows, k, type, stream});
+  if (next.has_others())
+    launch_prepare({x, up, stride, nullptr, to, size.rows, k, tiles(size.rows), type, stream});
 }
 
 void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product,
                          const StepSize& size, float* y) const {
   if (!size.dense) return multiply(stream, scratch, product, size.rows, y);
   for (const CudaMatrix& m : product.parts) {
+    if (is_int4(m.gguf_id) && size.rows <= kMostInt4Rows) {
+      multiply_int4(stream, scratch, m, scratch.prepared.fragments, scratch.prepared.scales,
+                    size.rows, y);
+      y += size_t(tiles(size.rows)) * 8 * m.n;
+      continue;
+    }
     DenseGemmParams p{scratch.prepared.fragments, nullptr, nullptr, nullptr, size.rows, 0, m.k,
                       false, true, stream};
     p.scales = scratch.prepared.scales, p.y_stride = m.n;
@@ -71,6 +81,7 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
 
 void CardModel::dequantise(Stream stream, const CudaMatrix& m, const uint8_t* weights, half_t* out,
                            int first, int rows) const {
+  if (is_int4(m.gguf_id)) return dequantise_int4(stream, m, weights, out, first, rows);
   launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id), false, stream,
                      first, rows});
 }
@@ -80,6 +91,11 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
   const int count = tiles(rows);
   for (size_t i = 0; i < product.parts.size(); ++i) {
     const CudaMatrix& m = product.parts[i];
+    if (is_int4(m.gguf_id)) {
+      multiply_int4(stream, scratch, m, scratch.rows, scratch.row_scales, rows, y);
+      y += size_t(count) * 8 * m.n;
+      continue;
+    }
     const GemvParams p{product.items[i] + (count - 1),
                        nullptr,
                        scratch.prepared,
@@ -100,11 +116,11 @@ void CardModel::feed_forward(Stream stream, const Scratch& scratch, const Layer&
                              const StepSize& size, float* out) const {
   const int inner = layer.gate_up.n() / 2;
   const float* const x = rows_of(normed_, size, s_.hidden);
-  prepare(stream, scratch, x, 0, s_.hidden, size, s_.hidden);
+  prepare(stream, scratch, layer.gate_up, x, 0, s_.hidden, size);
   multiply(stream, scratch, layer.gate_up, size, scratch.wide);
   const Result gate = result(layer.gate_up, scratch.wide, size.rows, 0),
                up = result(layer.gate_up, scratch.wide, size.rows, inner);
-  prepare(stream, scratch, gate.at, 0, gate.stride, size, inner, up.at);
+  prepare(stream, scratch, layer.down, gate.at, 0, gate.stride, size, up.at);
   multiply(stream, scratch, layer.down, size, out);
   if (layer.w.shared_gate)
     launch_dense_gemv({x, layer.w.shared_gate, rows_of(shared_weight_, size, 1), size.rows, 1,

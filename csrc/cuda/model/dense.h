@@ -20,6 +20,10 @@ namespace kt::cuda {
 /// CardShape::dense_rows takes what it says of a card.
 constexpr int kDenseRows = 128;
 
+/// Rows up to which a matrix in int4 is multiplied by its own kernel in such steps too: a tile of 64
+/// rows makes few passes over weights that are a quarter of what dequantising writes.
+constexpr int kMostInt4Rows = 256;
+
 /// Bytes of dequantised weights at a time, where there is room: a wave of tiles on the largest
 /// cards (132 of 128 outputs x 7168 values: 231 MiB), so that few products end in a half-empty one.
 constexpr size_t kDenseBytes = size_t{256} << 20;

@@ -17,6 +17,7 @@
 #include "../../../bench/cuda/v3_width.h"
 #include "base/half.h"
 #include "buffer.h"
+#include "cuda/int4_gemm/placed.h"
 #if defined(KT_TEST_ON_GPU)
 #include "cuda/common/cuda_error.h"
 #endif
@@ -70,13 +71,16 @@ class TestMemory : public Memory {
 /// The same random weights for both sides.
 class Weights {
  public:
-  explicit Weights(Memory& memory) : context(std::make_shared<cpu::Context>(2)), memory_(memory) {}
+  /// Linears in int4 on the card, and with their values on the CPU.
+  explicit Weights(Memory& memory, bool int4 = false)
+      : context(std::make_shared<cpu::Context>(2)), memory_(memory), int4_(int4) {}
 
   struct Pair {
     std::shared_ptr<const cpu::Linear> linear;
     std::vector<uint8_t> blocks;
     std::vector<float> values;
     int n, k, gguf_id;
+    CudaMatrix placed;  // in int4
   };
 
   std::vector<float> floats(size_t count, float spread, float middle = 0) {
@@ -88,13 +92,42 @@ class Weights {
 
   /// A quantised matrix of rows with unit gain.
   Pair matrix(int n, int k, int gguf_id) {
-    Pair p{nullptr, {}, floats(size_t(n) * k, 1 / std::sqrt(float(k))), n, k, gguf_id};
+    Pair p{nullptr, {}, floats(size_t(n) * k, 1 / std::sqrt(float(k))), n, k, gguf_id, {}};
     p.blocks.resize(quant::row_bytes(gguf_id, k) * n);
     quant::quantize(gguf_id, p.values, k, {}, p.blocks);
     quant::dequantize(gguf_id, p.blocks, p.values);
     p.linear = std::make_shared<cpu::Linear>(
         cpu::Matrix::repack(*context, p.blocks, gguf_id, n, k, "w"), std::vector<float>{});
     return p;
+  }
+
+  /// A linear's matrix.
+  Pair linear(int n, int k, int gguf_id) {
+    Pair p = matrix(n, k, gguf_id);
+    if (!int4_) return p;
+    const ConvertedInt4 made = convert_int4(p.blocks, gguf_id, n, k, 0, 1);
+    PackedInt4 packed{n, k, made.matrix.group, FloatType::kF16, {}, {}, {}};
+    const uint8_t* const at = made.bytes.data();
+    packed.weights.assign(at, at + made.matrix.weight_bytes());
+    const auto* scales = reinterpret_cast<const uint16_t*>(at + made.matrix.weight_bytes());
+    const size_t count = made.matrix.scale_bytes() / 2;
+    packed.scales.assign(scales, scales + count);
+    if (made.matrix.has_offsets) packed.offsets.assign(scales + count, scales + 2 * count);
+    const Int4Matrix exact = unpack_int4(packed);
+    for (int row = 0; row < n; ++row)
+      for (int i = 0; i < k; ++i) p.values[size_t(row) * k + i] = exact.value(row, i);
+    const std::span bytes(reinterpret_cast<const uint8_t*>(p.values.data()), p.values.size() * 4);
+    p.linear = std::make_shared<cpu::Linear>(
+        cpu::Matrix::repack(*context, bytes, quant::F32::kGgufId, n, k, "w"), std::vector<float>{});
+    p.placed = {memory_.put(made.bytes), n, k, made.matrix.type()};
+    return p;
+  }
+  /// Linears of one k and format, below one another where they can.
+  std::vector<CudaMatrix> linears(const std::vector<const Pair*>& parts) {
+    if (!int4_) return {on_card(parts)};
+    std::vector<CudaMatrix> found;
+    for (const Pair* part : parts) found.push_back(part->placed ? part->placed : on_card({part}));
+    return found;
   }
 
   /// Matrices of one k and format below one another, on the card.
@@ -128,6 +161,7 @@ class Weights {
 
  private:
   Memory& memory_;
+  bool int4_;
   std::mt19937 random_{11};
 };
 
@@ -154,7 +188,7 @@ class Eagerly : public StepRecorder {
 
 struct Scene {
   TestMemory memory;
-  Weights weights{memory};
+  Weights weights;
   std::unique_ptr<CardModel> model;
   std::vector<std::shared_ptr<const cpu::Experts>> experts;  // of the job with this number - 1
   std::shared_ptr<program::Decoder> decoder;
@@ -162,7 +196,8 @@ struct Scene {
   std::vector<float> table;
 
   /// resident: experts of the MoE layer with a slot. on_cpu: whether the CPU computes at all.
-  Scene(const std::vector<int>& resident, bool on_cpu) {
+  /// int4: what the linears are on the card; of those that read one input not all.
+  Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false) : weights(memory, int4) {
     CardShape s;
     s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads, s.q_lora = kQLora, s.kv_lora = kKvLora;
     s.nope = kNope, s.rope = kRope, s.v = kValue, s.experts = kExperts, s.top_k = kTopK;
@@ -183,7 +218,7 @@ struct Scene {
     }
     const float* final_norm;
     const auto norm = weights.norm(kHidden, final_norm);
-    const auto head = weights.matrix(kVocab, kHidden, quant::Q8_0::kGgufId);
+    const auto head = weights.linear(kVocab, kHidden, quant::Q8_0::kGgufId);
     table = weights.floats(kVocab * kHidden, 1);
     auto keep = std::make_shared<std::vector<float>>(table);
     auto embedding = std::make_shared<program::Embedding>(
@@ -193,7 +228,7 @@ struct Scene {
         specs, program::KvOptions{cpu::KvType::kF32, cpu::KvType::kF32, 512});
     decoder = std::make_shared<program::Decoder>(weights.context, embedding, nodes, norm,
                                                  head.linear, kv, program::Arithmetic::kF32);
-    model = std::make_unique<CardModel>(s, layers, final_norm, weights.on_card({&head}),
+    model = std::make_unique<CardModel>(s, layers, final_norm, weights.linears({&head})[0],
                                           memory.put(rope->inv_freq), memory);
   }
 
@@ -201,11 +236,11 @@ struct Scene {
                                                  const std::shared_ptr<const cpu::Rope>& rope,
                                                  int index, std::vector<cpu::KvSpec>& specs) {
     const int q4 = quant::Q4_K::kGgufId, head = kNope + kRope;
-    const auto q_a = weights.matrix(kQLora, kHidden, q4);
+    const auto q_a = weights.linear(kQLora, kHidden, q4);
     const auto kv_a = weights.matrix(kKvLora + kRope, kHidden, q4);
-    const auto q_b = weights.matrix(kHeads * head, kQLora, quant::Q6_K::kGgufId);
+    const auto q_b = weights.linear(kHeads * head, kQLora, quant::Q6_K::kGgufId);
     const auto kv_b = weights.matrix(kHeads * (kNope + kValue), kKvLora, quant::Q8_0::kGgufId);
-    const auto o = weights.matrix(kHidden, kHeads * kValue, q4);
+    const auto o = weights.linear(kHidden, kHeads * kValue, q4);
     const auto norm = weights.norm(kHidden, w.attention_norm);
     cpu::MlaWeights m;
     m.q_a = q_a.linear, m.q_b = q_b.linear, m.kv_a = kv_a.linear, m.kv_b = kv_b.linear;
@@ -214,8 +249,8 @@ struct Scene {
     m.num_heads = kHeads, m.kv_lora_rank = kKvLora, m.qk_nope_head_dim = kNope;
     m.qk_rope_head_dim = kRope, m.v_head_dim = kValue;
     m.scale = 1 / std::sqrt(float{kNope + kRope});
-    w.qkv = {weights.on_card({&q_a, &kv_a})}, w.q_b = weights.on_card({&q_b});
-    w.o = weights.on_card({&o});
+    w.qkv = weights.linears({&q_a, &kv_a}), w.q_b = weights.linears({&q_b})[0];
+    w.o = weights.linears({&o})[0];
     // kv_b: per head nope rows of keys, then v rows of values, each over the latent.
     std::vector<float> k_b, v_b;
     for (int h = 0; h < kHeads; ++h) {
@@ -231,10 +266,10 @@ struct Scene {
   }
 
   std::shared_ptr<cpu::Mlp> mlp(CardLayer& w) {
-    const auto gate = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
-    const auto up = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
-    const auto down = weights.matrix(kHidden, kInner, quant::Q6_K::kGgufId);
-    w.gate_up = {weights.on_card({&gate, &up})}, w.down = weights.on_card({&down});
+    const auto gate = weights.linear(kInner, kHidden, quant::Q4_K::kGgufId);
+    const auto up = weights.linear(kInner, kHidden, quant::Q4_K::kGgufId);
+    const auto down = weights.linear(kHidden, kInner, quant::Q6_K::kGgufId);
+    w.gate_up = weights.linears({&gate, &up}), w.down = weights.linears({&down})[0];
     return std::make_shared<cpu::Mlp>(gate.linear, up.linear, down.linear);
   }
 
@@ -330,6 +365,11 @@ void check_steps(Scene& scene, int steps) {
 
 TEST(CardModel, AgreesWithTheCpusDecoder) {
   Scene scene({1, 2, 5}, true);  // some experts in slots, the others the CPU's
+  check_steps(scene, 2);
+}
+
+TEST(CardModel, AgreesWithTheCpusDecoderOnInt4Linears) {
+  Scene scene({1, 2, 5}, true, true);
   check_steps(scene, 2);
 }
 

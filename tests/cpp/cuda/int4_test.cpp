@@ -5,13 +5,16 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "base/error.h"
 #include "buffer.h"
 #include "cuda/common/device.h"
 #include "cuda/int4_gemm/int4_gemm.h"
+#include "cuda/int4_gemm/dequantise_int4.h"
 #include "cuda/int4_gemm/pack.h"
+#include "cuda/int4_gemm/placed.h"
 #include "cuda/int4_gemm/stripes.h"
 #include "quant/quantize.h"
 
@@ -40,6 +43,7 @@ struct Case {
   int m, n, k, group;
   bool symmetric;
   int sms, arch;
+  bool row_scales = false;  // rows were divided by powers of two, and results are floats
 };
 
 template <class T>
@@ -54,24 +58,34 @@ void check_product(const Case& c, emulated::Order order) {
   std::vector<T> x(size_t(c.m) * c.k);
   for (T& v : x) v = from_float<T>(normal(random));
 
+  std::vector<float> row_scales;
+  for (int row = 0; row < c.m; ++row) row_scales.push_back(std::ldexp(1.0f, 5 * row % 31 - 15));
   Buffer<T> xb(x), y(size_t(c.m) * c.n);
+  Buffer<float> factors(row_scales), floats(size_t(c.m) * c.n);
   Buffer<uint8_t> weights(packed.weights);
   Buffer<uint16_t> scales(packed.scales), offsets(packed.offsets);
   Int4GemmParams p{};
   p.x = xb.data(), p.weights = weights.data(), p.scales = scales.data(), p.y = y.data();
   p.offsets = c.symmetric ? nullptr : offsets.data();
   p.m = c.m, p.n = c.n, p.k = c.k, p.group = c.group, p.type = kTypeOf<T>;
+  if (c.row_scales) p.row_scales = factors.data(), p.y = floats.data();
   const Int4Tile tile = choose_int4_tile(p, c.sms, c.arch);
   Buffer<float> workspace(int4_workspace_bytes(tile) / 4);
   Buffer<int32_t> counters(std::vector<int32_t>(int4_counters(p, tile), 0));
   p.workspace = workspace.data(), p.counters = counters.data();
 
-  std::vector<T> first;
+  std::vector<float> first;
   for (int repeat = 0; repeat < 2; ++repeat) {  // counters must be ready for the next launch
     launch_int4_gemm(p, tile);
-    const std::vector<T> got = y.values();
+    std::vector<float> got;
+    if (c.row_scales) {
+      got = floats.values();
+      for (size_t i = 0; i < got.size(); ++i) got[i] /= row_scales[i / c.n];
+    } else {
+      for (const T v : y.values()) got.push_back(to_float(v));
+    }
     if (repeat == 0) first = got;
-    EXPECT_EQ(0, memcmp(first.data(), got.data(), got.size() * sizeof(T)));
+    EXPECT_EQ(0, memcmp(first.data(), got.data(), got.size() * sizeof(float)));
   }
   double squared = 0, whole = 0;
   for (int row = 0; row < c.m; ++row) {
@@ -79,7 +93,7 @@ void check_product(const Case& c, emulated::Order order) {
       double expected = 0;
       for (int i = 0; i < c.k; ++i)
         expected += double(to_float(x[size_t(row) * c.k + i])) * exact.value(column, i);
-      const double d = to_float(first[size_t(row) * c.n + column]) - expected;
+      const double d = first[size_t(row) * c.n + column] - expected;
       squared += d * d;
       whole += expected * expected;
     }
@@ -101,6 +115,12 @@ TEST(Int4Gemm, EmulatedProductIsRight) {
   check_product<half_t>({70, 264, 64, 64, true, 3, 90}, Order::kForward);
   check_product<bf16_t>({2, 256, 512, 128, false, 7, 90}, Order::kForward);
   check_product<bf16_t>({33, 136, 256, 32, true, 2, 90}, Order::kShuffled);
+}
+
+TEST(Int4Gemm, ScalesRowsAndGivesFloats) {
+  check_product<half_t>({3, 200, 256, 64, false, 2, 90, true}, Order::kShuffled);
+  check_product<half_t>({18, 136, 128, 32, true, 5, 90, true}, Order::kForward);
+  check_product<half_t>({5, 72, 128, 128, false, 3, 75, true}, Order::kReverse);
 }
 
 TEST(Int4Gemm, TuringDoesWithoutAsynchronousCopies) {
@@ -217,22 +237,98 @@ TEST(Int4Pack, GgufCodesAreKeptInGroupsOf32) {
   const std::vector<float> v = gaussian(16 * 512, 3);
   for (const int id : {2, 3, 12}) {  // Q4_0, Q4_1, Q4_K
     const auto blocks = quantised(v, id, 512);
-    double error = -1;
+    Int4Error error;
     const Int4Matrix m = int4_from_gguf(blocks, id, 16, 512, 32, id == 2, FloatType::kF16, &error);
     EXPECT_EQ(m.offsets.empty(), id == 2);
-    EXPECT_LT(error, 1e-6) << id;  // only scales were rounded
+    EXPECT_LT(error.relative(), 1e-6) << id;  // only scales were rounded
     // Wider groups cost another rounding, which is told.
     int4_from_gguf(blocks, id, 16, 512, 128, true, FloatType::kF16, &error);
-    EXPECT_GT(error, 1e-3);
-    EXPECT_LT(error, 3e-2);
+    EXPECT_GT(error.relative(), 1e-3);
+    EXPECT_LT(error.relative(), 3e-2);
   }
   const auto q6 = quantised(v, 14, 512);
-  double with_offsets, symmetric;
+  Int4Error with_offsets, symmetric;
   int4_from_gguf(q6, 14, 16, 512, 32, false, FloatType::kF16, &with_offsets);
   int4_from_gguf(q6, 14, 16, 512, 128, true, FloatType::kF16, &symmetric);
-  EXPECT_LT(with_offsets, symmetric);
+  EXPECT_LT(with_offsets.relative(), symmetric.relative());
   EXPECT_THROW(int4_from_gguf(q6, 999, 16, 512, 32, true, FloatType::kF16, nullptr), Error);
   EXPECT_THROW(int4_from_gguf(q6, 14, 15, 512, 32, true, FloatType::kF16, nullptr),
+               InvalidArgument);
+}
+
+/// What is on a card, as a matrix again.
+Int4Matrix unpack_placed(const ConvertedInt4& made) {
+  const PlacedInt4& m = made.matrix;
+  PackedInt4 packed{m.n, m.k, m.group, FloatType::kF16, {}, {}, {}};
+  const uint8_t* const at = made.bytes.data();
+  packed.weights.assign(at, at + m.weight_bytes());
+  packed.scales.resize(m.scale_bytes() / 2);
+  std::memcpy(packed.scales.data(), at + m.weight_bytes(), m.scale_bytes());
+  if (m.has_offsets) {
+    packed.offsets.resize(m.scale_bytes() / 2);
+    std::memcpy(packed.offsets.data(), at + m.weight_bytes() + m.scale_bytes(), m.scale_bytes());
+  }
+  return unpack_int4(packed);
+}
+
+TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
+  const int n = 200, k = 256;  // three strips and an eighth
+  const std::vector<float> v = gaussian(n * k, 4);
+  for (const auto& [id, group, becomes, offsets] :
+       {std::tuple{2, 0, 32, false}, {12, 0, 32, true}, {14, 0, 64, false}, {14, 32, 32, true},
+        {0, 128, 128, false}, {12, 128, 128, false}}) {  // Q4_0, Q4_K, Q6_K, F32
+    SCOPED_TRACE(concat("type ", id, " group ", group));
+    const auto blocks = id == 0 ? std::vector<uint8_t>((const uint8_t*)v.data(),
+                                                       (const uint8_t*)(v.data() + v.size()))
+                                : quantised(v, id, k);
+    const ConvertedInt4 made = convert_int4(blocks, id, n, k, group, 3);
+    EXPECT_EQ(made.matrix.group, becomes);
+    EXPECT_EQ(made.matrix.has_offsets, offsets);
+    EXPECT_EQ(made.bytes, convert_int4(blocks, id, n, k, group, 1).bytes);
+    EXPECT_EQ(placed_int4(made.matrix.type(), n, k).bytes(), made.bytes.size());
+    Int4Error error;
+    const Int4Matrix whole =
+        int4_from_gguf(blocks, id, n, k, becomes, !offsets, FloatType::kF16, &error);
+    EXPECT_NEAR(made.error.relative(), error.relative(), 1e-3 * error.relative());
+    EXPECT_NEAR(made.error.power, error.power, 1e-6 * error.power);
+    const Int4Matrix got = unpack_placed(made);
+    EXPECT_EQ(got.codes, whole.codes);
+    for (int row = 0; row < n; row += 7)
+      EXPECT_NEAR(got.value(row, 5), whole.value(row, 5), 1e-3) << row;
+  }
+  const auto blocks = quantised(v, 12, k);
+  EXPECT_THROW(convert_int4(blocks, 12, n, k, 48, 1), InvalidArgument);
+  EXPECT_THROW(convert_int4(blocks, 12, n - 8, k, 0, 1), InvalidArgument);
+  EXPECT_THROW(convert_int4(quantised(v, 2, 32), 2, n * k / 32, 32, 0, 1), InvalidArgument);
+  EXPECT_THROW(placed_int4(-64, 12, 64), InvalidArgument);
+  std::vector<float> bad = v;
+  bad[77] = NAN;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(bad.data());
+  EXPECT_THROW(convert_int4({bytes, bad.size() * 4}, 0, n, k, 0, 2), InvalidArgument);
+}
+
+TEST(Int4Placed, DequantisesToTheValuesOfTheProduct) {
+  const int n = 200, k = 128;
+  const std::vector<float> v = gaussian(n * k, 8);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(v.data());
+  for (const int group : {32, 64, 128}) {
+    const ConvertedInt4 made = convert_int4({bytes, v.size() * 4}, 0, n, k, group, 1);
+    const Int4Matrix exact = unpack_placed(made);
+    Buffer<uint8_t> weights(made.bytes);
+    Int4GemmParams p{};
+    made.matrix.set(p, weights.data());
+    for (const auto& [first, rows] : {std::pair{0, n}, {80, 64}, {144, 56}}) {
+      Buffer<half_t> out(size_t(rows) * k);  // every value must be written, and none behind it
+      launch_dequantise_int4({p.weights, p.scales, p.offsets, out.data(), n, k, group, first, rows,
+                              {}});
+      const std::vector<half_t> got = out.values();
+      for (int row = 0; row < rows; ++row)
+        for (int i = 0; i < k; ++i)
+          ASSERT_NEAR(to_float(got[size_t(row) * k + i]), exact.value(first + row, i), 1e-4)
+              << row << " " << i;
+    }
+  }
+  EXPECT_THROW(launch_dequantise_int4({nullptr, nullptr, nullptr, nullptr, 64, 96, 32, 0, 8, {}}),
                InvalidArgument);
 }
 
