@@ -90,7 +90,7 @@ KT_API int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64
 /// The same, rounded to 4 bits for the int4 product. group: 32, 64 or 128 values have a scale, 32
 /// an offset too, but of Q4_0; 0: Q4_0, Q4_1 and Q4_K keep their codes, others are rounded in groups
 /// of 64. type: for kt_cuda_model_matrix. error, power: sums of squares of what rounding changed and
-/// of the values. n a multiple of 8, k of 64 and the group.
+/// of the values. k a multiple of 64 and of the group.
 KT_API int kt_cuda_card_put_int4(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
                                  int k, int gguf_id, int group, int threads, int* type,
                                  double* error, double* power, void** memory);

@@ -22,7 +22,7 @@ class Placed:
     address: int | None  # None: it is not there, this says only what it is
     rows: int
     cols: int
-    gguf_id: int
+    gguf_id: int  # below zero: int4
 
 
 class Card:
@@ -75,6 +75,21 @@ class Card:
             "card_put_matrix", data, ctypes.c_int64(data.nbytes), blocks.rows, blocks.cols, gguf_id
         )
         return Placed(address, blocks.rows, blocks.cols, gguf_id)
+
+    def int4(self, blocks, group: int, threads: int) -> tuple[Placed, float, float]:
+        """The same, rounded to 4 bits: and the sums of squares of what that changed and of the
+        values. group: values that share a scale, 0 as operators.int4 has it."""
+        gguf_id = FACTS[stored_as(blocks.format)]["gguf_id"]
+        data = np.ascontiguousarray(blocks.data).reshape(-1).view(np.uint8)
+        kind, error, power = ctypes.c_int(), ctypes.c_double(), ctypes.c_double()
+        address = ctypes.c_void_p()
+        self.call(
+            "card_put_int4", self.handle, ctypes.c_void_p(data.ctypes.data),
+            ctypes.c_int64(data.nbytes), blocks.rows, blocks.cols, gguf_id, group, threads,
+            *map(ctypes.byref, (kind, error, power, address)),
+        )  # fmt: skip
+        placed = Placed(address.value, blocks.rows, blocks.cols, kind.value)
+        return placed, error.value, power.value
 
     def _put(self, function: str, values: np.ndarray, *sizes) -> int:
         address = ctypes.c_void_p()

@@ -8,6 +8,7 @@ from ktransformers import _core
 from ktransformers.checkpoint.weight_image import WeightStore
 from ktransformers.errors import UserError
 from ktransformers.operators.card import Card
+from ktransformers.operators.int4 import Totals
 
 ARITHMETIC = {
     "auto": _core.Arithmetic.AUTO,
@@ -61,6 +62,7 @@ class Engine:
         self.defer_experts = 0  # of a token, on cards whose layers wait for the CPU
         self.vram_limit = 0  # bytes of each card that may be taken; 0: what is free
         self._cards: dict[str, Card] = {}
+        self.int4 = Totals()  # of what cards have in int4
 
     def card(self, device: str) -> Card:
         """The card "cuda:N", opened when it is first asked for. Raises: UserError."""

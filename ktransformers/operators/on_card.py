@@ -12,6 +12,7 @@ from ktransformers import _core
 from ktransformers.checkpoint.weights import Blocks
 from ktransformers.errors import UserError
 from ktransformers.operators.attention import GqaAttention, MlaAttention
+from ktransformers.operators.int4 import GROUPS, form_of
 from ktransformers.operators.linear import Linear
 from ktransformers.operators.mlp import SwigluMlp
 from ktransformers.operators.moe import Block, Experts, Router
@@ -43,9 +44,19 @@ class CardLinear(OnCard, Linear):
         if self.name.endswith(".kv_b_proj"):
             return
         blocks = weights.matrix(f"{self.name}.weight", self.out_features, self.in_features)
-        self.matrix = self.card.matrix(blocks)
+        quant = getattr(self.options, "quant", None)
+        self.matrix = self.make_int4(blocks, quant) if quant in GROUPS else self.card.matrix(blocks)
         if self.has_bias:
             self.bias = weights.floats(f"{self.name}.bias")
+
+    def make_int4(self, blocks, quant: str):
+        """Rounds the matrix, and counts what that costs for the line about all of them."""
+        form = form_of(quant, blocks.format)
+        threads = self.engine.context.threads
+        matrix, error, power = self.card.int4(blocks, form.group, threads)
+        values = blocks.rows * blocks.cols
+        self.engine.int4.add(form.nbytes(blocks.rows, blocks.cols), values, error, power)
+        return matrix
 
 
 class CardGqaAttention(OnCard, GqaAttention):

@@ -23,7 +23,8 @@ class NoOptions:
 # What `quant` may say: "file" keeps the type weights are stored in, "auto" does so for GGUF files
 # and quantises the floats of a Hugging Face folder to the best type that fits the memory.
 Quant = Literal["auto", "file", "bf16", "f16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q3_k",
-                "q2_k", "iq4_xs", "iq4_nl", "int4g128", "mxfp4"]  # fmt: skip
+                "q2_k", "iq4_xs", "iq4_nl", "mxfp4", "int4", "int4g32", "int4g64",
+                "int4g128"]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What upstream's kwargs ask of an operator, in the words of the plan. No torch.
 
-generate=KLinearMarlin upstream=int4g64  what upstream's op would keep; here the file's type stays
+generate=KLinearMarlin weights=int4g32   upstream's op, and the form the card's matrix has
+generate=KLinearFP8 upstream=fp8b128     what upstream's op would keep; here the file's type stays
 prefill=cuda:0/KExpertsTorch             where and how prompts above the threshold are computed
 out=cuda:1                               where results go
 prompts=absorbed | expanded              latent attention over prompts of 128 tokens and more
@@ -11,6 +12,7 @@ layerwise_prefill=off | 4096             tokens from which a prompt goes layer b
 from collections.abc import Callable
 from typing import Any
 
+from ktransformers.operators.int4 import GROUPS
 from ktransformers.operators.registry import OperatorSpec
 from ktransformers.operators.upstream_names import CPU_BACKENDS, OP_WEIGHTS
 from ktransformers.optimize.rules import Rule
@@ -22,6 +24,18 @@ FP8_BLOCK = 128
 def quant_of_backend(rule: Rule) -> str | None:
     """The type float weights are loaded as for `backend: AMXInt8` and its like."""
     return CPU_BACKENDS.get(dict(rule.asked).get("backend", ""))
+
+
+def int4_of_op(rule: Rule) -> str | None:
+    """The `quant` that upstream's int4 ops mean: of the group a rule names, or plain int4, which
+    keeps the codes of files that have 4 bits already."""
+    asked = dict(rule.asked)
+    op = asked.get("generate_op")
+    if op not in OP_WEIGHTS or not gpu_weights(asked, op).startswith("int4"):
+        return None
+    group = asked.get("group_size")
+    quant = f"int4g{group}" if group else "int4"
+    return quant if quant in GROUPS else None
 
 
 def describe(

@@ -229,7 +229,7 @@ def bind(
     for row in made.rows:
         gguf.types.update(row.types)
     cpu_rows = prompt_chunk(config)
-    on_cards = sum(row.nbytes for row in made.placements if row.backend == "cuda")
+    on_cards = sum(row.nbytes + row.smaller for row in made.placements if row.backend == "cuda")
     steps = planned_ram(config, made.placements, engine.cache_lens, cpu_rows, chunk_size)
     prepare_memory(gguf, config, engine, place, on_cards, steps)
     weights = Weights(gguf, model.config.to_dict() | config)
@@ -255,6 +255,8 @@ def bind(
         runtime.notes += result.notes
         runtime.chunk_size = chunk_size or max(cpu_rows, result.prompt_rows)
         defers = result.defers
+    if engine.int4.matrices:
+        runtime.notes.append(engine.int4.line())
     if engine.defer_experts:
         runtime.notes.append(deferral_note(engine.defer_experts, defers))
     for note in runtime.notes:

@@ -185,7 +185,8 @@ def placement_json(service: Service) -> dict[str, Any]:
         if row["rule"]:
             row["rule"] = row["rule"].rsplit("/", 1)[-1]
     for row in plan["rows"]:
-        row["formats"] = sorted({kt.gguf.tensor(name).type for name in row["tensors"]})
+        stored = {kt.gguf.tensor(name).type for name in row["tensors"]}
+        row["formats"] = [row["how"]["weights"]] if "weights" in row["how"] else sorted(stored)
     cache = kt.engine.kv
     return plan | {
         "capacity_bytes": capacity_bytes(plan["device_bytes"]),

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(
 
 # What of a shipped rule file goes to the card.
 ALL = r"(?!model\b|embedding)(\S+)"
+INT4 = "backend: cuda, device: 'cuda:0', options: {quant: int4}"
 BUT_EXPERTS = r"(?!model\b|embedding|moe\.experts)(\S+)"
 
 
@@ -546,6 +547,76 @@ def test_rules_that_cut_a_layer_up_are_refused(both, tmp_path):
     assert load(path, rules, device_map={"cuda:0": "cpu"}).kt.decoder.nodes[0][2] == "cpu"
 
 
+def test_linears_in_int4_say_what_their_codes_say(both, tmp_path):
+    """Q4_K keeps its codes, so the CPU's model is the reference: prompts, steps, the head."""
+    cpu, _, path = both
+    rules = rules_for("qwen3_moe", ALL, tmp_path, linear=INT4)
+    model = load(path, rules)
+    assert "their codes are the file's" in "".join(model.kt.notes)
+    row = model.kt.plan.row("model.layers.0.self_attn.o_proj")
+    assert row.how == {"weights": "int4g32"}
+    saved = sum(row.smaller for row in model.kt.plan.rows)
+    assert saved < 0  # 4.5 bits became 5
+    ids = np.arange(20, 90)  # more rows than a tile, and a page
+    results = []
+    for one in (Sequences(cpu), Sequences(model)):
+        logits = [one.step([("a", token) for token in ids], True)]
+        logits.append(one.step([("a", 5), ("b", 9), ("b", 2)], True))
+        logits.append(one.step([("a", 4), ("b", 8)]))
+        results.append(np.concatenate(logits))
+    assert 0 < divergence(*results) <= 1e-3
+
+
+@pytest.mark.parametrize("dense", [{}, {"dense_rows": 1, "dense_bytes": 1 << 16}])
+def test_int4_of_some_linears_and_long_prompts(both, tmp_path, monkeypatch, dense):
+    """Beside others that read the same input; with products that dequantise a part at a time."""
+    monkeypatch.setattr(card_layers, "DENSE", dense)
+    rules = rules_for("qwen3_moe", ALL, tmp_path)
+    own = "- match: {name: 'q_proj|o_proj'}\n  replace: {operator: linear, " + INT4 + "}\n"
+    text = Path(rules).read_text("utf-8")
+    Path(rules).write_text(own + "  why: these\n\n" + text, "utf-8")
+    rows = [("a", token) for token in range(20, 31)]
+    expected, got = (Sequences(one).step(rows, True) for one in (both[0], load(both[2], rules)))
+    assert divergence(expected, got) <= 1e-3
+
+
+def test_int4_takes_the_bytes_that_the_plan_says(both, tmp_path):
+    taken, planned = {}, {}
+    for quant in ("file", "int4", "int4g64", "int4g128"):
+        options = f"backend: cuda, device: 'cuda:0', options: {{quant: {quant}}}"
+        model = load(both[2], rules_for("qwen3_moe", ALL, tmp_path, linear=options))
+        taken[quant] = model.kt.engine.card("cuda:0").bytes_taken
+        planned[quant] = model.kt.plan.device_bytes()["cuda:0"]
+        if quant == "int4g64":
+            assert re.search(r"again costs [\d.]+ % of their rms \(NMSE", "".join(model.kt.notes))
+    for quant in ("int4g64", "int4g128"):  # what all three take beside weights is the same
+        assert taken[quant] - taken["int4"] == planned[quant] - planned["int4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"linear": "backend: cpu, options: {quant: int4}"},
+         r"rules\.yaml:\d+:\d+: option quant: int4 is for operator linear with backend: cuda"),
+        ({"moe.experts": "backend: cuda, options: {quant: int4g64}"},
+         r"option quant: int4g64 is for operator linear with backend: cuda"),
+    ],
+)  # fmt: skip
+def test_int4_that_cannot_be_is_refused(both, tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        load(both[2], rules_for("qwen3_moe", ALL, tmp_path, **changes))
+
+
+def test_int4_of_a_shape_that_does_not_fit_is_refused(tmp_path):
+    path = write(small("llama", "Q8_0", intermediate_size=288), tmp_path / "model.gguf")
+    rules = rules_for("llama", ALL, tmp_path, linear=INT4)
+    told = r"rules\.yaml:\d+:\d+: model\.layers\.0\.mlp\.down_proj: int4 needs in_features that"
+    with pytest.raises(UserError, match=told + " are a multiple of 64, not 288") as error:
+        load(path, rules)
+    assert "\n" not in str(error.value)
+    assert load(path, rules, gpu="off").kt.engine.int4.matrices == 0
+
+
 UPSTREAM = r"""
 - match: {name: "^model\\.layers\\..*$", class: torch.nn.Linear}
   replace:
@@ -581,7 +652,7 @@ def test_upstreams_names_mean_the_card_where_there_is_one(tmp_path, capsys):
     rules.write_text(UPSTREAM, "utf-8")
     plan_command.run(str(path), optimize_config_path=str(rules))
     shown = capsys.readouterr().out
-    assert re.search(r"self_attn\.o_proj.*linear\s+cuda:0", shown), shown
+    assert re.search(r"self_attn\.q_a_proj.*linear\s+cuda:0.*int4g32", shown), shown
     expected, got = (
         ours.logits(load(path, one), [5, 9], prompt=1) for one in (None, str(rules))
     )  # fmt: skip

@@ -6,6 +6,7 @@ ignored is listed, and gives one line each.
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -259,6 +260,23 @@ def test_a_gpu_keeps_the_type_of_the_file_whatever_upstreams_op_would_make_of_it
     assert len({row["bytes"] for row in head.values()}) == 1
     upstream = {op: row["how"]["upstream"] for op, row in head.items() if op}
     assert upstream == {"KLinearMarlin": "int4g64", "KLinearFP8": "fp8b128", "KLinearQ8": "q8_0"}
+
+
+@pytest.mark.parametrize(
+    ("group", "weights", "quant"),
+    [(None, "int4g32", "int4"), (64, "int4g64", "int4g64"), (256, None, "auto")],
+)
+def test_upstreams_int4_keeps_codes_and_rounds_where_a_group_is_named(group, weights, quant):
+    tree = [
+        replace(one, weights={name: replace(w, type="q4_k") for name, w in one.weights.items()})
+        for one in tree_of("deepseek_v3")
+    ]
+    kwargs = {"generate_op": "KLinearMarlin", "generate_device": "cuda:0"}
+    kwargs |= {"group_size": group} if group else {}
+    made = plan(tree, parse_rules(rule(*LINEAR, None, kwargs) + REST, "f"), TWO_GPUS)
+    head = made.row("lm_head")
+    assert head.how.get("weights") == weights and head.options.quant == quant
+    assert head.smaller == 0 or weights
 
 
 @pytest.mark.parametrize("name", CORPUS)

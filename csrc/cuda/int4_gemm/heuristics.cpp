@@ -17,7 +17,7 @@ int64_t tile_count(const Int4GemmParams& p, const Int4Tile& tile) {
 Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
   KT_CHECK(p.k % 64 == 0, "k=", p.k, " must be a multiple of 64");
-  KT_CHECK(p.n % 8 == 0, "n=", p.n, " must be a multiple of 8");
+  KT_CHECK(p.row_scales || p.n % 8 == 0, "n=", p.n, " must be a multiple of 8");
   KT_CHECK(p.group == 32 || p.group == 64 || p.group == 128, "group=", p.group,
            " must be 32, 64 or 128");
   KT_CHECK(p.k % p.group == 0, "k=", p.k, " must be a multiple of the group of ", p.group);

@@ -20,7 +20,7 @@ struct Int4GemmParams {
   void* y;                 // [m, n] of `type`, row-major; float where there are row_scales
   float* workspace;        // int4_workspace_bytes; need not be initialised
   int32_t* counters;       // int4_counters values, zero before the first launch, zero after each
-  int m, n, k;             // k a multiple of 64, n of 8
+  int m, n, k;             // k a multiple of 64, n of 8 unless there are row_scales
   int group;               // 32, 64 or 128 values of k share a scale
   FloatType type;
   Stream stream;

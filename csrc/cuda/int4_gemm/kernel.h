@@ -171,13 +171,20 @@ struct Int4Gemm {
                               Float2 v) {
     const int global_row = row_block * kRows + row, global_column = n_tile * kTileN + column;
     if (global_row >= params.p.m || global_column >= params.p.n) return;
-    const int64_t at = (static_cast<int64_t>(global_row) * params.p.n + global_column) / 2;
+    const int64_t at = static_cast<int64_t>(global_row) * params.p.n + global_column;
     if (params.p.row_scales) {
       const float scale = Global<const float>(params.p.row_scales)[global_row];
-      Global<Float2>(static_cast<Float2*>(params.p.y))[at] = {{v.x[0] * scale, v.x[1] * scale}};
+      const Float2 scaled{{v.x[0] * scale, v.x[1] * scale}};
+      const Global<float> y(static_cast<float*>(params.p.y));
+      if (params.p.n % 2 == 0) {
+        global_cast<Float2>(y)[at / 2] = scaled;
+      } else {  // a vocabulary may be odd
+        y[at] = scaled.x[0];
+        if (global_column + 1 < params.p.n) y[at + 1] = scaled.x[1];
+      }
       return;
     }
-    Global<uint32_t>(static_cast<uint32_t*>(params.p.y))[at] = pack2<T>(v.x[0], v.x[1]);
+    Global<uint32_t>(static_cast<uint32_t*>(params.p.y))[at / 2] = pack2<T>(v.x[0], v.x[1]);
   }
 
   KT_DEVICE static void finish_tile(const Params& params, int tile) {

@@ -38,9 +38,8 @@ void PlacedInt4::set(Int4GemmParams& p, const uint8_t* at) const {
 PlacedInt4 placed_int4(int type, int n, int k) {
   const PlacedInt4 m{n, k, -type & ~1, (-type & 1) != 0};
   KT_CHECK(m.group == 32 || m.group == 64 || m.group == 128, "no int4 matrix has the type ", type);
-  KT_CHECK(n > 0 && n % 8 == 0 && k > 0 && k % 64 == 0 && k % m.group == 0, "an int4 matrix of ", n,
-           " x ", k, " in groups of ", m.group, ": rows must be a multiple of 8, columns of 64 and ",
-           "the group");
+  KT_CHECK(n > 0 && k > 0 && k % 64 == 0 && k % m.group == 0, "an int4 matrix of ", n, " x ", k,
+           " in groups of ", m.group, ": columns must be a multiple of 64 and of the group");
   return m;
 }
 

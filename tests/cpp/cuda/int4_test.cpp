@@ -121,6 +121,7 @@ TEST(Int4Gemm, ScalesRowsAndGivesFloats) {
   check_product<half_t>({3, 200, 256, 64, false, 2, 90, true}, Order::kShuffled);
   check_product<half_t>({18, 136, 128, 32, true, 5, 90, true}, Order::kForward);
   check_product<half_t>({5, 72, 128, 128, false, 3, 75, true}, Order::kReverse);
+  check_product<half_t>({3, 329, 128, 64, true, 4, 90, true}, Order::kForward);  // as vocabularies
 }
 
 TEST(Int4Gemm, TuringDoesWithoutAsynchronousCopies) {
@@ -300,7 +301,7 @@ TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
   EXPECT_THROW(convert_int4(blocks, 12, n, k, 48, 1), InvalidArgument);
   EXPECT_THROW(convert_int4(blocks, 12, n - 8, k, 0, 1), InvalidArgument);
   EXPECT_THROW(convert_int4(quantised(v, 2, 32), 2, n * k / 32, 32, 0, 1), InvalidArgument);
-  EXPECT_THROW(placed_int4(-64, 12, 64), InvalidArgument);
+  EXPECT_THROW(placed_int4(-64, 12, 96), InvalidArgument);
   std::vector<float> bad = v;
   bad[77] = NAN;
   const auto* bytes = reinterpret_cast<const uint8_t*>(bad.data());
