@@ -6,7 +6,7 @@
 namespace kt::quant {
 
 /// Seven stored signs -> eight: the eighth makes the number of minus signs even.
-static inline int even_signs(int seven) {
+static inline constexpr int even_signs(int seven) {
   int parity = seven ^ seven >> 4;
   parity ^= parity >> 2;
   parity ^= parity >> 1;

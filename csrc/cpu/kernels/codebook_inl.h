@@ -140,7 +140,8 @@ KT_INLINE I signed_levels(I index, const uint8_t* levels, int offset, I signs, i
 }
 
 // Activations of a panel in the order in which the fields of points meet them.
-KT_INLINE void order_activations(const ActBlock* from, int64_t blocks, ActBlock* to) {
+template <class Q>
+KT_INLINE void order_activations(Q, const ActBlock* from, int64_t blocks, ActBlock* to) {
   for (int64_t b = 0; b < blocks; ++b) {
     to[b] = from[b];
 #if defined(KT_ISA_AVX512)

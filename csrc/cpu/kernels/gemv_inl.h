@@ -74,7 +74,7 @@ template <class Q, class... Qs>
 constexpr bool is_one_of(quant::TypeList<Qs...>) {
   return ((Q::kGgufId == Qs::kGgufId) || ...);
 }
-#if defined(KT_ISA_AVX512)
+#if defined(KT_ISA_AVX512) && !defined(__AVX512VBMI__)
 using Reordered =
     quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>;
 #else
@@ -104,7 +104,7 @@ static void gemv_halves(const MatmulTask& task) {
       for (int t = 0; t < tokens; ++t) x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
       if constexpr (kReorders<Q>) {
         for (int t = 0; t < tokens; ++t) {
-          order_activations(x[t], width * Q::kValues / 32, ordered[t]);
+          order_activations(Q{}, x[t], width * Q::kValues / 32, ordered[t]);
           x[t] = ordered[t];
         }
       }

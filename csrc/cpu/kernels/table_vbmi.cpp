@@ -5,8 +5,10 @@
 // multiplies 16-bit integers at the same rate and loses less, and a product with weights in bf16
 // waits for memory.
 #include "cpu/kernels/format_table_inl.h"
+#include "cpu/kernels/gemv_iq1_vbmi_inl.h"
+#include "cpu/kernels/gemv_iq2_vbmi_inl.h"
+#include "cpu/kernels/gemv_iq3_vbmi_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
-#include "cpu/kernels/gemv_vbmi_inl.h"
 
 #include "cpu/kernels/gemv_inl.h"  // behind those
 
@@ -14,8 +16,8 @@ namespace kt::cpu::KT_ISA {
 namespace {
 
 constinit const auto kFormats =
-    make_formats(quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS,
-                                 quant::IQ3_S, quant::TQ1_0>{},
+    make_formats(quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
+                                 quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S, quant::TQ1_0>{},
                  []<class Q>(Q) -> FormatKernels {
                    return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()};
                  });
