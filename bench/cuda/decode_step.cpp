@@ -4,7 +4,8 @@
 //   kt_gpu_decode --layers 61 ...
 //
 // Each figure stands against what the same run measured of the machine. Without --layers: a step of
-// four layers, and the GPU's phase of one MoE layer with an empty job for the CPU. With 61: the
+// four layers, and the GPU's phase of one MoE layer with an empty job for the CPU, its weights in
+// Q4_K and Q6_K, in int4 with Q4_K's codes, and in int4 with a scale per 128 values. With 61: the
 // whole of DeepSeek-V3's shape at a context of 4k and 128k with no more than 24 GiB on the card;
 // layers take turns with 12 sets of 256 experts (82 GB).
 #include <cuda_runtime.h>
@@ -180,9 +181,11 @@ Row decode_step(const Options& o, const Card& card, cpu::Context& context, doubl
           steps.right()};
 }
 
-Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
+/// int4: as V3Options has it.
+Row gpu_phase(const Options& o, const Card& card, cpu::Context& context, int int4) {
   cuda::CudaMemory memory;
   V3Options one = o.v3;
+  one.int4 = int4;
   one.dense_layers = 0, one.moe_layers = 1, one.experts = 8, one.vocab = 64;
   const V3 v3 = V3Maker(memory, context).make(one, card.sms, card.arch);
   cuda::CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
@@ -191,7 +194,8 @@ Row gpu_phase(const Options& o, const Card& card, cpu::Context& context) {
   const std::vector<double> seconds = run_steps(v3, model, runner, one.context, o.steps);
   const double bound = double(model.step_bytes(one.context)) / card.copy_gbps / 1e9 + 40e-6;
   return {
-      concat("one V3 layer, GPU phase and hand-off, batch ", one.batch, ", context ", one.context),
+      concat("one V3 layer", int4 < 0 ? "" : int4 == 0 ? " (int4 of q4_k)" : " (int4 g128)",
+             ", GPU phase and hand-off, batch ", one.batch, ", context ", one.context),
       times_of(seconds),
       bound,
       1,
@@ -248,7 +252,7 @@ int run(int argc, char** argv) {
     rows.push_back(whole_model(o, card, context, read, 4096, 14, whole));
     rows.push_back(whole_model(o, card, context, read, 131072, 24, whole));
   } else {
-    rows.push_back(gpu_phase(o, card, context));
+    for (const int int4 : {-1, 0, 128}) rows.push_back(gpu_phase(o, card, context, int4));
     rows.push_back(decode_step(o, card, context, read));
   }
   const std::string json = json_of(card, read, rows);

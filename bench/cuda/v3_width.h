@@ -13,6 +13,7 @@
 
 #include "base/half.h"
 #include "cpu/ops/ffn.h"
+#include "cuda/int4_gemm/placed.h"
 #include "cuda/model/card_model.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
@@ -27,6 +28,7 @@ struct V3Options {
   std::vector<std::shared_ptr<const cpu::Experts>> given;  // sets from an earlier model
   int batch = 1, context = 4096, vocab = 8192;
   bool narrow = false;  // widths of a test
+  int int4 = -1;        // linears on the card: values that share a scale, 0 keeps Q4_K's codes
 };
 
 struct V3 {
@@ -43,6 +45,7 @@ class V3Maker {
   V3Maker(cuda::Memory& memory, cpu::Context& context) : memory_(memory), context_(context) {}
 
   V3 make(const V3Options& o, int sms, int arch) {
+    int4_ = o.int4;
     V3 model{};
     cuda::CardShape& s = model.shape;
     s.hidden = o.narrow ? 256 : 7168, s.heads = o.narrow ? 4 : 128;
@@ -130,7 +133,25 @@ class V3Maker {
     return all;
   }
 
+  /// Strips of 64 equal rows' worth of weights over and over; scales stand group by group.
+  cuda::CudaMatrix int4_matrix(int n, int k, int gguf_id) {
+    const cuda::ConvertedInt4 part = cuda::convert_int4(
+        repeated(sample(k, gguf_id), 64 / kSample), gguf_id, 64, k, int4_, 1);
+    const cuda::PlacedInt4 one = part.matrix, all{n, k, one.group, one.has_offsets};
+    const int strips = (n + 63) / 64;
+    std::vector<uint8_t> bytes;
+    bytes.reserve(all.bytes());
+    const auto append = [&](size_t at, size_t count) {
+      for (int i = 0; i < strips; ++i)
+        bytes.insert(bytes.end(), part.bytes.begin() + at, part.bytes.begin() + at + count);
+    };
+    append(0, one.weight_bytes());
+    for (size_t at = one.weight_bytes(); at < part.bytes.size(); at += 128) append(at, 128);
+    return {memory_.put(bytes), n, k, one.type()};
+  }
+
   cuda::CudaMatrix matrix(int n, int k, int gguf_id) {
+    if (int4_ >= 0) return int4_matrix(n, k, gguf_id);
     const std::vector<uint8_t>& blocks = sample(k, gguf_id);
     std::vector<uint8_t> records(quant::r16_bytes(gguf_id, blocks.size(), kSample));
     quant::r16_pack(gguf_id, blocks, kSample, records);
@@ -154,6 +175,7 @@ class V3Maker {
   cuda::Memory& memory_;
   cpu::Context& context_;
   std::mt19937 random_{5};
+  int int4_ = -1;
   // By (k, type): 16 rows, and a whole matrix of experts.
   std::map<std::pair<int, int>, std::vector<uint8_t>> samples_, expert_blocks_;
   std::map<std::pair<size_t, int>, std::vector<cuda::half_t>> halves_;

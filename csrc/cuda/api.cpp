@@ -8,6 +8,7 @@
 #include "cuda/attention/flash.h"
 #include "cuda/gemm/dense_gemm.h"
 #include "cuda/graph/step.h"
+#include "cuda/int4_gemm/dequantise_int4.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/pack.h"
 #include "cuda/layer/layer.h"
@@ -97,6 +98,14 @@ int kt_cuda_int4_pack(const float* values, int n, int k, int group, int symmetri
     std::memcpy(weights, packed.weights.data(), packed.weights.size());
     std::memcpy(scales, packed.scales.data(), packed.scales.size() * 2);
     if (!symmetric) std::memcpy(offsets, packed.offsets.data(), packed.offsets.size() * 2);
+  });
+}
+
+int kt_cuda_dequantise_int4(const void* weights, const void* scales, const void* offsets, void* out,
+                            int n, int k, int group, void* stream) {
+  return guarded([&] {
+    launch_dequantise_int4({static_cast<const uint8_t*>(weights), scales, offsets,
+                            static_cast<half_t*>(out), n, k, group, 0, n, stream});
   });
 }
 

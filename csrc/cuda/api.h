@@ -38,6 +38,10 @@ KT_API int kt_cuda_int4_gemm(const void* x, const void* weights, const void* sca
 KT_API int kt_cuda_int4_pack(const float* values, int n, int k, int group, int symmetric, int bf16,
                              void* weights, void* scales, void* offsets);
 
+/// f16 scales -> out [n, k] f16.
+KT_API int kt_cuda_dequantise_int4(const void* weights, const void* scales, const void* offsets,
+                                   void* out, int n, int k, int group, void* stream);
+
 KT_API int kt_cuda_prepare(const void* x, int type, int rows, int k, int tiles, void* fragments,
                            void* sums, void* scales, void* stream);
 /// items: GemvItem in device memory (kt_cuda_gemv_item_bytes each). layout: 0 R16, 1 blocks, 2 FP8.

@@ -41,8 +41,9 @@ struct Scene {
   std::unique_ptr<bench::ExpertJob> job;
   std::vector<float> embeddings;
 
-  Scene() {
+  explicit Scene(int int4 = -1) {
     bench::V3Options options;
+    options.int4 = int4;
     options.narrow = true, options.moe_layers = 3, options.experts = 12, options.batch = 2;
     options.context = 128, options.vocab = 64;
     cudaDeviceProp card;
@@ -70,8 +71,8 @@ struct Scene {
   }
 };
 
-void check_way(HandoffWay way) {
-  Scene scene;
+void check_way(HandoffWay way, int int4 = -1) {
+  Scene scene(int4);
   std::vector<std::vector<float>> expected;
   for (int position = 0; position < 3; ++position) {
     const StepSize size = scene.begin(position);
@@ -117,6 +118,8 @@ TEST(CardRunner, ACapturedStepChoosesTokens) {
     }
   }
 }
+
+TEST(CardRunner, ACapturedStepOfInt4LinearsToo) { check_way(HandoffWay::kHostFunction, 0); }
 
 TEST(CardRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }
 

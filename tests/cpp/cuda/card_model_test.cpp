@@ -380,12 +380,12 @@ TEST(CardModel, RunsWithoutSlotsAndWithoutTheCpu) {
   check_steps(all, 1);
 }
 
-TEST(CardModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
+void check_benchmarks_model(int int4) {
   TestMemory memory;
   cpu::Context context(2);
   bench::V3Options options;
   options.narrow = true, options.moe_layers = 1, options.experts = 12, options.batch = 2;
-  options.context = 64, options.vocab = 64;
+  options.context = 64, options.vocab = 64, options.int4 = int4;
   const bench::V3 v3 = bench::V3Maker(memory, context).make(options, 3, 90);
   CardModel model(v3.shape, v3.layers, v3.final_norm, v3.head, v3.inv_freq, memory);
   bench::ExpertJob job{&model, &v3, &context};
@@ -407,6 +407,12 @@ TEST(CardModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
   EXPECT_EQ(job.bytes % one, 0u);
   EXPECT_GE(job.bytes / one, 8u);
   EXPECT_LE(job.bytes / one, 12u);
+}
+
+TEST(CardModel, TheBenchmarksModelRunsAndItsExpertBytesAreCounted) {
+  check_benchmarks_model(-1);
+  check_benchmarks_model(0);
+  check_benchmarks_model(128);
 }
 
 TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
