@@ -14,7 +14,7 @@ from ktransformers.optimize.cache_types import check_has_card, checked_kv_type
 from ktransformers.optimize.facts import ModelFacts, facts_of_model
 from ktransformers.optimize.fit import fit, neighbours
 from ktransformers.optimize.fit_report import change_lines, lines, to_json
-from ktransformers.optimize.fit_rules import fixed_by, write_rules
+from ktransformers.optimize.fit_rules import fixed_by, int4_by, write_rules
 from ktransformers.optimize.hot import hot_profile
 from ktransformers.optimize.known import PUBLISHED, known_facts
 from ktransformers.optimize.quant import auto_quant
@@ -40,6 +40,7 @@ def run(
 ) -> None:
     """Prints the fit of a file or a known model. Raises: UserError."""
     checked_kv_type(kv_type)
+    rules = load_rules(rules_path) if rules_path else None
     if (gguf_path is None) == (known is None):
         raise UserError("give either --gguf_path FILE or --known MODEL:QUANT")
     if known:
@@ -50,9 +51,10 @@ def run(
         from ktransformers.checkpoint.gguf import open_model
 
         model = open_model(gguf_path)
-        facts, family = facts_of_model(model, auto_quant(model)), family_of(model)
+        facts = facts_of_model(model, auto_quant(model), int4_by(rules))
+        family = family_of(model)
     facts = replace(facts, fp8_cache=kv_type == "fp8")
-    fixed = fixed_by(load_rules(rules_path) if rules_path else None)
+    fixed = fixed_by(rules)
     box = box_of(machine, threads)
     options: dict[str, Any] = {"context": context, "prompt": prompt, "fixed": fixed}
     options["profile"] = hot_profile(profile, facts) if profile else None

@@ -6,16 +6,22 @@ its routed experts, the head, the embedding.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ktransformers.checkpoint.pieces import fitting_type, type_bytes
+from ktransformers.operators.int4 import form_of, trouble
 
 # In the order in which they are worth a GPU's memory: all of the first four are read for every
 # token; attention also reads the cache, and shared experts run beside the routed ones.
 KINDS = ("attention", "shared", "dense", "head", "experts", "embedding")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+# Linears of a card, but for kv_b, which attention takes apart.
+_LINEAR = re.compile(
+    r"attn_(q|k|v|output|q_a|q_b|kv_a_mqa)\.weight$|ffn_(gate|up|down)(_shexp)?\.weight$"
+    r"|^output\.weight$"
+)
 
 
 @dataclass
@@ -173,8 +179,11 @@ def kind_of(tensor: str) -> tuple[str, int]:
     return "attention", layer
 
 
-def facts_of_model(gguf, quant: str | None = None) -> ModelFacts:
-    """Of an open file or folder; reads its header only. quant: what matrices are loaded as."""
+def facts_of_model(
+    gguf, quant: str | None = None, int4: Callable[[str, int], str | None] | None = None
+) -> ModelFacts:
+    """Of an open file or folder; reads its header only. quant: what matrices are loaded as.
+    int4(kind, layer): the int4 that a card has a group's linears in, or None."""
     keys = {k: gguf.metadata[k] for k in gguf.metadata if not k.startswith("tokenizer.")}
     tensors = []
     for info in gguf.tensors.values():
@@ -182,5 +191,8 @@ def facts_of_model(gguf, quant: str | None = None) -> ModelFacts:
         if quant and len(info.shape) > 1:
             kind = fitting_type(quant, info.shape[-1])
             nbytes = type_bytes(kind, math.prod(info.shape))
+        asked = int4(*kind_of(info.name)) if int4 and _LINEAR.search(info.name) else None
+        if asked and not trouble(asked, info.type, info.shape[-1]):
+            nbytes = form_of(asked, info.type).nbytes(*info.shape)
         tensors.append((info.name, info.shape, nbytes))
     return facts_of(str(keys.get("general.name") or gguf.path), tensors, keys)

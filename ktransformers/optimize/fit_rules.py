@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ktransformers.errors import UserError
 from ktransformers.models.base import Family
+from ktransformers.operators.int4 import GROUPS
 from ktransformers.optimize.facts import Group
 from ktransformers.optimize.fit import Fit
 from ktransformers.optimize.report import ranges
@@ -24,6 +25,11 @@ DECIDES = {
 # One module of each, to ask a user's rules about.
 SAMPLES = {"attention": "self_attn", "shared": "mlp.shared_experts", "dense": "mlp",
            "experts": "mlp.experts"}  # fmt: skip
+
+LINEARS = {
+    "attention": ("self_attn.o_proj",), "dense": ("mlp.down_proj",), "head": ("lm_head",),
+    "shared": ("mlp.shared_experts.down_proj", "mlp.shared_expert.down_proj"),
+}  # fmt: skip
 
 
 def write_rules(fit: Fit, family: Family, path: Path, user: str | None = None) -> None:
@@ -153,3 +159,21 @@ def fixed_by(rules: RuleSet | None) -> Callable[[Group], str | None]:
         return None
 
     return device
+
+
+def int4_by(rules: RuleSet | None) -> Callable[[str, int], str | None] | None:
+    """What a user's partial rules want a group's linears on a GPU in, by one of them."""
+    if rules is None:
+        return None
+
+    def quant(kind: str, layer: int) -> str | None:
+        if kind not in LINEARS:
+            return None
+        names = [f"model.layers.{layer}.{one}" if layer >= 0 else one for one in LINEARS[kind]]
+        for rule in rules.rules:
+            if rule.match.name is not None and any(map(rule.match.names_match, names)):
+                asked = getattr(rule.options, "quant", None)
+                return asked if rule.backend == "cuda" and asked in GROUPS else None
+        return None
+
+    return quant

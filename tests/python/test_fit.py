@@ -6,6 +6,7 @@ against what publishers list; predictions only for what must hold whatever the c
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from ktransformers.models.registry import family_for
 from ktransformers.optimize.box import GB, Box, Gpu, read_box
 from ktransformers.optimize.facts import facts_of_model
 from ktransformers.optimize.fit import MARGIN, fit, neighbours
-from ktransformers.optimize.fit_rules import fixed_by, numbers, rules_text
+from ktransformers.optimize.fit_rules import fixed_by, int4_by, numbers, rules_text
 from ktransformers.optimize.gpus import PUBLISHED as PUBLISHED_GPUS
 from ktransformers.optimize.gpus import gpus_here, limits_of
 from ktransformers.optimize.hot import hot_profile
@@ -195,6 +196,20 @@ def test_partial_rules_win_and_the_rest_is_planned():
     by_class = parse_rules(RULE.format("x", "linear", "cpu").replace("name: 'x'", "class: Linear"))
     with pytest.raises(UserError, match="match by name"):
         fixed_by(by_class)
+
+
+def test_partial_rules_in_int4_count_as_the_card_has_them(tmp_path):
+    gguf = open_model(str(write(miniature("qwen3moe", types="Q6_K"), tmp_path / "m.gguf")))
+    mine = RULE.format(r"self_attn\.[qkvo]_proj$|lm_head", "linear", "cuda")
+    mine = mine.replace("backend: cuda", "backend: cuda, options: {quant: int4g64}")
+    plain, int4 = (facts_of_model(gguf, None, one) for one in (None, int4_by(parse_rules(mine))))
+    saved = 0
+    for name, info in gguf.tensors.items():
+        if re.search(r"attn_(q|k|v|output)\.weight", name) or name == "output.weight":
+            rows = -(-info.shape[0] // 64) * 64
+            saved += info.nbytes - rows * info.shape[1] * 17 // 32  # 4.25 bits
+    assert saved > 0 and plain.nbytes - int4.nbytes == saved
+    assert plain.experts_bytes == int4.experts_bytes
 
 
 def test_what_does_not_fit_is_said_with_figures(capsys):
