@@ -1,6 +1,7 @@
 // Where 4-bit weights come from: floats, GGUF blocks, int4 checkpoints.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/half.h"
@@ -16,24 +17,35 @@ struct Rounded {
   double error;
 };
 
-/// Codes of one group for a given scale and offset, and their squared error. Written so that it is
-/// vectorised: loading a model rounds every value some twenty times.
-double round_group(const float* v, int count, float scale, float offset, uint8_t* codes) {
-  constexpr int kLanes = 8;
-  const float inverse = std::isfinite(1 / scale) ? 1 / scale : 0;
-  float errors[kLanes] = {};
+constexpr int kLanes = 4;  // values at a time: groups are multiples of it
+
+int code_of(float v, float offset, float inverse) {
+  const float place = (v - offset) * inverse + 8.5f;
+  return static_cast<int>(std::min(std::max(place, 0.0f), 15.5f));
+}
+
+float inverse_of(float scale) { return std::isfinite(1 / scale) ? 1 / scale : 0; }
+
+/// Squared error of one group for a given scale and offset. Loading a model asks for every value
+/// some twenty times, hence vectors by hand: compilers make branches of code_of().
+double group_error(const float* v, int count, float scale, float offset) {
+  using Floats = float __attribute__((vector_size(4 * kLanes)));
+  using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+  const float inverse = inverse_of(scale);
+  const Floats least{}, most = least + 15.5f;
+  Floats errors{};
   for (int i = 0; i < count; i += kLanes) {
-    const int some = std::min(kLanes, count - i);
-    for (int lane = 0; lane < some; ++lane) {
-      const float place = (v[i + lane] - offset) * inverse + 8.5f;
-      const int q = static_cast<int>(std::min(std::max(place, 0.0f), 15.5f));
-      if (codes) codes[i + lane] = static_cast<uint8_t>(q);
-      const float d = scale * static_cast<float>(q - 8) + offset - v[i + lane];
-      errors[lane] += d * d;
-    }
+    Floats x;
+    std::memcpy(&x, v + i, sizeof x);
+    Floats place = (x - offset) * inverse + 8.5f;
+    place = place > least ? place : least;
+    place = place < most ? place : most;
+    const Floats q = __builtin_convertvector(__builtin_convertvector(place, Ints), Floats);
+    const Floats d = (q - 8.0f) * scale + offset - x;
+    errors += d * d;
   }
   double error = 0;
-  for (const float part : errors) error += part;
+  for (int lane = 0; lane < kLanes; ++lane) error += errors[lane];
   return error;
 }
 
@@ -42,7 +54,7 @@ Rounded best_scale(const float* v, int count, bool symmetric) {
   const auto [low, high] = std::minmax_element(v, v + count);
   Rounded best{0, 0, INFINITY};
   const auto consider = [&](float scale, float offset) {
-    const double error = round_group(v, count, scale, offset, nullptr);
+    const double error = group_error(v, count, scale, offset);
     if (error < best.error) best = {scale, offset, error};
   };
   consider(0, 0);
@@ -64,7 +76,8 @@ Rounded best_scale(const float* v, int count, bool symmetric) {
 }  // namespace
 
 Int4Matrix quantise_int4(std::span<const float> values, int n, int k, int group, bool symmetric) {
-  KT_CHECK(group > 0 && k % group == 0, "k=", k, " must be a multiple of the group of ", group);
+  KT_CHECK(group > 0 && group % kLanes == 0 && k % group == 0, "k=", k,
+           " must be a multiple of the group of ", group, ", and that of ", kLanes);
   KT_CHECK(values.size() == size_t(n) * k, values.size(), " values for ", n, " x ", k);
   Int4Matrix m{n, k, group, {}, {}, {}};
   m.codes.resize(values.size());
@@ -74,7 +87,9 @@ Int4Matrix quantise_int4(std::span<const float> values, int n, int k, int group,
   for (size_t g = 0; g < groups; ++g) {
     const float* v = values.data() + g * group;
     const Rounded best = best_scale(v, group, symmetric);
-    round_group(v, group, best.scale, best.offset, m.codes.data() + g * group);
+    const float inverse = inverse_of(best.scale);
+    for (int i = 0; i < group; ++i)
+      m.codes[g * group + i] = static_cast<uint8_t>(code_of(v[i], best.offset, inverse));
     m.scales[g] = best.scale;
     if (!symmetric) m.offsets[g] = best.offset;
   }
