@@ -12,7 +12,6 @@ layerwise_prefill=off | 4096             tokens from which a prompt goes layer b
 from collections.abc import Callable
 from typing import Any
 
-from ktransformers.operators.int4 import GROUPS
 from ktransformers.operators.registry import OperatorSpec
 from ktransformers.operators.upstream_names import CPU_BACKENDS, OP_WEIGHTS
 from ktransformers.optimize.rules import Rule
@@ -24,18 +23,6 @@ FP8_BLOCK = 128
 def quant_of_backend(rule: Rule) -> str | None:
     """The type float weights are loaded as for `backend: AMXInt8` and its like."""
     return CPU_BACKENDS.get(dict(rule.asked).get("backend", ""))
-
-
-def int4_of_op(rule: Rule) -> str | None:
-    """The `quant` that upstream's int4 ops mean: of the group a rule names, or plain int4, which
-    keeps the codes of files that have 4 bits already."""
-    asked = dict(rule.asked)
-    op = asked.get("generate_op")
-    if op not in OP_WEIGHTS or not gpu_weights(asked, op).startswith("int4"):
-        return None
-    group = asked.get("group_size")
-    quant = f"int4g{group}" if group else "int4"
-    return quant if quant in GROUPS else None
 
 
 def describe(

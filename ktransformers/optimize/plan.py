@@ -10,9 +10,10 @@ from typing import Any
 
 from ktransformers.checkpoint.pieces import fitting_type, type_bytes
 from ktransformers.errors import UserError
-from ktransformers.operators.int4 import GROUPS, KEPT, ONLY_CARDS, form_of, trouble
+from ktransformers.operators.int4 import ONLY_CARDS
 from ktransformers.operators.registry import OperatorSpec, Registry, operators
-from ktransformers.optimize.how import describe, int4_of_op, quant_of_backend
+from ktransformers.optimize.card_int4 import forms, int4_bytes, int4_of
+from ktransformers.optimize.how import describe, quant_of_backend
 from ktransformers.optimize.rules import Place, Rule, RuleError, RuleSet
 
 
@@ -243,9 +244,11 @@ class _Planner:
         how: dict[str, Any] = {}
         if rule and not self.own:
             how = describe(rule, spec, device, lambda written: self.device_of(rule, written))
-        quant = self.int4_of(module, rule, spec, device, options, weights.values(), how)
+        quant = int4_of(rule, self.own, spec, device, module.name, options, weights.values())
         if quant:
             options = replace(options, quant=quant)
+            how.pop("upstream", None)
+            how["weights"] = forms(quant, weights.values())
         asked = "file" if quant else getattr(options, "quant", "file")
         types = self.loaded_types(weights.values(), asked)
         share = resident_share(rule, options, weights.values(), device)
@@ -278,48 +281,6 @@ class _Planner:
                 how=how,
             )
         )
-
-    def int4_of(
-        self,
-        module: ModuleInfo,
-        rule: Rule | None,
-        spec: OperatorSpec,
-        device: str,
-        options: Any,
-        weights: Iterable[WeightInfo],
-        how: dict[str, Any],
-    ) -> str | None:
-        """The int4 a card has a linear's matrix in, None for another type; `how` tells its form.
-
-        Raises RuleError where our dialect asks for what cannot be. In upstream's such a matrix
-        keeps the file's type, and the plan shows that.
-        """  # fmt: skip
-        quant = int4_of_op(rule) if rule and not self.own else getattr(options, "quant", None)
-        if quant not in GROUPS or rule is None:
-            return None
-        if spec.name != "linear" or spec.backend == "torch" or rule.backend == "cpu":
-            if self.own and quant in ONLY_CARDS:
-                raise RuleError(
-                    rule.place, f"option quant: {quant} is for operator linear with backend: cuda"
-                )
-            return None
-        # Attention takes kv_b apart, to f16.
-        if not device.startswith("cuda") or module.name.endswith(".kv_b_proj"):
-            return None
-        for weight in weights:
-            if len(weight.shape) != 2:
-                continue
-            if why := trouble(quant, weight.type, weight.shape[1]):
-                if self.own:
-                    raise RuleError(rule.place, f"{module.name}: {why}; leave it out of the rule")
-                return None
-            # Their files name this op wherever a GPU is: what it would round again stays as it is,
-            # unless they name a group as well.
-            if not self.own and quant == "int4" and weight.type not in KEPT:
-                return None
-            how.pop("upstream", None)
-            how["weights"] = form_of(quant, weight.type).name
-        return quant if "weights" in how else None
 
     def loaded_types(self, weights: Iterable[WeightInfo], quant: str) -> dict[str, str]:
         """{tensor: type} of matrices that `quant` has loaded as another type than the stored."""
@@ -470,13 +431,6 @@ def loaded_bytes(weight: WeightInfo, types: Mapping[str, str]) -> int:
     """Bytes of a parameter once loaded; its tensors share one type in `types`, or have none."""
     kind = next((types[name] for name in weight.tensors if name in types), None)
     return weight.nbytes if kind is None else type_bytes(kind, weight.float_bytes // 4)
-
-
-def int4_bytes(weight: WeightInfo, quant: str) -> int:
-    """Bytes of a parameter on a card that has matrices in int4."""
-    if len(weight.shape) != 2:
-        return weight.nbytes
-    return form_of(quant, weight.type).nbytes(*weight.shape)
 
 
 def resident_share(

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ktransformers.optimize import nvidia
 from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.shipped import shipped_rules
 from ktransformers.runtime import card_layers, memory
+from ktransformers.server.native import placement_json
 from tests.support import ours
 from tests.support.deferral import Deferral
 from tests.support.families import families
@@ -555,6 +557,8 @@ def test_linears_in_int4_say_what_their_codes_say(both, tmp_path):
     assert "their codes are the file's" in "".join(model.kt.notes)
     row = model.kt.plan.row("model.layers.0.self_attn.o_proj")
     assert row.how == {"weights": "int4g32"}
+    shown = {one["module"]: one for one in placement_json(SimpleNamespace(model=model))["rows"]}
+    assert shown[row.module]["formats"] == ["int4g32"] and shown["lm_head"]["bytes"] > 0
     saved = sum(row.smaller for row in model.kt.plan.rows)
     assert saved < 0  # 4.5 bits became 5
     ids = np.arange(20, 90)  # more rows than a tile, and a page
