@@ -5,7 +5,7 @@
 //   the high bytes    are sorted, and among sixteen neighbours there are at most two: which they are,
 //                     and from which on it is the second, are three tables of 128
 //
-// x points to reordered activations, whose sums are the offsets that accumulators need.
+// x points to reordered activations, whose sums are the offsets that products need.
 #pragma once
 
 #include "cpu/kernels/vbmi_inl.h"
@@ -66,22 +66,19 @@ struct Iq1Factors {
 };
 constexpr Iq1Factors kIq1Factors;
 
-// Eights of the digits 0, 1 and 2 in bits 2 and 3 of a byte.
-struct Iq1Eights {
-  alignas(64) uint8_t first[64], second[64];
-  constexpr Iq1Eights() : first(), second() {
-    for (int i = 0; i < 64; ++i) {
-      first[i] = (uint8_t)(8 * (i & 3));
-      second[i] = (uint8_t)(8 * (i >> 2 & 3));
-    }
+// The digit in bits 2 and 3 of a byte.
+struct Iq1Second {
+  alignas(64) uint8_t digit[64];
+  constexpr Iq1Second() : digit() {
+    for (int i = 0; i < 64; ++i) digit[i] = (uint8_t)(i >> 2 & 3);
   }
 };
-constexpr Iq1Eights kIq1Eights;
+constexpr Iq1Second kIq1Second;
 
 KT_INLINE void order_activations(quant::IQ1_S, const ActBlock* from, int64_t blocks, ActBlock* to) {
   for (int64_t b = 0; b < blocks; ++b) {
     order_block(from[b], kFourByEight, to[b]);
-    // Eights of t + 1 less 8, and an eighth more or less, which is 1 here.
+    // Eight times t + 1, less 8 and an eighth more or less, which is 1 here.
     const int32_t sum = sum32(from + b);
     to[b].sum[0] = -7 * sum;
     to[b].sum[1] = -9 * sum;
@@ -93,6 +90,7 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
                            F* total) {
   using Q = quant::IQ1_S;
   const F d = mul(head_halves(record), set_f(0.125f));
+  const I three = bytes_of(3);
   const auto find = [&](int g) __attribute__((always_inline)) {
     const I more = take_line<T>(quant::r16_word<Q>(record, 8 + g / 2));
     const I low[2] = {take_line<T>(quant::r16_word<Q>(record, g)),
@@ -109,9 +107,7 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
       const __mmask16 down = _mm512_test_epi32_mask(more.v, _mm512_set1_epi32(0x8000 << 16 * i));
       KT_TOKENS {
         y[t] = x[t] + g + i;
-        start(acc, t, y[t]->sum[0]);
-        __m512i& lo = chain_of(acc, 0)[t].lo;
-        lo = _mm512_mask_mov_epi32(lo, down, _mm512_set1_epi32(y[t]->sum[1]));
+        start(acc, t, 0);
       }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -119,13 +115,17 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
         Acc* chain = chain_of(acc, half);
 #pragma GCC unroll 2
         for (int pair = 0; pair < 2; ++pair, code = shr(code, 4)) {
-          const I u = find_in_64(kIq1Eights.first, code), v = find_in_64(kIq1Eights.second, code);
+          const I u = band(code, three), v = find_in_64(kIq1Second.digit, code);
           KT_TOKENS mac(chain[t], u, y[t], 16 * half + 8 * pair);
           KT_TOKENS mac(chain[t], v, y[t], 16 * half + 8 * pair + 4);
         }
       }
       const F scale = mul(d, pick_float(shr(more, 12 + 16 * i), kIq1Factors.odd));
-      KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc, t), y[t], scale);
+      KT_TOKENS {
+        const __m512i rest = _mm512_mask_mov_epi32(_mm512_set1_epi32(y[t]->sum[0]), down,
+                                                   _mm512_set1_epi32(y[t]->sum[1]));
+        total[t] = add_dot(total[t], add(shl(acc_sum(acc, t), 3), I{rest}), y[t], scale);
+      }
     }
   });
 }

@@ -34,12 +34,14 @@ KT_INLINE __mmask64 any_set(I w, uint32_t bits) {
   return _mm512_test_epi8_mask(w.v, _mm512_set1_epi32((int32_t)bits));
 }
 
-// out[i] = table[index[i]] for K times 64 indices.
-template <int n, int K>
+// out[i] = table[index[i]] for K times 64 indices. `all` is the size of the whole table.
+template <int n, int K, int all = n>
 KT_INLINE void find_bytes(const uint8_t* table, const Indices (&index)[K], __m512i (&out)[K]) {
   if constexpr (n == 256) {
-    const __m512i a = _mm512_load_si512(table), b = _mm512_load_si512(table + 64);
-    const __m512i c = _mm512_load_si512(table + 128), d = _mm512_load_si512(table + 192);
+    __m512i a = _mm512_load_si512(table), b = _mm512_load_si512(table + 64);
+    __m512i c = _mm512_load_si512(table + 128), d = _mm512_load_si512(table + 192);
+    // GCC loads what it takes for constants once for every use, and of the largest table that is felt.
+    if constexpr (all == 2048) asm("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
     // What a mask leaves out is still the index.
 #pragma GCC unroll 2
     for (int k = 0; k < K; ++k) {
@@ -51,8 +53,8 @@ KT_INLINE void find_bytes(const uint8_t* table, const Indices (&index)[K], __m51
   } else {
     constexpr int bit = n == 512 ? 1 : n == 1024 ? 2 : 3;
     __m512i above[K];
-    find_bytes<n / 2, K>(table, index, out);
-    find_bytes<n / 2, K>(table + n / 2, index, above);
+    find_bytes<n / 2, K, all>(table, index, out);
+    find_bytes<n / 2, K, all>(table + n / 2, index, above);
 #pragma GCC unroll 2
     for (int k = 0; k < K; ++k) out[k] = _mm512_mask_mov_epi8(out[k], index[k].bit[bit], above[k]);
   }
