@@ -84,6 +84,12 @@ struct MemoryInfo {
 };
 MemoryInfo memory_info();
 
+/// Bytes of a page of memory.
+size_t page_size();
+
+/// Bytes this process may lock in memory (RLIMIT_MEMLOCK); UINT64_MAX: no limit.
+uint64_t lock_limit();
+
 /// The value of an environment variable, empty where it is not set.
 std::string environment(const char* name);
 

@@ -2,6 +2,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -221,6 +222,14 @@ void narrow_to_group(const std::string& folder, bool v2, MemoryInfo& info) {
 }
 
 }  // namespace
+
+size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+uint64_t lock_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return UINT64_MAX;
+  return limit.rlim_cur;
+}
 
 MemoryInfo memory_info() {
   const std::string meminfo = "/proc/meminfo";

@@ -120,7 +120,7 @@ KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, voi
                                 void* down);
 /// A piece of an expert without a slot in host memory, in R16; part: 0 gate, 1 up, 2 down. Pieces of
 /// a part follow one another. With them, and the number stream_slots, long prompts bring experts to
-/// the card. The memory must stay.
+/// the card, and the memory is pinned as far as it can be. It must stay.
 KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part,
                                 const void* at, int64_t bytes);
 /// Checks it and takes its cache and what no step can do without. Fails, naming it, for a name that
@@ -129,6 +129,11 @@ KT_API int kt_cuda_model_build(kt_cuda_model* model);
 /// Takes its share of the room that is left, when all models of the card are built. rows: most of a
 /// step: those asked for, or fewer where the card has no room for them.
 KT_API int kt_cuda_model_take_room(kt_cuda_model* model, int* rows);
+
+/// Bytes of experts that are streamed, how many of them are pinned, how long that took, and why not
+/// all of them (empty where they are). why: size bytes, cut there.
+KT_API int kt_cuda_model_pinned(kt_cuda_model* model, int64_t* asked, int64_t* pinned,
+                                double* seconds, char* why, size_t size);
 
 KT_API int kt_cuda_model_step(kt_cuda_model* model, const kt_cuda_step* step);
 KT_API int kt_cuda_model_copy_page(kt_cuda_model* model, int from, int to);

@@ -14,6 +14,7 @@
 #include "cuda/graph/handoff.h"
 #include "cuda/graph/step.h"
 #include "cuda/model/card.h"
+#include "cuda/model/staging.h"
 
 using namespace kt::cuda;
 
@@ -24,24 +25,45 @@ std::map<void*, std::unique_ptr<emulated::RawBuffer>>& memories() {
   return all;
 }
 
-/// Buffers the emulator watches.
-class EmulatedMemory : public Memory {
+/// Buffers the emulator watches. Copies of bring() are made as late as a card may make them.
+class EmulatedMemory : public Memory, private CopyQueue {
  public:
   void* device(size_t bytes) override { return take(bytes, false); }
   void* mapped(size_t bytes) override { return take(bytes, true); }
   void upload(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
-    mark(to, bytes);
+    mark_written(to, bytes);
+  }
+  std::string pin(const void* at, size_t bytes) override {
+    const auto* const begin = static_cast<const uint8_t*>(at);
+    const auto next = pinned_.lower_bound(begin);
+    if ((next != pinned_.end() && begin + bytes > next->first) ||
+        (next != pinned_.begin() && std::prev(next)->first + std::prev(next)->second > begin))
+      return "pinned already";
+    pinned_[begin] = bytes;
+    return {};
+  }
+  void unpin(const void* at) noexcept override { pinned_.erase(static_cast<const uint8_t*>(at)); }
+  void prepare_copies(bool staged) override {
+    if (!staged || staging_) return;
+    // As many slots as on a card, but small ones, which emulated experts go around.
+    auto* const ring = static_cast<uint8_t*>(mapped(Staging::kSlots * kSlotBytes));
+    staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this), ring, Staging::kSlots, kSlotBytes);
   }
   void bring(const std::vector<Transfer>& pieces, int) override {
-    for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
+    for (const Transfer& piece : pieces) {
+      if (piece.pinned)
+        send(piece.to, piece.from, piece.bytes);
+      else
+        staging_->copy(piece.to, piece.from, piece.bytes);
+    }
   }
-  void arrived(int, void*) override {}
+  void arrived(int, void*) override { send_until(queue_.size()); }
   void release(int, void*) override {}
   void finish(void*) override {}
   void copy(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
-    mark(to, bytes);
+    mark_written(to, bytes);
   }
 
  private:
@@ -52,13 +74,29 @@ class EmulatedMemory : public Memory {
     buffers_[at] = std::move(buffer);
     return at;
   }
-  void mark(void* to, size_t bytes) {
+  static constexpr size_t kSlotBytes = 4096;
+  struct Sent {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  void send(void* to, const void* from, size_t bytes) override { queue_.push_back({to, from, bytes}); }
+  void mark(int slot) override { marks_[slot] = queue_.size(); }
+  void wait(int slot) override { send_until(marks_[slot]); }
+  void send_until(size_t count) {
+    for (; sent_ < count; ++sent_) upload(queue_[sent_].to, queue_[sent_].from, queue_[sent_].bytes);
+  }
+  void mark_written(void* to, size_t bytes) {
     const auto at = static_cast<uint8_t*>(to);
     const auto found = std::prev(buffers_.upper_bound(at));
     found->second->mark_written(at - found->first, bytes);
   }
 
   std::map<uint8_t*, std::unique_ptr<emulated::RawBuffer>> buffers_;  // by first byte
+  std::map<const uint8_t*, size_t> pinned_;
+  std::unique_ptr<Staging> staging_;
+  std::vector<Sent> queue_;
+  size_t sent_ = 0, marks_[Staging::kSlots] = {};
 };
 
 /// Operations as they come; jobs go through the mailbox to the coordinator's thread.

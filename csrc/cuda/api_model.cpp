@@ -114,6 +114,8 @@ CardShape kt_cuda_model::shape() {
   s.pages = whole("pages"), s.max_pages = whole("max_pages");
   s.deferred = whole("defer_experts");
   s.stream_slots = whole("stream_slots");
+  const double pin = numbers.get(kWhole, "pin_bytes", -1);
+  if (pin >= 0) s.pin_bytes = static_cast<size_t>(pin);
   s.dense_rows = whole("dense_rows", kDenseRows);
   s.dense_bytes = static_cast<size_t>(numbers.get(kWhole, "dense_bytes", kDenseBytes));
   s.eps = static_cast<float>(numbers.get(kWhole, "eps", 1e-6));
@@ -411,6 +413,18 @@ int kt_cuda_model_take_room(kt_cuda_model* model, int* rows) {
     use_card(model->card.device);
     model->take_room();
     *rows = model->model->shape().rows;
+  });
+}
+
+int kt_cuda_model_pinned(kt_cuda_model* model, int64_t* asked, int64_t* pinned, double* seconds,
+                         char* why, size_t size) {
+  return guarded([&] {
+    KT_CHECK(model->runner && size > 0, "the model is not built, or has no room");
+    const Pins::Report report = model->model->pinned();
+    *asked = static_cast<int64_t>(report.asked), *pinned = static_cast<int64_t>(report.pinned);
+    *seconds = report.seconds;
+    const size_t length = report.why.copy(why, size - 1);
+    why[length] = 0;
   });
 }
 

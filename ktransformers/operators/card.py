@@ -25,6 +25,17 @@ class Placed:
     gguf_id: int  # below zero: int4
 
 
+@dataclass(frozen=True)
+class Pinned:
+    """Bytes of experts that come to a card, and how many of them it reads by itself. seconds: that
+    pinning took. why: not all of them are pinned, empty where they are."""
+
+    asked: int
+    pinned: int
+    seconds: float
+    why: str
+
+
 class Card:
     """One card, for one model. device: "cuda:0". limit: bytes it may take; 0: what is free.
 
@@ -117,6 +128,7 @@ class CardModel:
 
     def __init__(self, card: Card, layers: int) -> None:
         self.card = card
+        self.sources: list = []  # their memory is unpinned before it goes
         self.handle = ctypes.c_void_p()
         card.call("model_open", card.handle, layers, ctypes.byref(self.handle))
 
@@ -146,7 +158,8 @@ class CardModel:
         self.card.call("model_expert", self.handle, layer, expert, *addresses)
 
     def source(self, layer: int, expert: int, part: int, matrix) -> None:
-        """An expert's matrix in RAM (_core.Matrix; it must stay). part: 0 gate, 1 up, 2 down."""
+        """An expert's matrix in RAM (_core.Matrix). part: 0 gate, 1 up, 2 down."""
+        self.sources.append(matrix)
         for *_, data in matrix.slices:
             place = ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(data.nbytes)
             self.card.call("model_source", self.handle, layer, expert, part, *place)
@@ -161,6 +174,16 @@ class CardModel:
         rows = ctypes.c_int()
         self.card.call("model_take_room", self.handle, ctypes.byref(rows))
         return rows.value
+
+    def pinned(self) -> Pinned:
+        """Of its sources, after take_room()."""
+        asked, pinned, seconds = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_double()
+        why = ctypes.create_string_buffer(512)
+        self.card.call(
+            "model_pinned", self.handle, ctypes.byref(asked), ctypes.byref(pinned),
+            ctypes.byref(seconds), why, ctypes.c_size_t(len(why)),
+        )  # fmt: skip
+        return Pinned(asked.value, pinned.value, seconds.value, why.value.decode(errors="replace"))
 
     def for_core(self) -> dict:
         """What _core.card_node takes: addresses, and this object, which keeps what is there."""

@@ -63,12 +63,28 @@ def vram_limit() -> int | None:
 
     Raises: UserError for what is no size.
     """
-    text = os.environ.get("KT_VRAM_LIMIT", "").strip()
+    limit = size_named("KT_VRAM_LIMIT")
+    if limit == 0:
+        raise UserError(f"KT_VRAM_LIMIT={os.environ['KT_VRAM_LIMIT']}: write a size, as in 24GiB")
+    return limit
+
+
+def pin_limit() -> int | None:
+    """Bytes of experts in RAM that may be pinned for cards: KT_PIN_LIMIT; 0: none.
+
+    Raises: UserError for what is no size.
+    """
+    return size_named("KT_PIN_LIMIT")
+
+
+def size_named(name: str) -> int | None:
+    """An environment variable's bytes, None where it is not set. Raises: UserError."""
+    text = os.environ.get(name, "").strip()
     if not text:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
-    if not match or float(match[1]) == 0:
-        raise UserError(f"KT_VRAM_LIMIT={text}: write a size, as in 24GiB")
+    if not match:
+        raise UserError(f"{name}={text}: write a size, as in 24GiB")
     return int(float(match[1]) * UNITS[match[2]])
 
 

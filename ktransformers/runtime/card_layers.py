@@ -17,6 +17,7 @@ from ktransformers.operators.card import CardError, CardModel, Placed
 from ktransformers.operators.on_card import CardBlock, CardExperts, CardLinear, CardRouter, OnCard
 from ktransformers.operators.rope import Rope
 from ktransformers.optimize.card_steps import MOST_SEQUENCES, SLICE
+from ktransformers.optimize.report import size_text
 
 WHOLE = -1
 STREAM_SLOTS = 16  # experts that a long prompt has on the card while as many follow
@@ -105,6 +106,16 @@ class CardLayers:
             self.name, self.made.for_core(), options, self.jobs, self.model.config.hidden_size
         )
 
+    def pinned_line(self) -> str:
+        """What of its experts the card reads by itself in prompts; empty where none come to it."""
+        found = self.made.pinned()
+        if not found.asked:
+            return ""
+        of = f"{size_text(found.pinned)} of {size_text(found.asked)} of experts pinned"
+        took = f" in {found.seconds:.1f} s" if found.pinned else ""
+        why = f" ({found.why}; prompts copy the others twice)" if found.why else ""
+        return f"{self.device}: {of}{took}{why}"
+
     @contextmanager
     def named_errors(self):
         try:
@@ -128,6 +139,7 @@ class CardLayers:
             "rope_interleaved": rope.is_interleaved, "fp8_cache": self.engine.fp8_cache,
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM, **DENSE,
+            "pin_bytes": -1 if self.engine.pin_limit is None else self.engine.pin_limit,
             "defer_experts": self.engine.defer_experts if self.defers else 0,
         }  # fmt: skip
         if isinstance(attention, MlaAttention):

@@ -56,6 +56,7 @@ class Runtime:
     program: Any = None
     decoder: Any = None
     notes: list[str] = field(default_factory=list)
+    pinned: list[str] = field(default_factory=list)  # what cards read of the experts by themselves
     last_stats: Any = None
     chunk_size: int = LEAST
     lock: Any = field(default_factory=threading.RLock)
@@ -117,7 +118,9 @@ class Runtime:
             f"{context.isa}, {context.threads} threads, rules {rules}, activations "
             f"{engine.activations}, weights {size_text(weights)}, cache {engine.cache_text} "
             f"{size_text(cache)} a position, {size_text(cache * engine.cache_lens)} for "
-            f"{engine.cache_lens}" + (", fp8 on cards" if engine.fp8_cache else "")
+            f"{engine.cache_lens}"
+            + (", fp8 on cards" if engine.fp8_cache else "")
+            + "".join(f"; {line}" for line in self.pinned)
         )
 
 
@@ -214,7 +217,7 @@ def bind(
     from ktransformers.optimize.apply import apply
     from ktransformers.optimize.card_steps import planned_ram
     from ktransformers.optimize.gpus import cuda_devices
-    from ktransformers.optimize.nvidia import vram_limit
+    from ktransformers.optimize.nvidia import pin_limit, vram_limit
     from ktransformers.optimize.plan import PlanContext, plan
     from ktransformers.optimize.tree import describe
     from ktransformers.runtime.lowering import cache_widths, lower
@@ -226,6 +229,8 @@ def bind(
     if engine.fp8_cache:
         check_has_card("fp8", (row.device for row in made.placements))
     engine.vram_limit = vram_limit() or 0
+    # What is read in place is no memory of ours, and may be more than there is.
+    engine.pin_limit = 0 if place.in_place else pin_limit()
     for row in made.rows:
         gguf.types.update(row.types)
     cpu_rows = prompt_chunk(config)
@@ -253,6 +258,7 @@ def bind(
         result = lower(model, engine, cpu_rows, chunk_size)
         runtime.decoder = result.decoder
         runtime.notes += result.notes
+        runtime.pinned = result.pinned
         runtime.chunk_size = chunk_size or max(cpu_rows, result.prompt_rows)
         defers = result.defers
     if engine.int4.matrices:

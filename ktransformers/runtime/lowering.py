@@ -21,12 +21,14 @@ SHOWN = 3  # layers whose reason is told
 class Lowered:
     """decoder: None where the model runs module by module. notes: why what was not lowered.
     defers: some layer on a card leaves experts to the next one. prompt_rows: of a step, that cards
-    make good use of; 0: no more than the CPU does."""
+    make good use of; 0: no more than the CPU does. pinned: of the experts that come to cards, a
+    line for each run of layers."""
 
     decoder: _core.Decoder | None
     notes: list[str] = field(default_factory=list)
     defers: bool = False
     prompt_rows: int = 0
+    pinned: list[str] = field(default_factory=list)
 
 
 def cache_widths(model) -> list[tuple[int, int, int]]:
@@ -103,7 +105,8 @@ def lower(model, engine, cpu_rows: int, chunk_size: int | None = None) -> Lowere
     if len(outside) > SHOWN:
         notes.append(f"{len(outside) - SHOWN} more layers run in torch too")
     rows = max(run.rows for run in runs) if all_on_cards else 0
-    return Lowered(decoder, notes, any(run.defers for run in runs), rows)
+    pinned = [line for run in runs if (line := run.pinned_line())]
+    return Lowered(decoder, notes, any(run.defers for run in runs), rows, pinned)
 
 
 def card_runs(model, engine) -> list[CardLayers]:

@@ -121,6 +121,31 @@ TEST(CardRunner, ACapturedStepChoosesTokens) {
 
 TEST(CardRunner, ACapturedStepOfInt4LinearsToo) { check_way(HandoffWay::kHostFunction, 0); }
 
+TEST(CudaMemory, BringsWhatIsPinnedAndWhatIsNot) {
+  std::vector<uint8_t> from(3 * Staging::kSlots * Staging::kSlotBytes + 77);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = uint8_t(i * 31 + i / 4096);
+  CudaMemory memory;
+  auto* const pinned = memory.take<uint8_t>(from.size());
+  auto* const staged = memory.take<uint8_t>(from.size());
+  memory.prepare_copies(true);
+  std::vector<uint8_t> got(from.size());
+  {
+    const Pins pins(memory, {{from.data(), from.size()}}, SIZE_MAX);
+    EXPECT_EQ(pins.report().why, std::string());
+    EXPECT_TRUE(pins.has(from.data(), from.size()));
+    memory.bring({{pinned, from.data(), from.size(), true}}, 0);
+    memory.bring({{staged, from.data(), from.size(), false}}, 1);
+    memory.arrived(0, nullptr), memory.arrived(1, nullptr);
+    memory.finish(nullptr);
+  }
+  for (const uint8_t* copy : {pinned, staged}) {
+    check(cudaMemcpy(got.data(), copy, got.size(), cudaMemcpyDeviceToHost), "cudaMemcpy");
+    EXPECT_TRUE(got == from);
+  }
+  memory.prepare_copies(true);
+  EXPECT_THROW(memory.device(size_t{1} << 50), Error);
+}
+
 TEST(CardRunner, HostFunctionsDoTheSame) { check_way(HandoffWay::kHostFunction); }
 
 TEST(CardRunner, AJobsExceptionReachesTheCallerAndTheNextStepIsGood) {

@@ -255,6 +255,40 @@ def test_long_prompts_dequantise(tmp_path, monkeypatch, name, architecture, chan
     assert divergence(few.step([("a", 3)]), one.step([("a", 3)])) <= 1e-3
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("", r"cuda:0: ([\d.]+ MiB) of \1 of experts pinned in \d+\.\d s"),
+        (
+            "500k",
+            r"cuda:0: \d[\d.]+ KiB of [\d.]+ MiB of experts pinned in .*\(no more than 512000 ",
+        ),
+        (
+            "0",
+            r"cuda:0: 0 B of [\d.]+ MiB of experts pinned \(no more than 0 bytes .*copy the others",
+        ),
+    ],
+)
+def test_experts_that_come_to_the_card_are_pinned(both, tmp_path, monkeypatch, limit, said):
+    """All of them, some, none: the rest is staged, and the answer is the same."""
+    monkeypatch.setenv("KT_PIN_LIMIT", limit)
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
+    monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    model = load(both[2], rules)
+    assert re.search(said, model.kt.describe()), model.kt.describe()
+    model.kt.decoder.set_timing(True)
+    expected, got = (
+        Sequences(one).step([("a", token) for token in (5, 9, 2, 7, 11)], True)
+        for one in (both[0], model)
+    )
+    assert model.kt.decoder.phase_seconds["experts"] == 0
+    assert divergence(expected, got) <= 1e-3
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="KT_PIN_LIMIT=some: write"):
+        patch.setenv("KT_PIN_LIMIT", "some")
+        load(both[2], rules)
+
+
 @pytest.mark.parametrize("slots", ["backend: cpu", "backend: cuda, options: {experts: 3}"])
 def test_a_long_prompt_brings_its_experts_once(both, tmp_path, monkeypatch, slots):
     """One step of the card in slices, of several sequences, against the CPU."""

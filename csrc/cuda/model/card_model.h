@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cuda/api_step.h"
@@ -19,6 +20,7 @@
 #include "cuda/layer/layer.h"
 #include "cuda/model/dense.h"
 #include "cuda/model/memory.h"
+#include "cuda/model/pins.h"
 #include "cuda/moe/moe.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
@@ -48,6 +50,7 @@ struct CardShape {
   int vocab = 0;                // 0: norm and head are not on this card
   int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
   int deferred = 0;      // of a token's experts, so many of the least are added by the next layer
+  size_t pin_bytes = SIZE_MAX;  // of experts in RAM, at most
   int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
   int dense_rows = kDenseRows;       // of a step, from which its products dequantise
   size_t dense_bytes = kDenseBytes;  // of weights dequantised at a time, at most
@@ -173,6 +176,8 @@ class CardModel {
   /// Once, before the first step. Throws what Memory throws.
   void take_room(size_t bytes);
   bool has_room() const { return hidden_ != nullptr; }
+  /// Of the experts that are streamed, what could be pinned.
+  Pins::Report pinned() const { return pins_ ? pins_->report() : Pins::Report{}; }
   const CardShape& shape() const { return s_; }
   /// Layers as record_step wants them.
   std::vector<StepLayer> step_layers(const StepSize& size) const;
@@ -318,6 +323,7 @@ class CardModel {
   void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
                     const StepSize& size, float* out) const;
   void router(Stream stream, const Layer& layer, const StepSize& size) const;
+  void pin_sources();
   void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
   void route(Stream stream, const ExpertSlot* slots, int rows) const;
   /// Whether experts get rows enough, on the average, to be dequantised.
@@ -355,6 +361,7 @@ class CardModel {
   Product head_;
   Scratch main_, side_;
   Dense dense_;
+  std::unique_ptr<Pins> pins_;
   // On the card; shapes in the constructor.
   float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
       *shared_weight_, *weights_, *logits_, *expert_gate_ = nullptr, *expert_up_ = nullptr,

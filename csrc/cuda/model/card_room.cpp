@@ -53,6 +53,7 @@ void CardModel::take_room(size_t bytes) {
     uint8_t* const ring = memory_.take<uint8_t>(2 * half);
     for (Layer& layer : layers_)
       if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
+    pin_sources();
   }
   take_rows(memory_, num_items_ != nullptr);
 }

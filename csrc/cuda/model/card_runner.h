@@ -14,16 +14,20 @@
 #include "cuda/model/card.h"
 #include "cuda/model/card_model.h"
 #include "cuda/model/memory.h"
+#include "cuda/model/staging.h"
 
 namespace kt::cuda {
 
 /// cudaMalloc and pinned, mapped host memory; given back at the end.
-class CudaMemory : public Memory {
+class CudaMemory : public Memory, private CopyQueue {
  public:
   ~CudaMemory() override;
   void* device(size_t bytes) override;
   void* mapped(size_t bytes) override;
   void upload(void* to, const void* from, size_t bytes) override;
+  std::string pin(const void* at, size_t bytes) override;
+  void unpin(const void* at) noexcept override;
+  void prepare_copies(bool staged) override;
   void bring(const std::vector<Transfer>& pieces, int half) override;
   void arrived(int half, void* stream) override;
   void release(int half, void* stream) override;
@@ -31,8 +35,14 @@ class CudaMemory : public Memory {
   void copy(void* to, const void* from, size_t bytes) override;
 
  private:
+  void send(void* to, const void* from, size_t bytes) override;
+  void mark(int slot) override;
+  void wait(int slot) override;
+
   void* copies_ = nullptr;             // a stream for bring()
   void *there_[2] = {}, *free_[2] = {};  // its events
+  void* sent_[Staging::kSlots] = {};     // and those of staged copies
+  std::unique_ptr<Staging> staging_;
   std::vector<void*> device_, mapped_;
 };
 

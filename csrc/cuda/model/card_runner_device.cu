@@ -15,6 +15,8 @@ CudaMemory::~CudaMemory() {
   cudaStreamDestroy(static_cast<cudaStream_t>(copies_));
   for (void* event : {there_[0], there_[1], free_[0], free_[1]})
     cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  for (void* event : sent_)
+    if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
 void* CudaMemory::device(size_t bytes) {
@@ -35,6 +37,13 @@ void* CudaMemory::mapped(size_t bytes) {
 
 namespace {
 
+/// Waiting for one that was never recorded returns at once.
+void make_event(void** event) {
+  cudaEvent_t made;
+  check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming), "cudaEventCreate");
+  *event = made;
+}
+
 /// A copy may return before it is done, and steps run on a stream that waits for no other.
 void wait_for_copies() { check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize"); }
 
@@ -45,24 +54,55 @@ void CudaMemory::upload(void* to, const void* from, size_t bytes) {
   wait_for_copies();
 }
 
-void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {
+std::string CudaMemory::pin(const void* at, size_t bytes) {
+  const cudaError_t status =
+      cudaHostRegister(const_cast<void*>(at), bytes, cudaHostRegisterPortable);
+  if (status == cudaSuccess) return {};
+  cudaGetLastError();  // no operation after it is to report this one
+  return std::string("cudaHostRegister: ") + cudaGetErrorString(status);
+}
+
+void CudaMemory::unpin(const void* at) noexcept { cudaHostUnregister(const_cast<void*>(at)); }
+
+void CudaMemory::prepare_copies(bool staged) {
   if (!copies_) {
     cudaStream_t made;
     check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
     copies_ = made;
-    for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) {
-      cudaEvent_t one;
-      check(cudaEventCreateWithFlags(&one, cudaEventDisableTiming), "cudaEventCreate");
-      *event = one;  // waiting for one that was never recorded returns at once
-    }
+    for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) make_event(event);
   }
-  const auto copies = static_cast<cudaStream_t>(copies_);
-  check(cudaStreamWaitEvent(copies, static_cast<cudaEvent_t>(free_[half]), 0),
+  if (!staged || staging_) return;
+  for (void*& event : sent_) make_event(&event);
+  auto* const ring = static_cast<uint8_t*>(mapped(Staging::kSlots * Staging::kSlotBytes));
+  staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this), ring);
+}
+
+void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(copies_),
+                            static_cast<cudaEvent_t>(free_[half]), 0),
         "cudaStreamWaitEvent");
-  for (const Transfer& piece : pieces)
-    check(cudaMemcpyAsync(piece.to, piece.from, piece.bytes, cudaMemcpyHostToDevice, copies),
-          "cudaMemcpyAsync", piece.bytes);
-  check(cudaEventRecord(static_cast<cudaEvent_t>(there_[half]), copies), "cudaEventRecord");
+  for (const Transfer& piece : pieces) {
+    if (piece.pinned)
+      send(piece.to, piece.from, piece.bytes);
+    else
+      staging_->copy(piece.to, piece.from, piece.bytes);
+  }
+  check(cudaEventRecord(static_cast<cudaEvent_t>(there_[half]), static_cast<cudaStream_t>(copies_)),
+        "cudaEventRecord");
+}
+
+void CudaMemory::send(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(copies_)),
+        "cudaMemcpyAsync", bytes);
+}
+
+void CudaMemory::mark(int slot) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(sent_[slot]), static_cast<cudaStream_t>(copies_)),
+        "cudaEventRecord");
+}
+
+void CudaMemory::wait(int slot) {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(sent_[slot])), "cudaEventSynchronize");
 }
 
 void CudaMemory::arrived(int half, void* stream) {

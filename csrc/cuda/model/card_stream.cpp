@@ -37,6 +37,16 @@ void CardModel::plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes) {
   }
 }
 
+void CardModel::pin_sources() {
+  std::vector<HostRange> pieces;
+  for (const Layer& layer : layers_)
+    for (const ExpertSource& source : layer.w.sources)
+      for (const auto* part : {&source.gate, &source.up, &source.down})
+        for (const ExpertSource::Piece& piece : *part) pieces.push_back({piece.at, piece.bytes});
+  pins_ = std::make_unique<Pins>(memory_, std::move(pieces), s_.pin_bytes);
+  memory_.prepare_copies(pins_->report().pinned < pins_->report().asked);
+}
+
 bool CardModel::streams_all(const Layer& layer) const {
   if (layer.w.ffn != Ffn::kRouted || (layer.w.slots && layer.w.slot_table.empty())) return false;
   const std::vector<ExpertSource>& sources = layer.w.sources;
@@ -58,7 +68,8 @@ void CardModel::bring_round(const Layer& layer, size_t round) const {
     const ExpertSource& source = layer.w.sources[e];
     const auto queue = [&](const uint8_t* to, const std::vector<ExpertSource::Piece>& from) {
       for (const ExpertSource::Piece& piece : from) {
-        pieces.push_back({const_cast<uint8_t*>(to), piece.at, piece.bytes});
+        pieces.push_back({const_cast<uint8_t*>(to), piece.at, piece.bytes,
+                          pins_->has(piece.at, piece.bytes)});
         to += piece.bytes;
       }
     };

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -24,11 +25,19 @@ class Memory {
   virtual void* mapped(size_t bytes) = 0;
   /// Host to card.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  /// Makes host memory, whole pages, such that the card reads it by itself -> "", or why it cannot
+  /// be. Pages are pinned once.
+  virtual std::string pin(const void* at, size_t bytes) = 0;
+  /// What pin() was given.
+  virtual void unpin(const void* at) noexcept = 0;
+  /// Once, before bring(). staged: not everything will be pinned.
+  virtual void prepare_copies(bool staged) = 0;
   /// A piece of host memory on its way to the card.
   struct Transfer {
     void* to;
     const void* from;
     size_t bytes;
+    bool pinned;
   };
   /// Brings pieces to the card beside what streams compute. half: 0 or 1, of a ring: begins when
   /// release() of the last use of that half is reached.
@@ -89,6 +98,9 @@ class LimitedMemory : public Memory {
   void upload(void* to, const void* from, size_t bytes) override {
     memory_.upload(to, from, bytes);
   }
+  std::string pin(const void* at, size_t bytes) override { return memory_.pin(at, bytes); }
+  void unpin(const void* at) noexcept override { memory_.unpin(at); }
+  void prepare_copies(bool staged) override { memory_.prepare_copies(staged); }
   void bring(const std::vector<Transfer>& pieces, int half) override {
     memory_.bring(pieces, half);
   }
