@@ -53,7 +53,8 @@ class V3Maker {
     s.nope = o.narrow ? 64 : 128, s.rope = o.narrow ? 32 : 64, s.v = o.narrow ? 64 : 128;
     s.expert_inner = o.narrow ? 256 : 2048;
     const int dense_inner = o.narrow ? 512 : 18432;
-    s.rows = s.sequences = o.batch, s.experts = o.experts, s.top_k = std::min(8, o.experts), s.vocab = o.vocab;
+    s.rows = s.sequences = o.batch, s.experts = o.experts, s.top_k = std::min(8, o.experts);
+    s.vocab = o.vocab;
     s.max_pages = o.context / 64 + 2, s.pages = s.max_pages * o.batch;
     s.scale = 1 / std::sqrt(float(s.nope + s.rope));
     s.sigmoid = s.norm_topk_prob = true, s.routed_scaling_factor = 2.5f;

@@ -165,8 +165,9 @@ int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                   const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
                   void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,
                   int total_tokens, int heads, int kv_heads, int qk_dim, int v_dim, int max_pages,
-                  int max_length, float scale, int bf16, const void* k_rope, const void* k_exponents,
-                  const void* v_exponents, int sms, int arch, void* stream) {
+                  int max_length, float scale, int bf16, const void* k_rope,
+                  const void* k_exponents, const void* v_exponents, int sms, int arch,
+                  void* stream) {
   return guarded([&] {
     const FlashParams p{q,
                         k,
@@ -227,8 +228,8 @@ int kt_cuda_record_step(const int* flags, int layers, int sample, char* text, si
     std::vector<StepLayer> all;
     for (int i = 0; i < layers; ++i)
       all.push_back(
-          {(flags[i] & 1) != 0, (flags[i] & 2) != 0, (flags[i] & 4) != 0, (flags[i] & 8) != 0, false,
-           (flags[i] & 16) != 0});
+          {(flags[i] & 1) != 0, (flags[i] & 2) != 0, (flags[i] & 4) != 0, (flags[i] & 8) != 0,
+           false, (flags[i] & 16) != 0});
     TextRecorder recorder;
     record_step(all, sample != 0, recorder);
     KT_CHECK(recorder.text.size() < size, "a step of ", recorder.text.size(), " characters");

@@ -61,7 +61,8 @@ KT_API int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m
                               int bf16, int float_out, void* stream);
 
 /// v null: latent attention. An FP8 cache where v_exponents or, of latents, k_exponents and
-/// k_rope are given (attention/flash.h). Workspace by the first call with workspace null (bytes are written).
+/// k_rope are given (attention/flash.h). Workspace by the first call with workspace null (bytes are
+/// written).
 KT_API int kt_cuda_flash(const void* q, const void* k, const void* v, void* out,
                          const int32_t* first_token, const int32_t* kv_length, const int32_t* pages,
                          void* workspace, size_t* workspace_bytes, int sequences, int max_tokens,
@@ -92,9 +93,9 @@ KT_API int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes,
 KT_API int kt_cuda_card_put_matrix(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
                                    int k, int gguf_id, void** memory);
 /// The same, rounded to 4 bits for the int4 product. group: 32, 64 or 128 values have a scale, 32
-/// an offset too, but of Q4_0; 0: Q4_0, Q4_1 and Q4_K keep their codes, others are rounded in groups
-/// of 64. type: for kt_cuda_model_matrix. error, power: sums of squares of what rounding changed and
-/// of the values. k a multiple of 64 and of the group.
+/// an offset too, but of Q4_0; 0: Q4_0, Q4_1 and Q4_K keep their codes, others are rounded in
+/// groups of 64. type: for kt_cuda_model_matrix. error, power: sums of squares of what rounding
+/// changed and of the values. k a multiple of 64 and of the group.
 KT_API int kt_cuda_card_put_int4(kt_cuda_card* card, const void* blocks, int64_t bytes, int n,
                                  int k, int gguf_id, int group, int threads, int* type,
                                  double* error, double* power, void** memory);
@@ -118,9 +119,9 @@ KT_API int kt_cuda_model_matrix(kt_cuda_model* model, int layer, const char* nam
 /// An expert's matrices, put before; those not named are the CPU's.
 KT_API int kt_cuda_model_expert(kt_cuda_model* model, int layer, int expert, void* gate, void* up,
                                 void* down);
-/// A piece of an expert without a slot in host memory, in R16; part: 0 gate, 1 up, 2 down. Pieces of
-/// a part follow one another. With them, and the number stream_slots, long prompts bring experts to
-/// the card, and the memory is pinned as far as it can be. It must stay.
+/// A piece of an expert without a slot in host memory, in R16; part: 0 gate, 1 up, 2 down. Pieces
+/// of a part follow one another. With them, and the number stream_slots, long prompts bring experts
+/// to the card, and the memory is pinned as far as it can be. It must stay.
 KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part,
                                 const void* at, int64_t bytes);
 /// Checks it and takes its cache and what no step can do without. Fails, naming it, for a name that

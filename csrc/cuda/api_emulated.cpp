@@ -48,7 +48,8 @@ class EmulatedMemory : public Memory, private CopyQueue {
     if (!staged || staging_) return;
     // As many slots as on a card, but small ones, which emulated experts go around.
     auto* const ring = static_cast<uint8_t*>(mapped(Staging::kSlots * kSlotBytes));
-    staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this), ring, Staging::kSlots, kSlotBytes);
+    CopyQueue& queue = *this;
+    staging_ = std::make_unique<Staging>(queue, ring, Staging::kSlots, kSlotBytes);
   }
   void bring(const std::vector<Transfer>& pieces, int) override {
     for (const Transfer& piece : pieces) {
@@ -80,11 +81,14 @@ class EmulatedMemory : public Memory, private CopyQueue {
     const void* from;
     size_t bytes;
   };
-  void send(void* to, const void* from, size_t bytes) override { queue_.push_back({to, from, bytes}); }
+  void send(void* to, const void* from, size_t bytes) override {
+    queue_.push_back({to, from, bytes});
+  }
   void mark(int slot) override { marks_[slot] = queue_.size(); }
   void wait(int slot) override { send_until(marks_[slot]); }
   void send_until(size_t count) {
-    for (; sent_ < count; ++sent_) upload(queue_[sent_].to, queue_[sent_].from, queue_[sent_].bytes);
+    for (; sent_ < count; ++sent_)
+      upload(queue_[sent_].to, queue_[sent_].from, queue_[sent_].bytes);
   }
   void mark_written(void* to, size_t bytes) {
     const auto at = static_cast<uint8_t*>(to);

@@ -390,7 +390,8 @@ int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int part, 
                          int64_t bytes) {
   return guarded([&] {
     KT_CHECK(layer >= 0 && layer < model->layers, "layer ", layer, " of ", model->layers);
-    KT_CHECK(expert >= 0 && part >= 0 && part < 3 && bytes > 0, "part ", part, " of expert ", expert);
+    KT_CHECK(expert >= 0 && part >= 0 && part < 3 && bytes > 0, "part ", part, " of expert ",
+             expert);
     std::vector<ExpertSource>& all = model->sources[layer];
     const auto experts = static_cast<size_t>(model->number(kWhole, "experts"));
     KT_CHECK(size_t(expert) < experts, "expert ", expert, " of ", experts);

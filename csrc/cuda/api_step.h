@@ -11,7 +11,7 @@ typedef struct {
   int rows;
   int first_row;         // of the rows, in the step that kt_cuda_model_step was given
   const float* x;        // [rows, hidden], normalised
-  const int32_t* ids;    // [rows, top_k] experts, -1: on the card; null: the whole feed-forward part
+  const int32_t* ids;    // [rows, top_k] experts, -1: on the card; null: the whole feed-forward
   const float* weights;  // [rows, top_k]
   float* out;            // [rows, hidden]
 } kt_cuda_job;

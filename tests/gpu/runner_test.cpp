@@ -112,7 +112,8 @@ TEST(CardRunner, ACapturedStepChoosesTokens) {
     scene.model->sample_next({greedy, greedy}, size);
     runner.step(size);
     for (int row = 0; row < 2; ++row) {
-      const float* logits = scene.model->logits() + row * scene.v3.shape.vocab;  // of the step before
+      // Of the step before.
+      const float* logits = scene.model->logits() + row * scene.v3.shape.vocab;
       const auto best = std::max_element(logits, logits + scene.v3.shape.vocab) - logits;
       EXPECT_EQ(scene.model->tokens()[row], best);
     }

@@ -304,7 +304,8 @@ KT_DEVICE T atomic_add(T* p, T value) {
   return atomicAdd(p, value);
 }
 KT_DEVICE uint64_t atomic_add(uint64_t* p, uint64_t value) {
-  return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p),
+                   static_cast<unsigned long long>(value));
 }
 KT_DEVICE void fence() { __threadfence(); }
 

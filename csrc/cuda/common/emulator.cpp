@@ -352,7 +352,8 @@ void Block::check_shared(const void* address, size_t bytes, size_t alignment, bo
     fail(site, write ? "writes" : "reads", " shared bytes ", at, "..", at + intptr_t(bytes), " of ",
          shape_.shared_bytes);
   if (at % alignment) fail(site, "shared byte ", at, " is not aligned to ", alignment);
-  for (size_t i = at / kCellBytes; i < (at + bytes) / kCellBytes; ++i) touch(i, write, atomic, site);
+  for (size_t i = at / kCellBytes; i < (at + bytes) / kCellBytes; ++i)
+    touch(i, write, atomic, site);
 }
 
 void Block::copy(void* target, const void* source, size_t bytes, bool zeros, Site site) {

@@ -103,8 +103,8 @@ class Buffer {
 /// Runs `body` for every thread of every block. kernel: a function's signature with its template
 /// arguments, [with Kernel = ...]. Throws EmulationError.
 ///
-/// Where the environment's KT_EMULATED_KERNELS names a file, the process appends a line for each kernel
-/// at its end: kernel, launches, blocks, seconds (tests/tools/kernel_table.py adds them up).
+/// Where the environment's KT_EMULATED_KERNELS names a file, the process appends a line for each
+/// kernel at its end: kernel, launches, blocks, seconds (tests/tools/kernel_table.py adds them up).
 void run_grid(const char* kernel, const LaunchShape& shape, const std::function<void()>& body);
 
 // ---- what device_emulated.h builds the device functions from ----

@@ -1,9 +1,10 @@
-// A warp per row, lanes over pairs: the row is read for its largest value, and again (from L1) to be
-// divided and rounded.
+// A warp per row, lanes over pairs: the row is read for its largest value, and again (from L1) to
+// be divided and rounded.
 #include "cuda/gemm/rows16.h"
 
 #include "base/error.h"
 #include "cuda/common/activation.h"
+#include "cuda/common/typed_launch.h"
 #include "cuda/layer/block_reduce.h"
 
 namespace kt::cuda {
@@ -42,16 +43,7 @@ void launch_rows16(const Rows16Params& p) {
            " values: there must be some, and an even number");
   KT_CHECK(p.stride >= p.k, "rows of ", p.stride, " values hold no ", p.k);
   const LaunchShape shape{.grid_x = static_cast<unsigned>(div_up(p.rows, 8)), .threads = 256};
-  switch (p.type) {
-    case 0:
-      return launch<Rows16<float>>(shape, p, p.stream);
-    case 1:
-      return launch<Rows16<half_t>>(shape, p, p.stream);
-    case 2:
-      return launch<Rows16<bf16_t>>(shape, p, p.stream);
-    default:
-      throw InvalidArgument(concat("activation type ", int{p.type}));
-  }
+  launch_typed<Rows16>(p.type, "activations", shape, p);
 }
 
 }  // namespace kt::cuda

@@ -8,9 +8,9 @@ namespace kt::cuda {
 
 const char* name_of(StepOp op) {
   constexpr const char* kNames[] = {
-      "embed",         "attention",        "dense ffn",      "ffn norm", "router", "copy to host",
-      "shared expert", "resident experts", "streamed experts", "copy from host", "deferred from host",
-      "combine", "head", "sample"};
+      "embed",         "attention",        "dense ffn",        "ffn norm",       "router",
+      "copy to host",  "shared expert",    "resident experts", "streamed experts", "copy from host",
+      "deferred from host", "combine",     "head",             "sample"};
   return kNames[static_cast<int>(op)];
 }
 
@@ -67,11 +67,11 @@ int record_step(const std::vector<StepLayer>& layers, bool sample, StepRecorder&
   for (size_t i = 0; i < layers.size(); ++i) {
     const int index = static_cast<int>(i);
     KT_CHECK(!layers[i].moe || layers[i].cpu_experts || layers[i].resident_experts ||
-                 layers[i].streamed_experts, "layer ", i,
-             " has experts nowhere");
-    KT_CHECK(!layers[i].defers || (layers[i].moe && layers[i].cpu_experts && i + 1 < layers.size() &&
-                                   layers[i + 1].moe && layers[i + 1].cpu_experts),
-             "layer ", i, " defers experts to a layer that does not wait for the CPU");
+                 layers[i].streamed_experts,
+             "layer ", i, " has experts nowhere");
+    const auto waits = [&](size_t l) { return layers[l].moe && layers[l].cpu_experts; };
+    KT_CHECK(!layers[i].defers || (waits(i) && i + 1 < layers.size() && waits(i + 1)), "layer ", i,
+             " defers experts to a layer that does not wait for the CPU");
     r.run(kMain, StepOp::kAttention, index);
     if (layers[i].cpu_ffn) {
       const auto job = static_cast<uint64_t>(++jobs);

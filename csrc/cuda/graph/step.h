@@ -11,8 +11,8 @@
 // With deferral the CPU goes on with a layer's least experts while the GPU is in the next layer,
 // whose combination adds them:
 //
-//   main  | ... combine norm attention norm router | wait | post | ... | wait | post least | combine
-//   CPU   |       least experts of the last layer         | experts    |       | least experts ...
+//   main | ... combine norm attention norm router | wait | post | ... | wait | post least | combine
+//   CPU  |       least experts of the last layer         | experts    |       | least experts ...
 #pragma once
 
 #include <cstdint>

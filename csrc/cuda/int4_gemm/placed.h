@@ -35,11 +35,11 @@ struct ConvertedInt4 {
   std::vector<uint8_t> bytes;  // matrix.bytes() of them
   Int4Error error;
 };
-/// From blocks of a GGUF type, [n, k], by up to `threads` threads. group 0: Q4_0, Q4_1 and Q4_K keep
-/// their codes, with a scale per 32 values; others are rounded, 64 symmetric values to a scale.
-/// group 32, 64, 128: rounded in these groups, of 32 with offsets; where the format has such groups
-/// its codes are kept. Throws InvalidArgument for shapes that do not fit and values that are not
-/// finite, Unsupported for an unknown format.
+/// From blocks of a GGUF type, [n, k], by up to `threads` threads. group 0: Q4_0, Q4_1 and Q4_K
+/// keep their codes, with a scale per 32 values; others are rounded, 64 symmetric values to a
+/// scale. group 32, 64, 128: rounded in these groups, of 32 with offsets; where the format has such
+/// groups its codes are kept. Throws InvalidArgument for shapes that do not fit and values that are
+/// not finite, Unsupported for an unknown format.
 ConvertedInt4 convert_int4(std::span<const uint8_t> blocks, int gguf_id, int n, int k, int group,
                            int threads);
 

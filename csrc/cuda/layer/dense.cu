@@ -1,5 +1,6 @@
 // Products with float weights: a warp per row of W and up to 8 tokens, lanes over k, sums in float.
 #include "base/error.h"
+#include "cuda/common/typed_launch.h"
 #include "cuda/layer/block_reduce.h"
 #include "cuda/layer/layer.h"
 
@@ -42,16 +43,7 @@ void launch_dense_gemv(const DenseGemvParams& p) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
   const LaunchShape shape{
       .grid_x = unsigned(div_up(p.n, 4)), .grid_y = unsigned(div_up(p.m, 8)), .threads = 128};
-  switch (p.type) {
-    case 0:
-      return launch<DenseGemv<float>>(shape, p, p.stream);
-    case 1:
-      return launch<DenseGemv<half_t>>(shape, p, p.stream);
-    case 2:
-      return launch<DenseGemv<bf16_t>>(shape, p, p.stream);
-    default:
-      throw InvalidArgument(concat("weight type ", int{p.type}));
-  }
+  launch_typed<DenseGemv>(p.type, "weights", shape, p);
 }
 
 }  // namespace kt::cuda

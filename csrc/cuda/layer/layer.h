@@ -108,18 +108,25 @@ struct CopyParams {
 };
 void launch_copy(const CopyParams& params);
 
+/// Throws InvalidArgument for values out of range.
+void check_sampling(const kt_cuda_sampling& how);
+
+/// What has passed check_sampling; the kernel does not look again.
+struct CheckedSampling : kt_cuda_sampling {
+  explicit CheckedSampling(const kt_cuda_sampling& how) : kt_cuda_sampling(how) {
+    check_sampling(how);
+  }
+};
+
 /// The next token of every row, the one that the CPU's Sampler (csrc/program/sampling.h) chooses
 /// from the same logits with the same random number, but for draws within 1e-6 of a step.
 struct SampleParams {
-  const float* logits;            // [rows, vocab]
-  const kt_cuda_sampling* how;    // [rows], memory of the card or mapped; each must have passed
-                                  // check_sampling: the kernel does not look again
-  int32_t* token;                 // [rows], the same; -1: every logit is NaN
+  const float* logits;         // [rows, vocab]
+  const CheckedSampling* how;  // [rows], memory of the card or mapped
+  int32_t* token;              // [rows], the same; -1: every logit is NaN
   int rows, vocab;
   Stream stream;
 };
 void launch_sample(const SampleParams& params);
-/// Throws InvalidArgument for values out of range.
-void check_sampling(const kt_cuda_sampling& how);
 
 }  // namespace kt::cuda

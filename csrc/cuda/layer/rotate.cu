@@ -38,7 +38,8 @@ struct RotateKernel {
     }
     if (!p.exponents) {
       const Global<T> out = Global<T>(static_cast<T*>(p.out)) + out_row * p.dim;
-      return each(p, row, head, position, factor, [&](int i, float v) { out[i] = from_float<T>(v); });
+      return each(p, row, head, position, factor,
+                  [&](int i, float v) { out[i] = from_float<T>(v); });
     }
     float most = 0;
     each(p, row, head, position, factor, [&](int, float v) { most = max(most, abs(v)); });

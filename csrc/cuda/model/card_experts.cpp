@@ -27,9 +27,11 @@ void CardModel::take_experts(Memory& memory) {
                       memory.take<float>(places)};
 }
 
-bool CardModel::has_many_rows(const StepSize& size) const {
+bool CardModel::has_many_rows(const Layer& layer, const StepSize& size) const {
+  if (!knows_slots(layer.w)) return false;
   if (is_long(size)) return true;
-  return size.dense && dense_.x && int64_t{size.rows} * s_.top_k >= int64_t{s_.experts} * s_.dense_rows;
+  const int64_t choices = int64_t{size.rows} * s_.top_k;
+  return size.dense && dense_.x && choices >= int64_t{s_.experts} * s_.dense_rows;
 }
 
 void CardModel::route(Stream stream, const ExpertSlot* slots, int rows) const {
@@ -39,7 +41,7 @@ void CardModel::route(Stream stream, const ExpertSlot* slots, int rows) const {
 }
 
 void CardModel::resident_experts(Stream stream, const Layer& layer, const StepSize& size) const {
-  if (!has_many_rows(size) || layer.w.slot_table.empty()) return few_rows_experts(stream, layer, size.rows);
+  if (!has_many_rows(layer, size)) return few_rows_experts(stream, layer, size.rows);
   sort_rows(stream, size);
   begin_sum(stream, nullptr, nullptr, size.rows);
   many_rows_experts(stream, layer, with_slots(layer), layer.w.slot_table, sorted_counts(stream),
@@ -92,18 +94,20 @@ std::vector<int32_t> CardModel::sorted_counts(Stream stream) const {
 }
 
 void CardModel::begin_sum(Stream stream, const float* addend, const float* gate, int rows) const {
-  launch_combine({nullptr, none_, weights_, addend, gate, nullptr, delta_, rows, s_.hidden, 0, stream});
+  launch_combine(
+      {nullptr, none_, weights_, addend, gate, nullptr, delta_, rows, s_.hidden, 0, stream});
 }
 
-void CardModel::many_rows_experts(Stream stream, const Layer& layer, const std::vector<int>& experts,
+void CardModel::many_rows_experts(Stream stream, const Layer& layer,
+                                  const std::vector<int>& experts,
                                   const std::vector<ExpertSlot>& at,
                                   const std::vector<int32_t>& counts, const StepSize& size) const {
   const size_t inner = s_.expert_inner, hidden = s_.hidden, values = 2 * inner * hidden;
   const int together = static_cast<int>(
       std::min<size_t>(DenseGemmParams::kMostRuns, dense_.values / values));
   for (const auto& chunk : cut_experts(experts, counts, max_tiles_ * 8, together)) {
-    DenseGemmParams p{dense_.x, sources_, dense_.weights, expert_gate_, 0, int(2 * inner), s_.hidden,
-                      false, true, stream};
+    DenseGemmParams p{dense_.x, sources_,  dense_.weights, expert_gate_, 0, int(2 * inner),
+                      s_.hidden, false, true, stream};
     p.scales = dense_.x_scales, p.w_step = int64_t(values), p.has_runs = true;
     p.products = static_cast<int>(chunk.size());
     CombineRunsParams sum{expert_y_, places_, weights_, delta_, size.rows, s_.hidden, s_.top_k,
@@ -140,7 +144,7 @@ void CardModel::combine(Stream stream, int index, const StepSize& size) const {
   const float* const cpu = layer.w.cpu_experts ? cpu_ : nullptr;
   const bool is_owed = size.defers && index > 0 && layers_[index - 1].defers;
   const float* const owed = is_owed ? deferred_ : nullptr;
-  if (!has_many_rows(size) || layer.w.slot_table.empty())
+  if (!layer.w.slots || !has_many_rows(layer, size))
     return launch_combine({expert_y_, layer.w.slots ? places_ : none_, weights_, shared, gate, cpu,
                            delta_, size.rows, s_.hidden, s_.top_k, stream, owed});
   // The sum of the card's experts is there.

@@ -51,9 +51,12 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   bool resident = false;
   for (const CardLayer& w : layers) {
     check_layer(w);
-    Layer layer{w, product(w.qkv), product({w.q_b}), product({w.o}), product(w.gate_up),
-                product({w.down}), nullptr, nullptr, nullptr, nullptr, nullptr, {}, false,
-                {}, {}, {}};
+    Layer layer{.w = w,
+                .qkv = product(w.qkv),
+                .q_b = product({w.q_b}),
+                .o = product({w.o}),
+                .gate_up = product(w.gate_up),
+                .down = product({w.down})};
     take_cache(layer);
     wide = std::max({wide, layer.qkv.n(), layer.gate_up.n()});
     inner = std::max(inner, layer.gate_up.n() / 2);
@@ -92,7 +95,7 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   logits_ = memory.take<float>(std::max<size_t>(1, head_rows * s_.vocab));
   if (s_.vocab > 0) {
     host_logits_ = memory.take_mapped<float>(head_rows * s_.vocab);
-    host_sampling_ = memory.take_mapped<kt_cuda_sampling>(head_rows);
+    host_sampling_ = memory.take_mapped<CheckedSampling>(head_rows);
     host_tokens_ = memory.take_mapped<int32_t>(head_rows);
   }
   take_jobs(memory);

@@ -1,13 +1,13 @@
 // A run of decoder layers on one card: what the operations of a step launch. Attention is latent
-// (DeepSeek-V2/V3) or grouped-query; the feed-forward part dense, routed, or the CPU's. The order of
-// the operations and the way to the CPU's experts is step.h's; this file's part is their bodies.
+// (DeepSeek-V2/V3) or grouped-query; the feed-forward part dense, routed, or the CPU's. The order
+// of the operations and the way to the CPU's experts is step.h's; this file's part is their bodies.
 // Weights keep the file's bytes in R16; sums and the residual stream are float.
 //
 // A step is any mix of prompt chunks and generated tokens: rows of several sequences, a sequence's
-// rows one after another. Embeddings come from the host (a row is read per token, the table stays in
-// RAM), and so do positions and block tables: begin_step() writes them to mapped memory, the first
-// operation copies them. Every pointer is fixed at construction and every launch depends on the
-// step's StepSize only, so that a captured step can be replayed.
+// rows one after another. Embeddings come from the host (a row is read per token, the table stays
+// in RAM), and so do positions and block tables: begin_step() writes them to mapped memory, the
+// first operation copies them. Every pointer is fixed at construction and every launch depends on
+// the step's StepSize only, so that a captured step can be replayed.
 #pragma once
 
 #include <cstdint>
@@ -18,135 +18,15 @@
 #include "cuda/attention/flash.h"
 #include "cuda/graph/step.h"
 #include "cuda/layer/layer.h"
+#include "cuda/model/card_shape.h"
 #include "cuda/model/dense.h"
 #include "cuda/model/memory.h"
 #include "cuda/model/pins.h"
+#include "cuda/model/step_size.h"
 #include "cuda/moe/moe.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
 namespace kt::cuda {
-
-/// A matrix on the card: R16, rows of floats (F32, F16, BF16), or int4, whose type is below zero
-/// (int4_gemm/placed.h). Several with the same k may stand below one another, but for int4.
-struct CudaMatrix {
-  const uint8_t* weights = nullptr;
-  int n = 0, k = 0, gguf_id = 0;
-  explicit operator bool() const { return weights != nullptr; }
-};
-/// Bytes of it. Throws Unsupported for types that do not exist.
-size_t matrix_bytes(const CudaMatrix& matrix);
-/// How products find its values.
-WeightLayout layout_of(int gguf_id);
-
-struct CardShape {
-  int rows = 1;       // most tokens of a step; fewer where there is no room (CardModel::shape)
-  int slice = 0;      // that attention and dense parts take at a time; 0: as many as rows
-  int sequences = 1;  // most sequences of a step
-  int hidden = 0, heads = 0;
-  int rope = 0;                                  // rotated values of a head
-  int q_lora = 0, kv_lora = 0, nope = 0, v = 0;  // latent attention; q_lora 0: none
-  int kv_heads = 1, head_dim = 0;                // grouped-query: kv_lora is 0
-  int experts = 0, top_k = 0, expert_inner = 0;            // of MoE layers
-  int vocab = 0;                // 0: norm and head are not on this card
-  int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
-  int deferred = 0;      // of a token's experts, so many of the least are added by the next layer
-  size_t pin_bytes = SIZE_MAX;  // of experts in RAM, at most
-  int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
-  int dense_rows = kDenseRows;       // of a step, from which its products dequantise
-  size_t dense_bytes = kDenseBytes;  // of weights dequantised at a time, at most
-  float eps = 1e-6f, inner_eps = 1e-6f;  // of the layers' norms, and of attention's own
-  float scale = 0, rope_scaling = 1;     // of the scores; of cos and sin
-  bool rope_interleaved = true;
-  bool fp8_cache = false;  // latents and values in E4M3, a power of two per position and head
-  int n_group = 1, topk_group = 1;
-  bool sigmoid = false, group_sum_of_two = false, norm_topk_prob = false;
-  float routed_scaling_factor = 1;
-  int sms = 1, arch = 90;  // of the card
-
-  bool latent() const { return kv_lora > 0; }
-  int qk() const { return latent() ? kv_lora + rope : head_dim; }   // as attention reads it
-  int attended() const { return latent() ? kv_lora : head_dim; }    // what it gives, per head
-  int mixed() const { return heads * (latent() ? v : head_dim); }   // what o reads
-};
-
-/// Where a layer's feed-forward part is.
-enum class Ffn : uint8_t {
-  kDense,   // on the card
-  kRouted,  // router and shared expert on the card, experts there or on the CPU
-  kCpu,     // one job of the CPU
-};
-
-/// An expert's matrices in host memory, each in pieces that follow one another on the card.
-struct ExpertSource {
-  struct Piece {
-    const uint8_t* at;
-    size_t bytes;
-  };
-  std::vector<Piece> gate, up, down;
-};
-
-/// Pointers are to the card's memory. Norm weights and biases: float.
-struct CardLayer {
-  const float *attention_norm, *ffn_norm;
-  // Latent: [q_lora | kv_lora + rope, hidden], where there is no q_lora [heads (nope + rope)] and
-  // [kv_lora + rope] as two; grouped-query: queries, keys, values.
-  std::vector<CudaMatrix> qkv;
-  const float *q_norm, *kv_norm;   // grouped-query: per head, or null
-  const float* bias[3] = {};       // grouped-query: of queries, keys, values, or null
-  CudaMatrix q_b, o;               // [heads (nope + rope), q_lora], [hidden, mixed()]
-  const half_t* k_b = nullptr;     // [heads, kv_lora, nope]: kv_b's key rows, transposed
-  const half_t* v_b = nullptr;     // [heads, v, kv_lora]
-  Ffn ffn = Ffn::kDense;
-  std::vector<CudaMatrix> gate_up;  // the dense FFN, or the shared expert: [gate | up], or two
-  CudaMatrix down;
-  // Of routed ones:
-  const float* router = nullptr;         // [experts, hidden]
-  const float* router_bias = nullptr;    // [experts] or null
-  const float* shared_gate = nullptr;    // [hidden]: a sigmoid on the shared expert, or null
-  const ExpertSlot* slots = nullptr;     // [experts], null: every expert is the CPU's
-  std::vector<ExpertSlot> slot_table;    // the same for the host; empty: steps of many rows, too,
-                                         // take the way of few
-  bool cpu_experts = true;               // some have no slot
-  CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of experts; no pointers
-  /// Where experts without a slot are in RAM, in R16: [experts], no pieces for those with one. Empty:
-  /// they are never streamed.
-  std::vector<ExpertSource> sources;
-};
-
-/// What a step's launches depend on.
-struct StepSize {
-  int rows = 1, sequences = 1;
-  int max_tokens = 1;  // of a sequence
-  int head_rows = 1;   // whose logits are wanted; 0: none
-  bool hidden_out = false;
-  bool sample = false;   // tokens are wanted instead of logits
-  bool graph = false;    // it is captured and replayed: a decode step of few rows
-  bool defers = false;   // the CPU's least experts are added by the next layer; of graphs only
-  bool streams = false;  // experts come to the card, where a layer has sources
-  bool dense = false;    // products dequantise; never captured, for the streams share the memory
-  int first_row = 0;     // of a slice, in the step; 0 of a whole step
-  int input = 0;         // which of the step's inputs a slice has
-
-  /// One token of each of so many sequences.
-  static StepSize decode(int rows, bool head) { return {rows, rows, 1, head ? rows : 0, !head}; }
-  /// Whether it is one of those.
-  bool is_decode(bool head) const {
-    return !streams && !dense && max_tokens == 1 && head_rows == (head ? rows : 0) && hidden_out == !head;
-  }
-};
-
-/// Some rows of a step that follow one another, as a step. Rows with logits must ascend. The whole
-/// one must stay.
-class PartOfStep {
- public:
-  PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidden, int vocab);
-  PartOfStep(const PartOfStep&) = delete;
-  PartOfStep& operator=(const PartOfStep&) = delete;
-  kt_cuda_step step;
-
- private:
-  std::vector<int32_t> sequence_, head_rows_;
-};
 
 /// What a model takes of a card's room beside what no step can do without.
 struct RoomPlan {
@@ -184,8 +64,8 @@ class CardModel {
   /// Whether experts can be streamed: there is a ring, and a layer with sources. Steps of more rows
   /// than a slice must.
   bool can_stream() const;
-  /// Issues one operation's kernels; captured or run at once. Experts of many rows wait for the card
-  /// on the host in between: such a step cannot be captured. Throws CudaError.
+  /// Issues one operation's kernels; captured or run at once. Experts of many rows wait for the
+  /// card on the host in between: such a step cannot be captured. Throws CudaError.
   void launch(Stream stream, StepOp op, int layer, const StepSize& size);
 
   /// Host side of a step, before its launch. padded: rows of a captured step to fill up to, at
@@ -252,18 +132,19 @@ class CardModel {
     CardLayer w;
     Product qkv, q_b, o, gate_up, down;
     // [pages + 1, 64, kv_heads, ...] as FlashParams has them; latent: values is null.
-    uint8_t *keys, *values, *rope, *key_exponents, *value_exponents;
+    uint8_t *keys = nullptr, *values = nullptr, *rope = nullptr;
+    uint8_t *key_exponents = nullptr, *value_exponents = nullptr;
     /// The same as bytes of a page each, for who copies or counts them.
     struct CachePart {
       uint8_t* at;
       size_t page_bytes;
     };
-    std::vector<CachePart> cache;
+    std::vector<CachePart> cache = {};
     bool defers = false;  // in steps that do: the next layer is one that waits for the CPU
     /// Runs of experts that come to the ring together, and the slots they have there.
-    std::vector<std::vector<int>> rounds;
-    std::vector<const ExpertSlot*> round_slots;  // [experts] each, on the card
-    std::vector<std::vector<ExpertSlot>> round_places;  // the same in RAM
+    std::vector<std::vector<int>> rounds = {};
+    std::vector<const ExpertSlot*> round_slots = {};  // [experts] each, on the card
+    std::vector<std::vector<ExpertSlot>> round_places = {};  // the same in RAM
   };
   static int tiles(int rows) { return div_up(rows, 8); }
   static Result result(const Product& product, float* y, int rows, int first);
@@ -282,8 +163,8 @@ class CardModel {
   bool can_be_long(const RoomPlan& plan) const;
   size_t rows_bytes(int rows, bool experts) const;
   void take_rows(Memory& memory, bool experts);
-  /// Whether a step is longer than a slice: then its slices go through each layer one after another,
-  /// and its experts see all of its rows at once.
+  /// Whether a step is longer than a slice: then its slices go through each layer one after
+  /// another, and its experts see all of its rows at once.
   bool is_long(const StepSize& size) const { return size.rows > s_.slice; }
   /// A step's slices: itself, where it is one.
   std::vector<StepSize> slices_of(const StepSize& size) const;
@@ -326,8 +207,11 @@ class CardModel {
   void pin_sources();
   void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
   void route(Stream stream, const ExpertSlot* slots, int rows) const;
-  /// Whether experts get rows enough, on the average, to be dequantised.
-  bool has_many_rows(const StepSize& size) const;
+  /// Whether experts get rows enough, on the average, to be dequantised, and the host knows which
+  /// of them are on the card.
+  bool has_many_rows(const Layer& layer, const StepSize& size) const;
+  /// Whether the host has the table of slots, where there is one.
+  static bool knows_slots(const CardLayer& w) { return !w.slots || !w.slot_table.empty(); }
   void resident_experts(Stream stream, const Layer& layer, const StepSize& size) const;
   /// To expert_y_, those that route() found a slot for.
   void few_rows_experts(Stream stream, const Layer& layer, int rows) const;
@@ -363,16 +247,16 @@ class CardModel {
   Dense dense_;
   std::unique_ptr<Pins> pins_;
   // On the card; shapes in the constructor.
-  float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_, *router_logits_,
-      *shared_weight_, *weights_, *logits_, *expert_gate_ = nullptr, *expert_up_ = nullptr,
-                                            *expert_y_ = nullptr, *flash_partial_ = nullptr;
+  float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_;
+  float *router_logits_, *shared_weight_, *weights_, *logits_, *flash_partial_ = nullptr;
+  float *expert_gate_ = nullptr, *expert_up_ = nullptr, *expert_y_ = nullptr;
   size_t flash_bytes_ = 0;
   half_t *low_, *queries_, *attended_;
   int32_t *ids_, *cpu_ids_, *places_, *sources_ = nullptr, *num_items_ = nullptr, *none_;
   GemvItem *gate_items_ = nullptr, *up_items_ = nullptr, *down_items_ = nullptr;
   Prepared expert_prepared_{};
-  /// Positions, sequences, lengths, first rows, rows for the head and, last, the block tables: where
-  /// they begin in one array.
+  /// Positions, sequences, lengths, first rows, rows for the head and, last, the block tables:
+  /// where they begin in one array.
   struct Input {
     int32_t *position, *sequence, *length, *first, *head_rows, *pages;
   };
@@ -383,7 +267,7 @@ class CardModel {
   void write_head_rows(const kt_cuda_step& step, int padded, StepSize& size);
   int32_t *input_, *host_input_;  // card's, mapped
   float *host_hidden_, *host_logits_ = nullptr;
-  kt_cuda_sampling* host_sampling_ = nullptr;
+  CheckedSampling* host_sampling_ = nullptr;
   int32_t* host_tokens_ = nullptr;
   kt_cuda_job host_{}, now_{}, later_{};  // whole; its two parts in a step that defers
   std::vector<int32_t> now_ids_, later_ids_;

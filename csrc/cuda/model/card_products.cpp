@@ -82,8 +82,8 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
 void CardModel::dequantise(Stream stream, const CudaMatrix& m, const uint8_t* weights, half_t* out,
                            int first, int rows) const {
   if (is_int4(m.gguf_id)) return dequantise_int4(stream, m, weights, out, first, rows);
-  launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id), false, stream,
-                     first, rows});
+  launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id), false,
+                     stream, first, rows});
 }
 
 void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,

@@ -109,8 +109,8 @@ size_t CardModel::ring_bytes(int slots) const {
   return 2 * slots * expert_room() + (num_items_ ? 0 : products) + tables;
 }
 
-/// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is the
-/// CPU's then.
+/// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is
+/// the CPU's then.
 bool CardModel::can_be_long(const RoomPlan& plan) const {
   return plan.stream_slots > 0 && plan.dense_values > 0 &&
          std::all_of(layers_.begin(), layers_.end(), [this](const Layer& layer) {

@@ -92,8 +92,9 @@ void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {
 }
 
 void CudaMemory::send(void* to, const void* from, size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(copies_)),
-        "cudaMemcpyAsync", bytes);
+  const auto copies = static_cast<cudaStream_t>(copies_);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, copies), "cudaMemcpyAsync",
+        bytes);
 }
 
 void CudaMemory::mark(int slot) {
@@ -159,8 +160,8 @@ namespace {
 
 cudaStream_t cuda(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-/// Launches every operation of a step on one stream. Jobs run here, behind what was launched between
-/// post and await.
+/// Launches every operation of a step on one stream. Jobs run here, behind what was launched
+/// between post and await.
 class Eagerly : public StepRecorder {
  public:
   /// jobs: null runs none.

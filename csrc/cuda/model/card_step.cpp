@@ -25,23 +25,6 @@ CardModel::Input CardModel::input_of(const StepSize& slice) const {
   return input(input_ + slice.input * input_ints(s_.sequences));
 }
 
-PartOfStep::PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidden, int vocab)
-    : step(whole) {
-  const int base = whole.sequence[first];
-  for (int i = 0; i < rows; ++i) sequence_.push_back(whole.sequence[first + i] - base);
-  int before = 0;  // rows with logits
-  while (before < whole.num_head_rows && whole.head_rows[before] < first) ++before;
-  for (int i = before; i < whole.num_head_rows && whole.head_rows[i] < first + rows; ++i)
-    head_rows_.push_back(whole.head_rows[i] - first);
-  step.rows = rows, step.sequences = sequence_.back() + 1;
-  step.hidden += int64_t{first} * hidden, step.position += first;
-  step.sequence = sequence_.data(), step.pages += base, step.num_pages += base;
-  step.num_head_rows = static_cast<int>(head_rows_.size()), step.head_rows = head_rows_.data();
-  if (step.logits) step.logits += int64_t{before} * vocab;
-  if (step.sampling) step.sampling += before, step.tokens += before;
-  if (step.hidden_out) step.hidden_out += int64_t{first} * hidden;
-}
-
 StepSize CardModel::begin_step(const kt_cuda_step& step, int padded, int first_row) {
   KT_CHECK(has_room(), "a step before take_room()");
   host_.first_row = first_row;
@@ -114,8 +97,8 @@ StepSize CardModel::write_input(const kt_cuda_step& step, int padded, int index)
 }
 
 void CardModel::write_head_rows(const kt_cuda_step& step, int padded, StepSize& size) {
-  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= std::min(size.rows, int{KT_CUDA_MOST_HEAD_ROWS}) &&
-               (step.num_head_rows == 0 || s_.vocab > 0),
+  const int most = s_.vocab > 0 ? std::min(size.rows, int{KT_CUDA_MOST_HEAD_ROWS}) : 0;
+  KT_CHECK(step.num_head_rows >= 0 && step.num_head_rows <= most,
            "logits of ", step.num_head_rows, " rows of ", size.rows);
   const Input in = input(host_input_ + size.input * input_ints(s_.sequences));
   std::fill_n(in.head_rows, in.pages - in.head_rows, -1);
@@ -136,10 +119,10 @@ void CardModel::write_head_rows(const kt_cuda_step& step, int padded, StepSize& 
 
 void CardModel::sample_next(const std::vector<kt_cuda_sampling>& how, StepSize& size) {
   KT_CHECK(int(how.size()) <= size.head_rows, how.size(), " tokens of ", size.head_rows, " rows");
-  for (const kt_cuda_sampling& one : how) check_sampling(one);
-  std::copy(how.begin(), how.end(), host_sampling_);
-  for (int i = static_cast<int>(how.size()); i < size.head_rows; ++i)
-    host_sampling_[i] = kt_cuda_sampling{0, 1, 1, 0, 0, 1, 0};  // rows nobody asked for
+  const kt_cuda_sampling greedy{.random = 0, .temperature = 1, .top_p = 1, .min_p = 0, .top_k = 0,
+                                .greedy = 1, .pad = 0};  // rows nobody asked for
+  for (int i = 0; i < size.head_rows; ++i)
+    host_sampling_[i] = CheckedSampling(i < int(how.size()) ? how[i] : greedy);
   size.sample = true;
 }
 

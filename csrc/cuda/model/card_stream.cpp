@@ -48,7 +48,7 @@ void CardModel::pin_sources() {
 }
 
 bool CardModel::streams_all(const Layer& layer) const {
-  if (layer.w.ffn != Ffn::kRouted || (layer.w.slots && layer.w.slot_table.empty())) return false;
+  if (layer.w.ffn != Ffn::kRouted || !knows_slots(layer.w)) return false;
   const std::vector<ExpertSource>& sources = layer.w.sources;
   const auto there = std::count_if(sources.begin(), sources.end(),
                                    [](const ExpertSource& one) { return !one.gate.empty(); });
@@ -80,7 +80,7 @@ void CardModel::bring_round(const Layer& layer, size_t round) const {
 
 void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const {
   const bool is_long = CardModel::is_long(size);
-  const bool many = has_many_rows(size) && (!layer.w.slots || !layer.w.slot_table.empty());
+  const bool many = has_many_rows(layer, size);
   const float* const shared = layer.gate_up ? shared_ : nullptr;
   const float* const gate = layer.w.shared_gate ? shared_weight_ : nullptr;
   // The first sum takes the shared expert, every later one what is there already.
@@ -109,7 +109,8 @@ void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSi
     const int half = static_cast<int>(round % 2);
     memory_.arrived(half, stream);
     if (many) {
-      many_rows_experts(stream, layer, layer.rounds[round], layer.round_places[round], counts, size);
+      many_rows_experts(stream, layer, layer.rounds[round], layer.round_places[round], counts,
+                        size);
     } else {
       route(stream, layer.round_slots[round], size.rows);
       add();

@@ -20,8 +20,8 @@ namespace kt::cuda {
 /// CardShape::dense_rows takes what it says of a card.
 constexpr int kDenseRows = 128;
 
-/// Rows up to which a matrix in int4 is multiplied by its own kernel in such steps too: a tile of 64
-/// rows makes few passes over weights that are a quarter of what dequantising writes.
+/// Rows up to which a matrix in int4 is multiplied by its own kernel in such steps too: a tile of
+/// 64 rows makes few passes over weights that are a quarter of what dequantising writes.
 constexpr int kMostInt4Rows = 256;
 
 /// Bytes of dequantised weights at a time, where there is room: a wave of tiles on the largest

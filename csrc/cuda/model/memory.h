@@ -1,6 +1,6 @@
 // Memory of a model on the card, behind an interface: cudaMalloc and pinned host memory, or, in the
-// tests, buffers that the emulator watches. Memory is taken while a model is built, never by a step;
-// bring, arrived, release and finish are what steps use.
+// tests, buffers that the emulator watches. Memory is taken while a model is built, never by a
+// step; bring, arrived, release and finish are what steps use.
 #pragma once
 
 #include <stddef.h>
@@ -66,8 +66,8 @@ class Memory {
   }
 };
 
-/// Of so many free bytes of a card those that models take where they can do with less: an eighth, at
-/// most 1 GiB, stays for the driver, which loads kernels and keeps graphs there.
+/// Of so many free bytes of a card those that models take where they can do with less: an eighth,
+/// at most 1 GiB, stays for the driver, which loads kernels and keeps graphs there.
 constexpr size_t usable_room(size_t free) {
   return free - std::min(free / 8, size_t{1} << 30);
 }

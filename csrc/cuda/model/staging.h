@@ -1,6 +1,6 @@
-// Copies from memory that is not pinned: by the calling thread into a ring that is, and from there by
-// the card, so that one piece is on its way while the next is being copied. cudaMemcpyAsync would do
-// the same from pageable memory, but waits for each copy.
+// Copies from memory that is not pinned: by the calling thread into a ring that is, and from there
+// by the card, so that one piece is on its way while the next is being copied. cudaMemcpyAsync
+// would do the same from pageable memory, but waits for each copy.
 #pragma once
 
 #include <stddef.h>

@@ -3,6 +3,7 @@
 // and summed. Reads x twice; the second time from L1.
 #include "base/error.h"
 #include "cuda/common/activation.h"
+#include "cuda/common/typed_launch.h"
 #include "cuda/quant_gemv/quant_gemv.h"
 
 namespace kt::cuda {
@@ -59,16 +60,7 @@ void launch_prepare(const PrepareParams& p) {
   KT_CHECK(p.tiles > 0, "no tokens");
   KT_CHECK(p.stride >= p.k, "rows of ", p.stride, " values hold no ", p.k);
   const LaunchShape shape{.grid_x = static_cast<unsigned>(p.tiles), .threads = 256};
-  switch (p.type) {
-    case 0:
-      return launch<Prepare<float>>(shape, p, p.stream);
-    case 1:
-      return launch<Prepare<half_t>>(shape, p, p.stream);
-    case 2:
-      return launch<Prepare<bf16_t>>(shape, p, p.stream);
-    default:
-      throw InvalidArgument(concat("activation type ", int{p.type}));
-  }
+  launch_typed<Prepare>(p.type, "activations", shape, p);
 }
 
 }  // namespace kt::cuda

@@ -60,7 +60,9 @@ void check(const Shape& s) {
   std::vector<uint8_t> k_exponents(kFp8 ? places : 0), v_exponents(v.empty() ? 0 : places);
   for (uint8_t& e : k_exponents) e = uint8_t(127 - 4 + random() % 3);
   for (uint8_t& e : v_exponents) e = kFp8 ? uint8_t(127 - 9 + random() % 12) : 127;
-  const auto times = [](float value, uint8_t exponent) { return std::ldexp(value, exponent - 127); };
+  const auto times = [](float value, uint8_t exponent) {
+    return std::ldexp(value, exponent - 127);
+  };
   const auto key = [&](size_t at, int d) {
     if (d >= k_width) return to_float(rope[at * (s.qk - k_width) + d - k_width]);
     const float value = to_float(k[at * k_width + d]);

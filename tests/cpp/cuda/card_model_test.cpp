@@ -202,7 +202,8 @@ struct Scene {
   /// int4: what the linears are on the card; of those that read one input not all.
   Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false) : weights(memory, int4) {
     CardShape s;
-    s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads, s.q_lora = kQLora, s.kv_lora = kKvLora;
+    s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads;
+    s.q_lora = kQLora, s.kv_lora = kKvLora;
     s.nope = kNope, s.rope = kRope, s.v = kValue, s.experts = kExperts, s.top_k = kTopK;
     s.expert_inner = kInner, s.vocab = kVocab, s.pages = kPages, s.max_pages = 3;
     s.scale = 1 / std::sqrt(float{kNope + kRope}), s.sms = 3, s.arch = 90;
@@ -437,7 +438,8 @@ TEST(CardModel, ARowDoesNotDependOnHowManyOthersThereAre) {
     std::vector<std::vector<int32_t>> pages;
     for (int i = 0; i < rows; ++i) pages.push_back({i});
     const std::vector<int32_t> positions(rows, 0);
-    const StepSize size = model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
+    const StepSize size =
+        model.begin_step(embeddings.data() + first * 256, positions.data(), pages);
     Eagerly recorder(model, size, [&](uint64_t number) { job.run(int(number) - 1); });
     record_step(model.step_layers(size), false, recorder);
 #if defined(KT_TEST_ON_GPU)

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "buffer.h"
+#include "values.h"
 #include "cuda/gemm/dense_gemm.h"
 #include "cuda/gemm/rows16.h"
 #include "cuda/model/dense.h"
@@ -22,14 +23,6 @@
 
 namespace kt::cuda {
 namespace {
-
-std::vector<float> gaussian(size_t count, unsigned seed, float spread = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, spread);
-  std::vector<float> values(count);
-  for (float& v : values) v = normal(random);
-  return values;
-}
 
 std::vector<half_t> halves(const std::vector<float>& values) {
   std::vector<half_t> rounded;
@@ -45,7 +38,8 @@ TEST(Dense, RowsAreScaledToTheRangeOfHalves) {
   for (const bool gated : {false, true}) {
     Buffer<half_t> out(size_t(rows) * k);
     launch_rows16(
-        {xb.data(), gated ? ub.data() : nullptr, stride, out.data(), scales.data(), rows, k, 0, {}});
+        {xb.data(), gated ? ub.data() : nullptr, stride, out.data(), scales.data(), rows, k, 0,
+         {}});
     const std::vector<half_t> got = out.values();
     for (int row = 0; row < rows; ++row) {
       const float scale = scales.values()[row];

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "buffer.h"
+#include "values.h"
 #include "cuda/common/device.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/dequantise_int4.h"
@@ -220,14 +221,6 @@ TEST(Int4Pack, RoundTrip) {
   EXPECT_THROW(pack_int4(huge, FloatType::kF16), InvalidArgument);
 }
 
-std::vector<float> gaussian(size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 0.02f);
-  std::vector<float> v(count);
-  for (float& x : v) x = normal(random);
-  return v;
-}
-
 std::vector<uint8_t> quantised(const std::vector<float>& v, int id, size_t k) {
   std::vector<uint8_t> blocks(v.size() / k * quant::row_bytes(id, k));
   quant::quantize(id, v, k, {}, blocks);
@@ -235,7 +228,7 @@ std::vector<uint8_t> quantised(const std::vector<float>& v, int id, size_t k) {
 }
 
 TEST(Int4Pack, GgufCodesAreKeptInGroupsOf32) {
-  const std::vector<float> v = gaussian(16 * 512, 3);
+  const std::vector<float> v = gaussian(16 * 512, 3, 0.02f);
   for (const int id : {2, 3, 12}) {  // Q4_0, Q4_1, Q4_K
     const auto blocks = quantised(v, id, 512);
     Int4Error error;
@@ -274,7 +267,7 @@ Int4Matrix unpack_placed(const ConvertedInt4& made) {
 
 TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
   const int n = 200, k = 256;  // three strips and an eighth
-  const std::vector<float> v = gaussian(n * k, 4);
+  const std::vector<float> v = gaussian(n * k, 4, 0.02f);
   for (const auto& [id, group, becomes, offsets] :
        {std::tuple{2, 0, 32, false}, {12, 0, 32, true}, {14, 0, 64, false}, {14, 32, 32, true},
         {0, 128, 128, false}, {12, 128, 128, false}}) {  // Q4_0, Q4_K, Q6_K, F32
@@ -310,7 +303,7 @@ TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
 
 TEST(Int4Placed, DequantisesToTheValuesOfTheProduct) {
   const int n = 200, k = 128;
-  const std::vector<float> v = gaussian(n * k, 8);
+  const std::vector<float> v = gaussian(n * k, 8, 0.02f);
   const auto* bytes = reinterpret_cast<const uint8_t*>(v.data());
   for (const int group : {32, 64, 128}) {
     const ConvertedInt4 made = convert_int4({bytes, v.size() * 4}, 0, n, k, group, 1);
@@ -334,7 +327,7 @@ TEST(Int4Placed, DequantisesToTheValuesOfTheProduct) {
 }
 
 TEST(Int4Pack, SearchIsNoWorseThanRoundingToTheRange) {
-  const std::vector<float> v = gaussian(8 * 128, 9);
+  const std::vector<float> v = gaussian(8 * 128, 9, 0.02f);
   const Int4Matrix m = quantise_int4(v, 8, 128, 128, true);
   double found = 0, plain = 0;
   for (int row = 0; row < 8; ++row) {
