@@ -15,6 +15,7 @@
 // The formats' gemv_record are in headers of their own, included before this one.
 #pragma once
 
+#include "cpu/kernels/byte_halves_inl.h"
 #include "cpu/kernels/float_tile_inl.h"
 #include "cpu/kernels/halves_inl.h"
 #include "cpu/kernels/store_rows_inl.h"
@@ -24,9 +25,31 @@ namespace {
 
 #if defined(KT_HAS_GEMV)
 
+template <class Q, class... Qs>
+constexpr bool is_one_of(quant::TypeList<Qs...>) {
+  return ((Q::kGgufId == Qs::kGgufId) || ...);
+}
+
+// What a format's kernel takes the activations as, 32 at a time.
+#if defined(KT_ISA_AVX2)
+template <bool kInBytes>
+struct BlockOfKind {
+  using Type = ActBlock;
+};
+template <>
+struct BlockOfKind<true> {
+  using Type = ByteBlock;
+};
+template <class Q>
+using BlockOf = typename BlockOfKind<is_one_of<Q>(InBytes{})>::Type;
+#else
+template <class Q>
+using BlockOf = ActBlock;
+#endif
+
 // Whether a format has a kernel of its own here.
 template <class Q>
-concept HasRecord = requires(const uint8_t* record, const ActBlock* const* x, F* total) {
+concept HasRecord = requires(const uint8_t* record, const BlockOf<Q>* const* x, F* total) {
   gemv_record<1>(Q{}, record, x, total);
 };
 
@@ -34,8 +57,8 @@ concept HasRecord = requires(const uint8_t* record, const ActBlock* const* x, F*
 // several stand in one function GCC 12 spills registers in each, which costs up to half of the speed.
 template <class Q, int T>
 [[gnu::noinline]] static void gemv_run(const uint8_t* record, int64_t blocks,
-                                       const ActBlock* const* x, F* total) {
-  const ActBlock* y[T];
+                                       const BlockOf<Q>* const* x, F* total) {
+  const BlockOf<Q>* y[T];
   F sums[T];
   KT_TOKENS {
     y[t] = x[t];
@@ -70,10 +93,6 @@ template <>
 constexpr int kMostTokens<quant::TQ1_0> = 2;
 
 // Whether a format's kernel wants the activations in the order of codebook_inl.h.
-template <class Q, class... Qs>
-constexpr bool is_one_of(quant::TypeList<Qs...>) {
-  return ((Q::kGgufId == Qs::kGgufId) || ...);
-}
 #if defined(KT_ISA_AVX512) && !defined(__AVX512VBMI__)
 using Reordered =
     quant::TypeList<quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S>;
@@ -84,6 +103,19 @@ using Reordered = quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, qu
 template <class Q>
 constexpr bool kReorders = is_one_of<Q>(Reordered{});
 
+// Whether it takes the activations of a panel otherwise than they come.
+template <class Q>
+constexpr bool kPrepares = kReorders<Q> || sizeof(BlockOf<Q>) != sizeof(ActBlock);
+
+template <class Q>
+KT_INLINE void prepare(const ActBlock* from, int64_t blocks, BlockOf<Q>* to) {
+  if constexpr (kReorders<Q>) {
+    order_activations(Q{}, from, blocks, to);
+  } else {
+    for (int64_t b = 0; b < blocks; ++b) take_apart<kCentre<Q>>(from[b], to[b]);
+  }
+}
+
 // Records in the order in which they stand. A run's weights come from memory for the first four
 // (two) tokens and from L1 for the others.
 template <class Q>
@@ -92,7 +124,7 @@ static void gemv_halves(const MatmulTask& task) {
   const int64_t blocks = task.k / Q::kValues;
   const int tokens = task.num_tokens;
   F total[kBand][kFewTokens];
-  ActBlock ordered[kReorders<Q> ? kFewTokens : 1][kReorders<Q> ? quant::kPanelValues / 32 : 1];
+  BlockOf<Q> prepared[kPrepares<Q> ? kFewTokens : 1][kPrepares<Q> ? quant::kPanelValues / 32 : 1];
   for (int64_t begin = task.group_begin, end; begin < task.group_end; begin = end) {
     end = (begin / kBand + 1) * kBand;
     if (end > task.group_end) end = task.group_end;
@@ -100,12 +132,14 @@ static void gemv_halves(const MatmulTask& task) {
       for (int t = 0; t < tokens; ++t) total[g][t] = zero_f();
     for (int64_t block = 0; block < blocks; block += kPanel) {
       const int64_t width = blocks - block < kPanel ? blocks - block : kPanel;
-      const ActBlock* x[kFewTokens];
-      for (int t = 0; t < tokens; ++t) x[t] = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
-      if constexpr (kReorders<Q>) {
-        for (int t = 0; t < tokens; ++t) {
-          order_activations(Q{}, x[t], width * Q::kValues / 32, ordered[t]);
-          x[t] = ordered[t];
+      const BlockOf<Q>* x[kFewTokens];
+      for (int t = 0; t < tokens; ++t) {
+        const ActBlock* from = (const ActBlock*)task.x[t] + block * Q::kValues / 32;
+        if constexpr (kPrepares<Q>) {
+          prepare<Q>(from, width * Q::kValues / 32, prepared[t]);
+          x[t] = prepared[t];
+        } else {
+          x[t] = from;
         }
       }
       for (int64_t g = 0; g < end - begin; ++g) {
@@ -124,12 +158,13 @@ static void gemv_halves(const MatmulTask& task) {
 
 // Whether a format's kernel takes its sums in an order of its own, so that no other may take them.
 #if defined(KT_ISA_AVX512)
-template <class Q>
-constexpr bool kOwnOrder = is_one_of<Q>(quant::TypeList<quant::Q2_K, quant::Q3_K>{});
+using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K>;
 #else
-template <class Q>
-constexpr bool kOwnOrder = false;
+using OwnOrder =
+    quant::TypeList<quant::Q2_K, quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::Q6_K>;
 #endif
+template <class Q>
+constexpr bool kOwnOrder = is_one_of<Q>(OwnOrder{});
 
 template <class Q>
 constexpr auto gemv_of() -> void (*)(const MatmulTask&) {

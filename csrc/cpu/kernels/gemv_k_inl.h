@@ -2,30 +2,24 @@
 // groups of 32 (Q4_K, Q5_K) or 16 (Q6_K).
 #pragma once
 
-#include "cpu/kernels/halves_inl.h"
+#include "cpu/kernels/k_scales_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
 
-#if defined(KT_HAS_GEMV)
+#if defined(KT_ISA_AVX512)
 
-// Q4_K and Q5_K: six-bit scales and minima as bytes, those of groups 0..3 and of groups 4..7.
+// Q4_K and Q5_K.
 struct KHead {
   F d, d_odd, dmin;  // d_odd: of odd groups, whose bytes are used as a multiple
-  I scale[2], min[2];
+  KScales bytes;
 };
 
 template <class Q>
 KT_INLINE KHead k_head(const uint8_t* record, float odd) {
-  const I first = word<Q>(record, 0), s = word<Q>(record, 1), t = word<Q>(record, 2),
-          both = word<Q>(record, 3);
-  const I six = bytes_of(63), four = bytes_of(15), top = bytes_of(0x30);
+  const I first = word<Q>(record, 0);
   const F d = half_lanes(first);
-  return {d,
-          mul(d, set_f(odd)),
-          neg(half_lanes(shr(first, 16))),
-          {band(s, six), bor(band(both, four), band(shr(s, 2), top))},
-          {band(t, six), bor(band(shr(both, 4), four), band(shr(t, 2), top))}};
+  return {d, mul(d, set_f(odd)), neg(half_lanes(shr(first, 16))), k_scales<Q>(record)};
 }
 
 // Two groups of 32 side by side, a step giving four values of each; with minima. Their scales are
@@ -62,12 +56,12 @@ KT_INLINE void gemv_record(quant::Q4_K, const uint8_t* record, const ActBlock* c
   const KHead head = k_head<Q>(record, 1.0f / 16);
   const uint8_t* p = quant::r16_word<Q>(record, 4);
   const I low = bytes_of(0x0F), high = bytes_of(0xF0);
-  I scales = head.scale[0], mins = head.min[0];
+  I scales = head.bytes.scale[0], mins = head.bytes.min[0];
 #pragma GCC unroll 1
   for (int c = 0; c < 4; ++c, p += 512) {
     if (c == 2) {
-      scales = head.scale[1];
-      mins = head.min[1];
+      scales = head.bytes.scale[1];
+      mins = head.bytes.min[1];
     }
     const ActBlock* y[T];
     KT_TOKENS y[t] = x[t] + 2 * c;
@@ -87,12 +81,12 @@ KT_INLINE void gemv_record(quant::Q5_K, const uint8_t* record, const ActBlock* c
   const KHead head = k_head<Q>(record, 1.0f / 8);
   const I low = bytes_of(0x0F), low_five = bytes_of(0x1F), high = bytes_of(0x78),
           high_five = bytes_of(0xF8);
-  I scales = head.scale[0], mins = head.min[0];
+  I scales = head.bytes.scale[0], mins = head.bytes.min[0];
 #pragma GCC unroll 1
   for (int c = 0; c < 4; ++c) {
     if (c == 2) {
-      scales = head.scale[1];
-      mins = head.min[1];
+      scales = head.bytes.scale[1];
+      mins = head.bytes.min[1];
     }
     const uint8_t* bits = quant::r16_word<Q>(record, 4);
     const uint8_t* p = bits + (c == 0 ? 64 : 512 * c + 512);
@@ -108,49 +102,6 @@ KT_INLINE void gemv_record(quant::Q5_K, const uint8_t* record, const ActBlock* c
     });
     scales = shr(scales, 16);
     mins = shr(mins, 16);
-  }
-}
-
-// Four runs of 32 values, 128 in all, each with two groups of 16; a step gives four values of each
-// run. dot[half][run][token] are the groups' sums, which begin with start[run] * sum of the values.
-template <int T>
-struct Runs {
-  I dot[2][4][T];
-};
-
-template <int T, class Step>
-KT_INLINE void four_runs(const ActBlock* const* y, const int32_t (&start)[4], Runs<T>& runs,
-                         Step step) {
-#pragma GCC unroll 1
-  for (int half = 0; half < 2; ++half) {
-    Acc a[4][T];
-    KT_TOKENS {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) a[v][t] = acc_from(start[v] * y[t][v].sum[half]);
-    }
-#pragma GCC unroll 1
-    for (int j = 4 * half; j < 4 * half + 4; ++j) {
-      I u[4];
-      step(j, u);
-      KT_TOKENS {
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) mac(a[v][t], u[v], y[t] + v, 4 * j);
-      }
-    }
-    KT_TOKENS {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) runs.dot[half][v][t] = acc_sum(a[v][t]);
-    }
-  }
-}
-
-template <int T>
-KT_INLINE void add_runs(const Runs<T>& runs, const ActBlock* const* y, const float (*scale)[16],
-                        F* total) {
-  KT_TOKENS {
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g)
-      total[t] = add_dot(total[t], runs.dot[g % 2][g / 2][t], y[t] + g / 2, load_f(scale[g]));
   }
 }
 

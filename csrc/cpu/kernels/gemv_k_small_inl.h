@@ -1,23 +1,10 @@
 // gemv_record of the K-quants of two and three bits: blocks of 256 values, groups of 16.
 #pragma once
 
-#include "cpu/kernels/gemv_k_inl.h"
+#include "cpu/kernels/k_scales_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
-
-#if defined(KT_HAS_GEMV)
-
-// The six-bit scales of Q3_K as bytes, four groups a word: low nibbles, and two bits of the last word.
-KT_INLINE void store_six_bits(const uint8_t* record, uint8_t (*six)[64]) {
-  using Q = quant::Q3_K;
-  const I low[2] = {word<Q>(record, 24), word<Q>(record, 25)}, high = word<Q>(record, 26);
-  const I nibble = bytes_of(0x0F), two = bytes_of(0x30);
-  store_i(six[0], bor(band(low[0], nibble), band(shl(high, 4), two)));
-  store_i(six[1], bor(band(low[1], nibble), band(shl(high, 2), two)));
-  store_i(six[2], bor(band(shr(low[0], 4), nibble), band(high, two)));
-  store_i(six[3], bor(band(shr(low[1], 4), nibble), band(shr(high, 2), two)));
-}
 
 #if defined(KT_ISA_AVX512)
 
@@ -146,8 +133,11 @@ KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* c
   using Q = quant::Q3_K;
   // Both the values and the scales count once; (lo, hi) have the offset of four taken off.
   const F d = head_halves(record);
+  I bytes[4];
+  six_bit_scales(record, bytes);
   alignas(64) uint8_t six[4][64];
-  store_six_bits(record, six);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store_i(six[i], bytes[i]);
   const I three = bytes_of(0x03), seven = bytes_of(0x07), middle = set_i(32 | 8192 << 16);
   F a[T];
   KT_TOKENS a[t] = zero_f();
@@ -182,90 +172,6 @@ KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* c
   }
   KT_TOKENS total[t] = fma(a[t], d, total[t]);
 }
-
-#else
-
-template <int T>
-KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ActBlock* const* x, F* total) {
-  using Q = quant::Q2_K;
-  alignas(64) float scale[16][16], min[16][16];
-  const I head = word<Q>(record, 20);
-  const F d = half_lanes(head), dmin = neg(half_lanes(shr(head, 16)));
-  const F in_place[4] = {d, mul(d, set_f(1.0f / 4)), mul(d, set_f(1.0f / 16)),
-                         mul(d, set_f(1.0f / 64))};
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const I w = word<Q>(record, i);
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      const int g = 4 * i + b;
-      store_f(scale[g], mul(in_place[g / 2 % 4], to_float(band(shr(w, 8 * b), set_i(15)))));
-      store_f(min[g], mul(dmin, to_float(band(shr(w, 8 * b + 4), set_i(15)))));
-    }
-  }
-  const int32_t start[4] = {0, 0, 0, 0};
-  const I bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0xC0)};
-  const uint8_t* p = quant::r16_word<Q>(record, 4);
-  Runs<T> runs;
-#pragma GCC unroll 1
-  for (int h = 0; h < 2; ++h, p += 512) {
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + 4 * h;
-    four_runs<T>(y, start, runs, [&](int j, I* u) {
-      const I w = take_line<T>(p + 64 * j);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) u[v] = band(w, bits[v]);
-    });
-    KT_TOKENS {
-#pragma GCC unroll 8
-      for (int g = 0; g < 8; ++g) {
-        const ActBlock* z = y[t] + g / 2;
-        total[t] = add_dot(total[t], runs.dot[g % 2][g / 2][t], z, load_f(scale[8 * h + g]));
-        total[t] = fma(load_f(min[8 * h + g]), set_f(z->scale * (float)z->sum[g % 2]), total[t]);
-      }
-    }
-  }
-}
-
-template <int T>
-KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* const* x, F* total) {
-  using Q = quant::Q3_K;
-  alignas(64) float scale[16][16];
-  const F d = head_halves(record);
-  const F in_place[4] = {d, mul(d, set_f(1.0f / 4)), mul(d, set_f(1.0f / 16)),
-                         mul(d, set_f(1.0f / 16))};
-  alignas(64) uint8_t six[4][64];
-  store_six_bits(record, six);
-#pragma GCC unroll 16
-  for (int g = 0; g < 16; ++g) {
-    const I s = add(unsigned_byte(load_i(six[g / 4]), g % 4), set_i(-32));
-    store_f(scale[g], mul(in_place[g / 2 % 4], to_float(s)));
-  }
-  const int32_t start[4] = {-4, -16, -64, -64};  // runs are used times 1, 4, 16 and 16
-  const I low_bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0x30)};
-  const I all_bits[4] = {bytes_of(0x07), bytes_of(0x1C), bytes_of(0x70), bytes_of(0x70)};
-  Runs<T> runs;
-#pragma GCC unroll 1
-  for (int h = 0; h < 2; ++h) {
-    // Third bits: bit 4 h + v of a byte goes above the low bits.
-    const I turn[4] = {set_i(2 - 4 * h), set_i(3 - 4 * h), set_i(4 - 4 * h), set_i(3 - 4 * h)};
-    const uint8_t* thirds = quant::r16_word<Q>(record, 0);
-    const uint8_t* p = thirds + (h == 0 ? 64 : 1024);
-    const int stride = h == 0 ? 128 : 64;
-    const ActBlock* y[T];
-    KT_TOKENS y[t] = x[t] + 4 * h;
-    four_runs<T>(y, start, runs, [&](int j, I* u) {
-      const I q = load_i(thirds + 128 * j), w = take_line<T>(p + stride * j);
-      const I shifted = shr(w, 2);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v)
-        u[v] = band(select(low_bits[v], v == 3 ? shifted : w, rotate(q, turn[v])), all_bits[v]);
-    });
-    add_runs<T>(runs, y, scale + 8 * h, total);
-  }
-}
-
-#endif
 
 #endif
 

@@ -14,6 +14,8 @@
 #include "cpu/kernels/gemv_blocks_inl.h"
 #include "cpu/kernels/gemv_codebook_inl.h"
 #include "cpu/kernels/gemv_iq1_inl.h"
+#include "cpu/kernels/gemv_k_avx2_inl.h"
+#include "cpu/kernels/gemv_k_inl.h"
 #include "cpu/kernels/gemv_k_small_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
 

@@ -5,7 +5,7 @@
 #include "cpu/kernels/format_table_inl.h"
 #include "cpu/kernels/gemm_inl.h"
 #include "cpu/kernels/gemv_blocks_inl.h"
-#include "cpu/kernels/gemv_k_small_inl.h"
+#include "cpu/kernels/gemv_k_avx2_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
 #include "cpu/kernels/limits_inl.h"
 
