@@ -20,12 +20,12 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-#if defined(KT_ISA_AVX2)
+template <class Q, class... Qs>
+constexpr bool is_one_of(quant::TypeList<Qs...>) {
+  return ((Q::kGgufId == Qs::kGgufId) || ...);
+}
 
-// The formats whose kernels take them.
-using InBytes = quant::TypeList<quant::Q4_K, quant::Q5_K, quant::Q6_K, quant::Q2_K, quant::Q3_K>;
-template <class Q>
-constexpr int kCentre = Q::kOffset;
+#if defined(KT_ISA_AVX2)
 
 // An ActBlock taken apart: its values in their own order, q = 256 * hi + lo.
 struct ByteBlock {
@@ -40,6 +40,29 @@ struct ByteBlock {
   int8_t hi[32];
   int8_t lo[32];
 };
+
+// The formats whose kernels take them.
+using InBytes = quant::TypeList<quant::Q4_0, quant::Q4_1, quant::Q5_0, quant::Q5_1, quant::Q2_K,
+                                quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::Q6_K, quant::TQ2_0,
+                                quant::MXFP4, quant::NVFP4>;
+template <class Q>
+constexpr bool kInBytes = is_one_of<Q>(InBytes{});
+template <bool in_bytes>
+struct BlockKind {
+  using Type = ActBlock;
+};
+template <>
+struct BlockKind<true> {
+  using Type = ByteBlock;
+};
+template <class Q>
+using BlockOf = typename BlockKind<kInBytes<Q>>::Type;
+
+// What comes off their integers.
+template <class Q>
+constexpr int kCentre = Q::kOffset;
+template <>
+constexpr int kCentre<quant::Q5_1> = 16;
 
 // Sums of words of one token: of products with hi and with lo.
 struct ByteSums {
@@ -142,7 +165,7 @@ KT_INLINE void mac(ByteSums& sums, I u, const ByteBlock* x, int at) {
 }
 
 // 256 hi + lo
-KT_INLINE I sums_joined(const ByteSums& sums) {
+KT_INLINE I acc_sum(const ByteSums& sums) {
 #if defined(KT_VNNI)
   return add(shl(sums.hi, 8), sums.lo);
 #else
@@ -150,6 +173,18 @@ KT_INLINE I sums_joined(const ByteSums& sums) {
   return {_mm256_add_epi32(_mm256_madd_epi16(sums.hi.a, many), _mm256_madd_epi16(sums.lo.a, one)),
           _mm256_add_epi32(_mm256_madd_epi16(sums.hi.b, many), _mm256_madd_epi16(sums.lo.b, one))};
 #endif
+}
+
+// As those of halves_inl.h.
+template <class Q>
+KT_INLINE ByteSums group_start(const ByteBlock* x, int part) {
+  return kCentre<Q> == 0 ? ByteSums{set_i(0), set_i(0)} : sums_from(x, part);
+}
+template <class Q>
+KT_INLINE I group_dot(const ByteSums& sums, const ByteBlock* x) {
+  const I dot = acc_sum(sums);
+  if constexpr (kCentre<Q> == Q::kOffset) return dot;
+  return add(dot, set_i((kCentre<Q> - Q::kOffset) * x->sum));
 }
 
 // The scale of a group, a small integer: pairs of 16 bits, or with AVX-VNNI a float. Products below
@@ -207,6 +242,17 @@ KT_INLINE GroupScale signed_scale(I w, int b) {
 KT_INLINE F add_halves(F total, F hi, F lo, const ByteBlock* x) {
   return fma(hi, set_f(x->hi_scale), fma(lo, set_f(x->scale), total));
 }
+
+// Of four fields of two bits in each byte the one of v, for 2 and 3 out of the upper nibble: once for 0
+// and 2, fourfold for 1 and 3.
+KT_INLINE I two_bits(I w, int v) {
+  return band(v < 2 ? w : shr(w, 4), bytes_of(v % 2 == 0 ? 0x03 : 0x0C));
+}
+
+#else
+
+template <class Q>
+using BlockOf = ActBlock;
 
 #endif
 

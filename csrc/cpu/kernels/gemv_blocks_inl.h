@@ -2,7 +2,7 @@
 // with uneven levels (IQ4, 4-bit floats).
 #pragma once
 
-#include "cpu/kernels/halves_inl.h"
+#include "cpu/kernels/byte_halves_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
@@ -11,11 +11,10 @@ namespace {
 
 // Formats of 32 values as 16 bytes of nibbles: low halves first, then high halves. step(w, u, v)
 // turns a word into the bytes of its low and its high nibbles, for the words j = 0..3.
-template <int T, class Step>
-KT_INLINE void nibble_group(const uint8_t* words, int32_t start, const ActBlock* const* y, I* dot,
-                            Step step) {
-  Acc a[T];
-  KT_TOKENS a[t] = acc_from(start * sum32(y[t]));
+template <class Q, int T, class Step>
+KT_INLINE void nibble_group(const uint8_t* words, const BlockOf<Q>* const* y, I* dot, Step step) {
+  decltype(group_start<Q>(y[0], 2)) a[T];
+  KT_TOKENS a[t] = group_start<Q>(y[t], 2);
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     I u, v;
@@ -25,15 +24,15 @@ KT_INLINE void nibble_group(const uint8_t* words, int32_t start, const ActBlock*
       mac(a[t], v, y[t], 4 * j + 16);
     }
   }
-  KT_TOKENS dot[t] = acc_sum(a[t]);
+  KT_TOKENS dot[t] = group_dot<Q>(a[t], y[t]);
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const ActBlock* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const BlockOf<quant::Q4_0>* const* x, F* total) {
   using Q = quant::Q4_0;
   I dot[T];
   const F d = head_halves(record);
-  nibble_group<T>(quant::r16_word<Q>(record, 0), -Q::kOffset, x, dot, [](int, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 0), x, dot, [](int, I w, I& u, I& v) {
     u = low_nibbles(w);
     v = high_nibbles(w);
   });
@@ -41,12 +40,12 @@ KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const ActBlock* c
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q4_1, const uint8_t* record, const ActBlock* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q4_1, const uint8_t* record, const BlockOf<quant::Q4_1>* const* x, F* total) {
   using Q = quant::Q4_1;
   I dot[T];
   const I head = word<Q>(record, 0);
   const F d = half_lanes(head), m = half_lanes(shr(head, 16));
-  nibble_group<T>(quant::r16_word<Q>(record, 1), 0, x, dot, [](int, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 1), x, dot, [](int, I w, I& u, I& v) {
     u = low_nibbles(w);
     v = high_nibbles(w);
   });
@@ -62,17 +61,22 @@ KT_INLINE I with_fifth_bits(I nibbles, I bits, int j) {
   alignas(16) static constexpr uint8_t kLanes[16] = {0, 0, 0, 0, 4,  4,  4,  4,
                                                      8, 8, 8, 8, 12, 12, 12, 12};
   const I control = add_bytes(load_lanes(kLanes), bytes_of(j / 2));
+#if defined(KT_ISA_AVX2)
+  alignas(16) static constexpr uint8_t kFifth[16] = {0, 16, 16, 0, 16, 0, 0, 0, 16};
+  const I bit = band(shuffle(j % 2 == 0 ? bits : shr(bits, 4), control), set_i(0x08040201));
+  return bor(nibbles, lookup16(bit, kFifth));
+#endif
   return add_where(nibbles, shuffle(bits, control), set_i((int32_t)(0x08040201u << (j % 2 * 4))),
                    bytes_of(16));
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const ActBlock* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const BlockOf<quant::Q5_0>* const* x, F* total) {
   using Q = quant::Q5_0;
   I dot[T];
   const F d = head_halves(record);
   const I bits = word<Q>(record, 0);
-  nibble_group<T>(quant::r16_word<Q>(record, 1), -Q::kOffset, x, dot, [&](int j, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 1), x, dot, [&](int j, I w, I& u, I& v) {
     u = with_fifth_bits(low_nibbles(w), bits, j);
     v = with_fifth_bits(high_nibbles(w), bits, j + 4);
   });
@@ -80,12 +84,12 @@ KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const ActBlock* c
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q5_1, const uint8_t* record, const ActBlock* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q5_1, const uint8_t* record, const BlockOf<quant::Q5_1>* const* x, F* total) {
   using Q = quant::Q5_1;
   I dot[T];
   const I head = word<Q>(record, 0), bits = word<Q>(record, 1);
   const F d = half_lanes(head), m = half_lanes(shr(head, 16));
-  nibble_group<T>(quant::r16_word<Q>(record, 2), 0, x, dot, [&](int j, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 2), x, dot, [&](int j, I w, I& u, I& v) {
     u = with_fifth_bits(low_nibbles(w), bits, j);
     v = with_fifth_bits(high_nibbles(w), bits, j + 4);
   });
@@ -116,7 +120,7 @@ KT_INLINE void gemv_record(quant::IQ4_NL, const uint8_t* record, const ActBlock*
   using Q = quant::IQ4_NL;
   I dot[T];
   const F d = head_halves(record);
-  nibble_group<T>(quant::r16_word<Q>(record, 0), -Q::kOffset, x, dot, [](int, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 0), x, dot, [](int, I w, I& u, I& v) {
     u = lookup16(low_nibbles(w), quant::kIq4Levels);
     v = lookup16(high_nibbles(w), quant::kIq4Levels);
   });
@@ -140,7 +144,7 @@ KT_INLINE void gemv_record(quant::IQ4_XS, const uint8_t* record, const ActBlock*
     const ActBlock* y[T];
     KT_TOKENS y[t] = x[t] + g;
     I dot[T];
-    nibble_group<T>(p, -Q::kOffset, y, dot, [](int, I w, I& u, I& v) {
+    nibble_group<Q, T>(p, y, dot, [](int, I w, I& u, I& v) {
       u = lookup16(low_nibbles(w), quant::kIq4Levels);
       v = lookup16(high_nibbles(w), quant::kIq4Levels);
     });
@@ -156,12 +160,12 @@ KT_INLINE F exponent_scales(const uint8_t* bytes) {
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const ActBlock* const* x,
+KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const BlockOf<quant::MXFP4>* const* x,
                            F* total) {
   using Q = quant::MXFP4;
   I dot[T];
   const F scale = exponent_scales(record);
-  nibble_group<T>(quant::r16_word<Q>(record, 0), -Q::kOffset, x, dot, [](int, I w, I& u, I& v) {
+  nibble_group<Q, T>(quant::r16_word<Q>(record, 0), x, dot, [](int, I w, I& u, I& v) {
     u = lookup16(low_nibbles(w), quant::kFp4Levels);
     v = lookup16(high_nibbles(w), quant::kFp4Levels);
   });
@@ -179,14 +183,14 @@ KT_INLINE F ue4m3_scales(I byte) {
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::NVFP4, const uint8_t* record, const ActBlock* const* x,
+KT_INLINE void gemv_record(quant::NVFP4, const uint8_t* record, const BlockOf<quant::NVFP4>* const* x,
                            F* total) {
   using Q = quant::NVFP4;
   const I scales = word<Q>(record, 0);
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) {
-    Acc a[T];
-    KT_TOKENS a[t] = acc_from(-Q::kOffset * x[t][g / 2].sum[g % 2]);
+    decltype(group_start<Q>(x[0], 0)) a[T];
+    KT_TOKENS a[t] = group_start<Q>(x[t] + g / 2, g % 2);
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       const I w = take_line<T>(quant::r16_word<Q>(record, 1 + 2 * g + j));
@@ -198,7 +202,7 @@ KT_INLINE void gemv_record(quant::NVFP4, const uint8_t* record, const ActBlock* 
       }
     }
     const F scale = ue4m3_scales(shr(scales, 8 * g));
-    KT_TOKENS total[t] = add_dot(total[t], acc_sum(a[t]), x[t] + g / 2, scale);
+    KT_TOKENS total[t] = add_dot(total[t], group_dot<Q>(a[t], x[t]), x[t] + g / 2, scale);
   }
 }
 

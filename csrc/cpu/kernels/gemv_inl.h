@@ -25,28 +25,6 @@ namespace {
 
 #if defined(KT_HAS_GEMV)
 
-template <class Q, class... Qs>
-constexpr bool is_one_of(quant::TypeList<Qs...>) {
-  return ((Q::kGgufId == Qs::kGgufId) || ...);
-}
-
-// What a format's kernel takes the activations as, 32 at a time.
-#if defined(KT_ISA_AVX2)
-template <bool kInBytes>
-struct BlockOfKind {
-  using Type = ActBlock;
-};
-template <>
-struct BlockOfKind<true> {
-  using Type = ByteBlock;
-};
-template <class Q>
-using BlockOf = typename BlockOfKind<is_one_of<Q>(InBytes{})>::Type;
-#else
-template <class Q>
-using BlockOf = ActBlock;
-#endif
-
 // Whether a format has a kernel of its own here.
 template <class Q>
 concept HasRecord = requires(const uint8_t* record, const BlockOf<Q>* const* x, F* total) {
@@ -109,11 +87,11 @@ constexpr bool kPrepares = kReorders<Q> || sizeof(BlockOf<Q>) != sizeof(ActBlock
 
 template <class Q>
 KT_INLINE void prepare(const ActBlock* from, int64_t blocks, BlockOf<Q>* to) {
-  if constexpr (kReorders<Q>) {
-    order_activations(Q{}, from, blocks, to);
-  } else {
+  if constexpr (kReorders<Q>) order_activations(Q{}, from, blocks, to);
+#if defined(KT_ISA_AVX2)
+  if constexpr (kInBytes<Q>)
     for (int64_t b = 0; b < blocks; ++b) take_apart<kCentre<Q>>(from[b], to[b]);
-  }
+#endif
 }
 
 // Records in the order in which they stand. A run's weights come from memory for the first four

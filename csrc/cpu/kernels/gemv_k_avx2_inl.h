@@ -163,12 +163,8 @@ KT_INLINE void gemv_record(quant::Q6_K, const uint8_t* record, const ByteBlock* 
   KT_TOKENS total[t] = fma(a[t], d, total[t]);
 }
 
-// 128 values of Q2_K or Q3_K: the runs v = 0..3 of 32 values have two bits each in a byte, of which
-// runs 1 and 3 are used in place, as fourfold; so the scales of runs 0 and 2 are.
-KT_INLINE I two_bits(I w, int v) {
-  return band(v < 2 ? w : shr(w, 4), bytes_of(v % 2 == 0 ? 0x03 : 0x0C));
-}
-
+// Of 128 values of Q2_K and Q3_K, runs 1 and 3 of 32 are used fourfold (two_bits), and the scales of runs
+// 0 and 2 are.
 template <int T>
 KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ByteBlock* const* x,
                            F* total) {

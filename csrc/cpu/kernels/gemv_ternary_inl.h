@@ -3,12 +3,44 @@
 // tables.
 #pragma once
 
-#include "cpu/kernels/halves_inl.h"
+#include "cpu/kernels/byte_halves_inl.h"
 
 namespace kt::cpu::KT_ISA {
 namespace {
 
 #if defined(KT_HAS_GEMV)
+
+#if defined(KT_ISA_AVX2)
+
+template <int T>
+KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ByteBlock* const* x,
+                           F* total) {
+  using Q = quant::TQ2_0;
+  const F d = head_halves(record);
+  const F scale[2] = {d, mul(d, set_f(1.0f / 4))};
+  const uint8_t* p = quant::r16_word<Q>(record, 0);
+#pragma GCC unroll 1
+  for (int h = 0; h < 2; ++h, p += 512) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const uint8_t* lines = afresh(p);
+      const ByteBlock* y[T];
+      ByteSums a[T];
+      KT_TOKENS {
+        y[t] = x[t] + 4 * h + v;
+        a[t] = sums_from(y[t], 2, v % 2 * 2);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        const I w = take_line<T>(lines + 64 * j);
+        KT_TOKENS mac(a[t], two_bits(w, v), y[t], 4 * j);
+      }
+      KT_TOKENS total[t] = add_dot(total[t], acc_sum(a[t]), y[t], scale[v % 2]);
+    }
+  }
+}
+
+#else
 
 template <int T>
 KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* const* x,
@@ -42,6 +74,8 @@ KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* 
     }
   }
 }
+
+#endif
 
 #if defined(__AVX512VBMI__)
 

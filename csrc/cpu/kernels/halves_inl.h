@@ -171,14 +171,28 @@ KT_INLINE I take_line(const uint8_t* p) {
 }
 
 // total += dot * x.scale * scale
-KT_INLINE F add_dot(F total, I dot, const ActBlock* x, F scale) {
+template <class Block>
+KT_INLINE F add_dot(F total, I dot, const Block* x, F scale) {
   return fma(mul(to_float(dot), set_f(x->scale)), scale, total);
 }
 
 KT_INLINE int32_t sum32(const ActBlock* x) { return x->sum[0] + x->sum[1]; }
 
+// The dot product of a group, of which values 0..15 (part 0), 16..31 (1) or all 32 (2) are a block's,
+// begins with what the format's offset takes off,
+template <class Q>
+KT_INLINE Acc group_start(const ActBlock* x, int part) {
+  return acc_from(-Q::kOffset * (part == 2 ? sum32(x) : x->sum[part]));
+}
+// and ends so.
+template <class Q>
+KT_INLINE I group_dot(const Acc& acc, const ActBlock*) {
+  return acc_sum(acc);
+}
+
 // total += min * sum of the values of a group of 32
-KT_INLINE F add_min(F total, const ActBlock* x, F min) {
+template <class Block>
+KT_INLINE F add_min(F total, const Block* x, F min) {
   return fma(min, set_f(x->scaled_sum), total);
 }
 

@@ -15,7 +15,10 @@ namespace kt::cpu::KT_ISA {
 namespace {
 
 constinit const auto kFormats = make_formats(quant::Formats{}, []<class Q>(Q) -> FormatKernels {
-  return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>(), .many = gemm_of<Q>()};
+  return {.gguf_id = Q::kGgufId,
+          .few = gemv_of<Q>(),
+          .few_for_all = kOwnOrder<Q>,
+          .many = gemm_of<Q>()};
 });
 
 }  // namespace
