@@ -137,7 +137,7 @@ def plan(
 
     allow_plugins(allow_plugin or ())
     if suggest:
-        return fit_command.suggest(machine, context, threads)
+        return fit_command.suggest(machine, context, threads, kv_type)
     path = str(resolve_model(gguf_path)) if gguf_path else None
     if fit or machine or known or write or experts_profile:
         return fit_command.run(

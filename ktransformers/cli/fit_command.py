@@ -71,16 +71,25 @@ def run(
         raise UserError(made.verdict)
 
 
-def suggest(machine: str | None = None, context: int = 8192, threads: int | None = None) -> None:
+def suggest(
+    machine: str | None = None,
+    context: int = 8192,
+    threads: int | None = None,
+    kv_type: str | None = None,
+) -> None:
     """Which quants of the known models fit, the best one that does of each, and how fast."""
+    checked_kv_type(kv_type)
     box = box_of(machine, threads)
+    if not box.gpus:
+        check_has_card(kv_type, ())
     print(f"{box.line()}; context {context}")
     print(f"{'model':<20} {'quant':<8} {'GB':>7} {'tokens/s':>9} {'prompts':>8}")
     shown = 0
     for name in KNOWN:
         fitting = []
         for chosen in PUBLISHED.values():
-            made = fit(known_facts(f"{name}:{chosen.name}"), box, context)
+            facts = replace(known_facts(f"{name}:{chosen.name}"), fp8_cache=kv_type == "fp8")
+            made = fit(facts, box, context)
             if not made.verdict:
                 fitting.append((chosen.name, made))
         # The largest that fits, and the smaller one that is twice as fast, if there is one.

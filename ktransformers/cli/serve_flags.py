@@ -12,6 +12,7 @@ from ktransformers.cli.chat_flags import at_least, note, sampling_of, within
 from ktransformers.cli.fire_flags import Flag, Parser
 from ktransformers.cli.placement_flags import PLACEMENT_FLAGS, check_experts, check_placement
 from ktransformers.errors import UserError
+from ktransformers.optimize.cache_types import checked_kv_type
 
 USAGE = "usage: ktransformers serve --gguf_path FILE [--flag value ...]"
 CHAT = {flag.name: flag for flag in CHAT_FLAGS}
@@ -106,6 +107,7 @@ def check_serve(words: list[str]) -> ServeRequest:
     if options["deterministic"] and options["activations"] == "auto":
         options["activations"] = "exact"
     check_files(options)
+    checked_kv_type(options["kv_type"])
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.hub import resolve_config, resolve_model
     from ktransformers.runtime.loading import model_config, usable_threads

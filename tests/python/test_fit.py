@@ -232,6 +232,29 @@ def test_the_command_plans_a_file_for_another_machine(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["groups"]
 
 
+def test_suggestions_follow_the_caches_type(capsys):
+    machine = ROOT / "docs" / "machines" / "gpu24x2.yaml"
+    words = ["plan", "--suggest", "--machine", str(machine), "--context", "131072", "--kv_type"]
+    shown = {}
+    for kind in ("f16", "fp8"):
+        assert main([*words, kind]) == 0
+        shown[kind] = capsys.readouterr().out
+    assert shown["f16"] != shown["fp8"]
+    assert main([*words, "fp9"]) == 2
+    assert "--kv_type fp9: no cache type" in capsys.readouterr().err
+
+
+def test_a_server_checks_the_caches_type_before_it_imports_torch():
+    code = (
+        "import sys; from ktransformers.cli.main import main; "
+        "status = main(['serve', '--gguf_path', 'no.gguf', '--kv_type', 'fp9']); "
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "--kv_type fp9: no cache type" in done.stderr
+
+
 def test_suggestions_fit_and_are_quants_that_exist(capsys):
     machine = ROOT / "docs/machines/gpu24.yaml"
     assert main(["plan", "--suggest", "--machine", str(machine)]) == 0
