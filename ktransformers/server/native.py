@@ -174,6 +174,13 @@ def capacity_bytes(devices: Iterable[str]) -> dict[str, int]:
     return found
 
 
+def card_cache_type(kt: Any) -> str | None:
+    """What layers on cards keep keys and values in; None where there are none."""
+    if all(device == "cpu" for _, _, device in kt.decoder.nodes):
+        return None
+    return "fp8" if kt.engine.fp8_cache else "f16"
+
+
 def placement_json(service: Service) -> dict[str, Any]:
     """rows: of the plan; totals: bytes per device; nodes: of the program that runs."""
     from ktransformers.optimize.report import summary, to_json
@@ -197,6 +204,7 @@ def placement_json(service: Service) -> dict[str, Any]:
             "cache_bytes_per_position": cache.bytes_per_position,
             "cache_bytes": cache.bytes_per_position * cache.page_limit * 64,
             "cache_type": kt.engine.cache_text,
+            "card_cache_type": card_cache_type(kt),
         },
         "threads": kt.engine.context.threads,
         "isa": kt.engine.context.isa,

@@ -535,6 +535,9 @@ def test_an_fp8_cache_takes_less_and_says_nearly_the_same(both, tmp_path):
     # Bytes stand beside the type that they are of: here no layer is the CPU's.
     assert "cache f32 0 B a position" in model.kt.describe()
     assert model.kt.describe().endswith(", fp8 on cards")
+    types = [placement_json(SimpleNamespace(model=one))["totals"]["card_cache_type"]
+             for one in (cpu, card, model)]  # fmt: skip
+    assert types == [None, "f16", "fp8"]
     rows = [("a", token) for token in np.arange(20, 90)]
     steps = [rows, [("a", 5), ("b", 9)], [("b", 3)]]
     logits = []
