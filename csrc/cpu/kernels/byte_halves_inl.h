@@ -43,7 +43,7 @@ struct ByteBlock {
 
 // The formats whose kernels take them.
 using InBytes = quant::TypeList<quant::Q4_0, quant::Q4_1, quant::Q5_0, quant::Q5_1, quant::Q2_K,
-                                quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::Q6_K, quant::TQ2_0,
+                                quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::TQ2_0,
                                 quant::MXFP4, quant::NVFP4>;
 template <class Q>
 constexpr bool kInBytes = is_one_of<Q>(InBytes{});

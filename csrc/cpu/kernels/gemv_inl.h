@@ -138,8 +138,7 @@ static void gemv_halves(const MatmulTask& task) {
 #if defined(KT_ISA_AVX512)
 using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K>;
 #else
-using OwnOrder =
-    quant::TypeList<quant::Q2_K, quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::Q6_K>;
+using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K, quant::Q4_K, quant::Q5_K>;
 #endif
 template <class Q>
 constexpr bool kOwnOrder = is_one_of<Q>(OwnOrder{});

@@ -1,4 +1,6 @@
-// gemv_record of the K-quants on AVX2. Their scales are small integers, so that a group's sums are scaled
+// gemv_record of the K-quants on AVX2, without Q6_K: its words are in groups of three for four runs of
+// values, which the registers do not hold as bytes' sums, and read several times they come from memory
+// more slowly than gemv_k_inl.h takes them. Their scales are small integers, so that a group's sums are scaled
 // where they are widened:
 //
 //     a = fma(sum s hi, 256 x.scale, fma(sum s lo, x.scale, a))      per 32 values, from 0
@@ -123,44 +125,6 @@ KT_INLINE void gemv_record(quant::Q5_K, const uint8_t* record, const ByteBlock* 
     }
   }
   add_record<T>(word<Q>(record, 0), 1.0f, a, b, total);
-}
-
-template <int T>
-KT_INLINE void gemv_record(quant::Q6_K, const uint8_t* record, const ByteBlock* const* x,
-                           F* total) {
-  using Q = quant::Q6_K;
-  const uint8_t* p = quant::r16_word<Q>(record, 0);
-  const I top = bytes_of(0x30);
-  F a[T];
-  KT_TOKENS a[t] = zero_f();
-#pragma GCC unroll 1
-  for (int h = 0; h < 2; ++h, p += 8 * 192) {
-    // Four runs of 32 values: low and high nibbles of the first and of the second word.
-#pragma GCC unroll 4
-    for (int run = 0; run < 4; ++run) {
-      const ByteBlock* y[T];
-      KT_TOKENS y[t] = x[t] + 4 * h + run;
-      ByteSums sums[2][T];
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        KT_TOKENS sums[half][t] = sums_from(y[t], half);
-        const uint8_t* lines = afresh(p);
-#pragma GCC unroll 4
-        for (int j = 4 * half; j < 4 * half + 4; ++j) {
-          const I w = take_line<T>(lines + 192 * j + run % 2 * 64), q = load_i(lines + 192 * j + 128);
-          const I bits = run == 0 ? shl(q, 4) : run == 1 ? shl(q, 2) : run == 2 ? q : shr(q, 2);
-          const I u = bor(run < 2 ? low_nibbles(w) : high_nibbles(w), band(bits, top));
-          KT_TOKENS mac(sums[half][t], u, y[t], 4 * j);
-        }
-      }
-      const I bytes = word<Q>(record, 48 + 2 * h + run / 2);
-      const GroupScale s = signed_scale(bytes, run % 2 * 2), r = signed_scale(bytes, run % 2 * 2 + 1);
-      KT_TOKENS a[t] = add_halves(a[t], scaled(sums[0][t].hi, s, sums[1][t].hi, r),
-                                  scaled(sums[0][t].lo, s, sums[1][t].lo, r), y[t]);
-    }
-  }
-  const F d = head_halves(record);
-  KT_TOKENS total[t] = fma(a[t], d, total[t]);
 }
 
 // Of 128 values of Q2_K and Q3_K, runs 1 and 3 of 32 are used fourfold (two_bits), and the scales of runs

@@ -105,6 +105,10 @@ KT_INLINE void gemv_record(quant::Q5_K, const uint8_t* record, const ActBlock* c
   }
 }
 
+#endif
+
+#if defined(KT_HAS_GEMV)
+
 // Byte b of every lane, signed, times 2^24.
 KT_INLINE I top_byte(I w, int b) {
   return band(b == 3 ? w : shl(w, 24 - 8 * b), set_i((int32_t)0xFF000000u));

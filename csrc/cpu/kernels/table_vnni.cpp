@@ -6,6 +6,7 @@
 #include "cpu/kernels/gemm_inl.h"
 #include "cpu/kernels/gemv_blocks_inl.h"
 #include "cpu/kernels/gemv_k_avx2_inl.h"
+#include "cpu/kernels/gemv_k_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
 #include "cpu/kernels/limits_inl.h"
 
