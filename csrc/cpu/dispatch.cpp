@@ -205,6 +205,17 @@ const FormatKernels& format_kernels(const KernelTable& table, int gguf_id) {
 
 void matmul(const FormatKernels& format, const MatmulTask& task) {
   if (task.rounding == Rounding::kFloat || format.group == 0) return format.floats(task);
+  if (task.num_exact > 0 && format.few_for_all) {  // halves are not for `many`
+    MatmulTask halves = task, digits = task;
+    halves.rounding = Rounding::kExact;
+    halves.num_tokens = task.num_exact;
+    halves.num_exact = digits.num_exact = 0;
+    digits.num_tokens -= task.num_exact;
+    digits.x += task.num_exact;
+    digits.y += task.num_exact;
+    matmul(format, halves);
+    return matmul(format, digits);
+  }
   const bool few = task.rounding == Rounding::kExact && format.few &&
                    (task.num_tokens <= kFewTokens || format.few_for_all);
   if (!few) return format.many(task, format);

@@ -34,10 +34,11 @@ struct MatmulTask {
   int64_t group_begin;     // row groups of 16, half open
   int64_t group_end;
   int64_t rows;       // rows of all of W: nothing is stored beyond
-  Rounding rounding;  // of every token of this task
+  Rounding rounding;  // of the tokens, but for the first num_exact
   int num_tokens;
   const void* const* x;  // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
   float* const* y;       // per token: y[token][row - group_begin * 16]
+  int num_exact = 0;     // of tokens in digits, so many at the beginning are in halves
 };
 
 /// y[k] += sum over rows of W[row][k] * x[row] for rows [row_begin, row_end): the transposed
@@ -128,14 +129,13 @@ struct FormatKernels {
   int gguf_id = 0;
   int values = 0;            // per block
   int group = 0;             // values per scale, 32 or 16; 0: plain floats
-  int offset = 0;            // taken off the integers of a slab (quant/integer_view.h)
   int64_t record_bytes = 0;  // of R16
   void (*floats)(const MatmulTask&) = nullptr;  // Rounding::kFloat, any number of tokens
   /// Halves of at most kFewTokens tokens; null where `many` takes them.
   void (*few)(const MatmulTask&) = nullptr;
   /// `few` takes more tokens too, in turns: the order of its sums is its own.
   bool few_for_all = false;
-  /// Halves or digits of any number of tokens; null for plain floats, as is `unpack`.
+  /// Halves, digits or both, of any number of tokens; null for plain floats, as is `unpack`.
   void (*many)(const MatmulTask&, const FormatKernels&) = nullptr;
   /// Columns of a row group, its records from `records` on, to a slab (kernels/slab_inl.h).
   void (*unpack)(const uint8_t* records, int columns, void* slab) = nullptr;
@@ -162,8 +162,9 @@ struct KernelTable {
   int num_formats = 0;
   /// Columns [begin, end) of a row, which x has; begin is a multiple of 32.
   void (*quantize_exact)(const float* x, int64_t begin, int64_t end, uint8_t* row) = nullptr;
-  /// Columns [begin, end) of a row, which x has; begin is a multiple of 256.
-  void (*quantize_digit)(const float* x, int64_t begin, int64_t end, uint8_t* row) = nullptr;
+  /// The same of a row of k columns; begin is a multiple of 256.
+  void (*quantize_digit)(const float* x, int64_t begin, int64_t end, int64_t k,
+                         uint8_t* row) = nullptr;
   /// out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) = nullptr;
   /// out = silu(gate) * up; out may be gate.

@@ -60,10 +60,10 @@ class Tiles {
   KT_INLINE void multiply_us(Tiles&) {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
   }
-  // C += A of signed bytes times B of unsigned ones.
+  // C += A times B, both of signed bytes.
   template <int c, int a, int b>
-  KT_INLINE void multiply_su(Tiles&) {
-    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+  KT_INLINE void multiply_ss(Tiles&) {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
   }
 };
 
@@ -107,8 +107,8 @@ class Tiles {
     multiply<uint8_t, int8_t>(t.tiles_[c], t.tiles_[a], t.tiles_[b]);
   }
   template <int c, int a, int b>
-  KT_INLINE void multiply_su(Tiles& t) {
-    multiply<int8_t, uint8_t>(t.tiles_[c], t.tiles_[a], t.tiles_[b]);
+  KT_INLINE void multiply_ss(Tiles& t) {
+    multiply<int8_t, int8_t>(t.tiles_[c], t.tiles_[a], t.tiles_[b]);
   }
 
  private:

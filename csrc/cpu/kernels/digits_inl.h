@@ -11,6 +11,9 @@
 // unsigned bytes d = digit + 128 and take 16 n sum(w) off, n = 8 - zero / 16 in 0..15; plain C++
 // multiplies q.
 //
+// Behind a row's blocks stand its zero points once more, a byte n per 32 values, where a product with
+// many rows looks for those it will meet.
+//
 // Order of a row's float sums, whatever multiplies it: per 256 columns, groups g of kGroup values in
 // order of k,
 //     part = fma(float(dot << shift), scale, part)     dot = sum (u - kOffset) q, as int32
@@ -44,7 +47,14 @@ struct DigitBlock {
   int16_t q[256];  // per four values: q0 q2 q1 q3, the order weight bytes split into 16-bit pairs
 #endif
 };
-static_assert(sizeof(DigitBlock) <= kDigitBlockBytes);
+static_assert(sizeof(DigitBlock) + 8 <= kDigitBlockBytes);
+
+KT_INLINE uint8_t* digit_zeros(uint8_t* row, int64_t k) {
+  return row + (k + kDigitValues - 1) / kDigitValues * (int64_t)sizeof(DigitBlock);
+}
+KT_INLINE const uint8_t* digit_zeros(const uint8_t* row, int64_t k) {
+  return digit_zeros((uint8_t*)row, k);
+}
 
 KT_INLINE float magnitude_of(float x) { return x < 0.0f ? -x : x; }
 
@@ -163,7 +173,7 @@ KT_INLINE void store_digits(const float* x, float inverse, int32_t zero, int32_t
 #endif
 }
 
-KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
+KT_INLINE void quantize_digit_block(float* x, DigitBlock& out, uint8_t* zeros) {
   // Below kTiniest the reciprocal would overflow; such values are zero for every purpose.
   constexpr float kTiniest = 1e-30f;
   take_outlier(x, out);
@@ -185,6 +195,7 @@ KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
   for (int b = 0; b < 16; ++b) factor[b] = (float)(1 << halvings[b]);
   store_i(zero, to_int(coarse_zero(scaled(at_base, load_f(factor)))));
   for (int b = 0; b < 8; ++b) out.shift[b] = kMaxShift - halvings[b];
+  for (int b = 0; b < 8; ++b) zeros[b] = (uint8_t)(8 - zero[b] / 16);
   for (int b = 0; b < 8; ++b)
     store_digits(x + 32 * b, inverse * factor[b], zero[b], b, out, sums + 2 * b);
   out.unit = base > 0.0f ? base * (1.0f / (1 << kMaxShift)) : magnitude_of(out.outlier);
@@ -198,13 +209,17 @@ KT_INLINE void quantize_digit_block(float* x, DigitBlock& out) {
   out.half_sum[out.outlier_at / 16] += in_units;
 }
 
-KT_INLINE void quantize_digit_row(const float* x, int64_t k, DigitBlock* out) {
+// Columns [begin, end) of a row of k.
+KT_INLINE void quantize_digit_row(const float* x, int64_t begin, int64_t end, int64_t k,
+                                  uint8_t* row) {
+  DigitBlock* out = (DigitBlock*)row + begin / kDigitValues;
+  uint8_t* zeros = digit_zeros(row, k) + begin / 32;
   alignas(64) float values[kDigitValues];
-  for (int64_t i = 0; i < k; i += kDigitValues, ++out) {
-    const int64_t count = k - i < kDigitValues ? k - i : kDigitValues;
-    memcpy(values, x + i, (size_t)count * sizeof(float));
+  for (; begin < end; begin += kDigitValues, x += kDigitValues, ++out, zeros += 8) {
+    const int64_t count = end - begin < kDigitValues ? end - begin : kDigitValues;
+    memcpy(values, x, (size_t)count * sizeof(float));
     memset(values + count, 0, (size_t)(kDigitValues - count) * sizeof(float));
-    quantize_digit_block(values, *out);
+    quantize_digit_block(values, *out, zeros);
   }
 }
 

@@ -9,17 +9,14 @@ namespace {
 // The tile's weights as floats, [k][row].
 template <class Q>
 KT_INLINE void tile_to_float(const Tile<Q>& tile, float (*out)[16]) {
-  const I byte = set_i(255), offset = set_i(-Q::kOffset);
   for (int g = 0; g < Tile<Q>::kGroups; ++g) {
     const F scale = load_f(tile.scale[g]);
     const F low = Q::kHasMin ? load_f(tile.min[Q::kHasMin ? g : 0]) : zero_f();
     for (int j = 0; j < Tile<Q>::kVectors; ++j) {
       const int w = g * Tile<Q>::kVectors + j;
-      const I word = load_i(tile.u[w]);
-      const I q[4] = {band(word, byte), band(shr(word, 8), byte), band(shr(word, 16), byte),
-                      shr(word, 24)};
+      const I word = load_i(tile.w[w]);
       for (int i = 0; i < 4; ++i) {
-        const F value = mul(scale, to_float(add(q[i], offset)));
+        const F value = mul(scale, to_float(signed_byte(word, i)));
         store_f(out[w * 4 + i], Q::kHasMin ? add(value, low) : value);
       }
     }

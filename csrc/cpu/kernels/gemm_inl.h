@@ -1,6 +1,7 @@
 // Matrix products on R16 for many tokens. Two row groups at a time, 256 columns at a time: the weights
 // are unpacked to a slab in L1 once and every token's activations meet it there, a few tokens at a
-// time, while the next slab is fetched. Totals of the tokens, 128 bytes each, lie in L2 at worst.
+// time, those in halves first, while the next slab is fetched. Totals of the tokens, 128 bytes each, lie
+// in L2 at worst.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -14,9 +15,11 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-template <int V, bool kMin, int kChunk, bool kExactRow>
-static void gemm_ints(const MatmulTask& task, const FormatKernels& format, int first, int count) {
-  using Products = SlabProducts<V, kMin, kChunk, kExactRow>;
+/// Tokens [first, first + count) of the task.
+template <int V, bool kMin, int kChunk>
+static void gemm_pass(const MatmulTask& task, const FormatKernels& format, int first, int count) {
+  using Halves = SlabProducts<V, kMin, kChunk, true>;
+  using Digits = SlabProducts<V, kMin, kChunk, false>;
   const int64_t row_groups_of_w = (task.rows + 15) / 16, blocks_of_w = task.k / format.values;
   const auto record_of = [&](int64_t group, int64_t column) {
     const int64_t record =
@@ -25,10 +28,15 @@ static void gemm_ints(const MatmulTask& task, const FormatKernels& format, int f
     return task.records + record * format.record_bytes;
   };
   SlabRows<V, kMin> slab[kSlabRowGroups];
-  Products products;
   alignas(64) float sums[kTokensPerPass][kSumsStride];
-  const GemmPass pass{count, task.x + first, sums[0]};
-  Products::prepare(products, task.k, pass);
+  int exact = task.rounding == Rounding::kExact ? count : task.num_exact - first;
+  exact = exact < 0 ? 0 : exact > count ? count : exact;
+  const GemmPass in_halves{exact, task.x + first, sums[0]};
+  const GemmPass in_digits{count - exact, task.x + first + exact, sums[0] + exact * kSumsStride};
+  Halves halves;
+  Digits digits;
+  if (in_halves.count != 0) Halves::prepare(halves, task.k, in_halves);
+  if (in_digits.count != 0) Digits::prepare(digits, task.k, in_digits);
   for (int64_t group = task.group_begin; group < task.group_end; group += kSlabRowGroups) {
     const int64_t left = task.group_end - group;
     const int row_groups = left < kSlabRowGroups ? (int)left : kSlabRowGroups;
@@ -43,15 +51,19 @@ static void gemm_ints(const MatmulTask& task, const FormatKernels& format, int f
       const int64_t next_column = is_last ? 0 : column + columns;
       Prefetcher prefetcher(record_of(next, next_column), record_of(next + 1, next_column),
                             kSlabColumns / format.values * format.record_bytes,
-                            Products::steps(count));
-      Products::run(products, slab, format.offset, row_groups, columns / (4 * V), column, pass,
-                    prefetcher);
+                            Halves::steps(in_halves.count) + Digits::steps(in_digits.count));
+      const int groups = columns / (4 * V);
+      if (in_halves.count != 0)
+        Halves::run(halves, slab, row_groups, groups, column, in_halves, prefetcher);
+      if (in_digits.count != 0)
+        Digits::run(digits, slab, row_groups, groups, column, in_digits, prefetcher);
     }
     for (int r = 0; r < row_groups; ++r)
       for (int t = 0; t < count; ++t)
         store_rows(task, group + r, first + t, load_f(sums[t] + 16 * r));
   }
-  Products::finish(products);
+  if (in_halves.count != 0) Halves::finish(halves);
+  if (in_digits.count != 0) Digits::finish(digits);
 }
 
 /// Any number of tokens, for the formats of one shape: V words of four values per group.
@@ -61,10 +73,7 @@ static void gemm(const MatmulTask& task, const FormatKernels& format) {
   for (int i = 0; i < passes; ++i) {
     const int first = (int)((int64_t)task.num_tokens * i / passes);
     const int count = (int)((int64_t)task.num_tokens * (i + 1) / passes) - first;
-    if (task.rounding == Rounding::kExact)
-      gemm_ints<V, kMin, kChunk, true>(task, format, first, count);
-    else
-      gemm_ints<V, kMin, kChunk, false>(task, format, first, count);
+    gemm_pass<V, kMin, kChunk>(task, format, first, count);
   }
 }
 

@@ -49,7 +49,6 @@ constexpr FormatKernels kernels_of_format() {
   return {.gguf_id = Q::kGgufId,
           .values = Q::kValues,
           .group = Q::kGroup,
-          .offset = Q::kOffset,
           .record_bytes = (int64_t)quant::R16<Q>::kRecordBytes,
           .floats = &gemm_floats<Q>,
           .few = gemv_of<Q>(),

@@ -49,31 +49,24 @@ KT_INLINE __m256i broadcast_word(const void* p) {
 struct Pairs {
   I even, odd;
 };
-KT_INLINE Pairs widen_unsigned(const uint8_t* p, __m256i offset) {
-  const I v = kept(load_i(p));
-  const __m256i low = _mm256_set1_epi16(255);
-  return {{_mm256_sub_epi16(_mm256_and_si256(v.a, low), offset),
-           _mm256_sub_epi16(_mm256_and_si256(v.b, low), offset)},
-          {_mm256_sub_epi16(_mm256_srli_epi16(v.a, 8), offset),
-           _mm256_sub_epi16(_mm256_srli_epi16(v.b, 8), offset)}};
-}
-KT_INLINE I add_products(I sum, I w, __m256i x) {
-  return kept({dot_pairs(sum.a, w.a, x), dot_pairs(sum.b, w.b, x)});
-}
-
-// A word of signed weights, and its products with a digit of each of its values.
-#if defined(KT_VNNI)
-KT_INLINE I load_signed(const uint8_t* p) { return load_i(p); }
-KT_INLINE I add_digit_products(I sum, I w, __m256i digits) {
-  return {dot_bytes(sum.a, digits, w.a), dot_bytes(sum.b, digits, w.b)};
-}
-#else
-KT_INLINE Pairs load_signed(const uint8_t* p) {
+KT_INLINE Pairs widen(const int8_t* p) {
   const I v = kept(load_i(p));
   return {{_mm256_srai_epi16(_mm256_slli_epi16(v.a, 8), 8),
            _mm256_srai_epi16(_mm256_slli_epi16(v.b, 8), 8)},
           {_mm256_srai_epi16(v.a, 8), _mm256_srai_epi16(v.b, 8)}};
 }
+KT_INLINE I add_products(I sum, I w, __m256i x) {
+  return kept({dot_pairs(sum.a, w.a, x), dot_pairs(sum.b, w.b, x)});
+}
+
+// A word of weights, and its products with a digit of each of its values.
+#if defined(KT_VNNI)
+KT_INLINE I load_words(const int8_t* p) { return load_i(p); }
+KT_INLINE I add_digit_products(I sum, I w, __m256i digits) {
+  return {dot_bytes(sum.a, digits, w.a), dot_bytes(sum.b, digits, w.b)};
+}
+#else
+KT_INLINE Pairs load_words(const int8_t* p) { return widen(p); }
 KT_INLINE I add_digit_products(I sum, Pairs w, __m256i digits) {
   sum = add_products(sum, w.even, _mm256_and_si256(digits, _mm256_set1_epi16(255)));
   return add_products(sum, w.odd, _mm256_srli_epi16(digits, 8));
@@ -82,11 +75,11 @@ KT_INLINE I add_digit_products(I sum, Pairs w, __m256i digits) {
 
 // acc[t] += the products of a group's words with its digits, which start `at` values into a block.
 template <int T, int V, int kChunk>
-KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, int at, I* acc) {
+KT_INLINE void add_digits(const int8_t (*words)[64], const DigitBlock* const* x, int at, I* acc) {
   if constexpr (kChunk == 0) {
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      const auto w = load_signed(u[j]);
+      const auto w = load_words(words[j]);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t)
         acc[t] = add_digit_products(acc[t], w, broadcast_word(x[t]->digit + at + j * 4));
@@ -98,7 +91,7 @@ KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, in
       I sum[T];
 #pragma GCC unroll 8
       for (int c = 0; c < kChunk; ++c) {
-        const I w = kept(load_i(u[j + c]));
+        const I w = kept(load_i(words[j + c]));
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
           const __m256i d = broadcast_word(x[t]->digit + at + (j + c) * 4);
@@ -114,7 +107,7 @@ KT_INLINE void add_digits(const uint8_t (*u)[64], const DigitBlock* const* x, in
   }
 }
 
-// Weights are signed here (u - kOffset). sums: [T][kSumsStride].
+// sums: [T][kSumsStride].
 template <int T, int V, bool kMin, int kChunk>
 KT_INLINE void digit_rows(const SlabRows<V, kMin>& w, const int32_t* zeros, int groups,
                           const void* const* rows, int64_t at, float* sums) {
@@ -131,7 +124,7 @@ KT_INLINE void digit_rows(const SlabRows<V, kMin>& w, const int32_t* zeros, int 
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) acc[t] = load_i((const uint8_t*)zeros + x[t]->zero_at[b]);
     zeros += sizeof(ZeroTable::rows[0]) / sizeof *zeros;
-    add_digits<T, V, kChunk>(w.u + g * V, x, g * V * 4, acc);
+    add_digits<T, V, kChunk>(w.w + g * V, x, g * V * 4, acc);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       part[t] = fma(to_float(shl(acc[t], x[t]->shift[b])), load_f(w.scale[g]), part[t]);
@@ -142,7 +135,7 @@ KT_INLINE void digit_rows(const SlabRows<V, kMin>& w, const int32_t* zeros, int 
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
     const int column = x[t]->outlier_at;
-    const I byte = sar(shl(load_i(w.u[column / 4]), 24 - 8 * (column % 4)), 24);
+    const I byte = sar(shl(load_i(w.w[column / 4]), 24 - 8 * (column % 4)), 24);
     const F weight = mul(to_float(byte), load_f(w.scale[column / (V * 4)]));
     float* total = sums + t * kSumsStride;
     const F dots = fma(part[t], set_f(x[t]->unit), load_f(total));
@@ -150,12 +143,10 @@ KT_INLINE void digit_rows(const SlabRows<V, kMin>& w, const int32_t* zeros, int 
   }
 }
 
-// Weights are unsigned here; `offset` is the format's kOffset.
 template <int T, int V, bool kMin>
-KT_INLINE void exact_rows(const SlabRows<V, kMin>& w, int offset, int groups,
-                          const void* const* rows, int64_t at, float* sums) {
+KT_INLINE void exact_rows(const SlabRows<V, kMin>& w, int groups, const void* const* rows,
+                          int64_t at, float* sums) {
   const ActBlock* x[T];
-  const __m256i off = _mm256_set1_epi16((short)offset);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) x[t] = (const ActBlock*)((const uint8_t*)rows[t] + at);
   for (int g = 0; g < groups; ++g) {
@@ -165,7 +156,7 @@ KT_INLINE void exact_rows(const SlabRows<V, kMin>& w, int offset, int groups,
     for (int t = 0; t < T; ++t) acc[t] = set_i(0);
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      const Pairs words = widen_unsigned(w.u[g * V + j], off);
+      const Pairs words = widen(w.w[g * V + j]);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         const int16_t* q = x[t][b].q + first + j * 4;
@@ -207,14 +198,13 @@ static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int
 }
 
 template <int T, int R, int V, bool kMin>
-static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
-                         const void* const* rows, int blocks, int64_t at, float* sums,
-                         Prefetcher& next) {
+static void exact_kernel(const SlabRows<V, kMin>* w, int groups, const void* const* rows,
+                         int blocks, int64_t at, float* sums, Prefetcher& next) {
   for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
     Prefetcher::step(next);
     if (i + 1 < blocks) fetch<T, ActBlock>(rows + T, at, 8);
     for (int r = 0; r < R; ++r)
-      exact_rows<T, V, kMin>(w[r], offset, groups, rows, at, sums + 16 * r);
+      exact_rows<T, V, kMin>(w[r], groups, rows, at, sums + 16 * r);
   }
 }
 

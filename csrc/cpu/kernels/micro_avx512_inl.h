@@ -36,7 +36,7 @@ KT_INLINE __m512i broadcast_word(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
-// T tokens. Weights are signed here (u - kOffset). rows: one token each, whose blocks are `at` bytes
+// T tokens. rows: one token each, whose blocks are `at` bytes
 // in; ahead: tokens to fetch. sums: [T][kSumsStride], row group r from 16 r on.
 template <int T, int R, int V, bool kMin>
 KT_INLINE void digit_block(const SlabRows<V, kMin>* w, const ZeroTable& table, int groups,
@@ -70,7 +70,7 @@ KT_INLINE void digit_block(const SlabRows<V, kMin>* w, const ZeroTable& table, i
     for (int j = 0; j < V; ++j) {
       __m512i word[R];
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) word[r] = _mm512_load_si512(w[r].u[g * V + j]);
+      for (int r = 0; r < R; ++r) word[r] = _mm512_load_si512(w[r].w[g * V + j]);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const __m512i d = broadcast_word(x[t]->digit + g * (V * 4) + j * 4);
@@ -98,7 +98,7 @@ KT_INLINE void digit_block(const SlabRows<V, kMin>* w, const ZeroTable& table, i
     const __m128i left = _mm_cvtsi32_si128(24 - 8 * (column % 4));
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      const __m512i words = _mm512_load_si512(w[r].u[column / 4]);
+      const __m512i words = _mm512_load_si512(w[r].w[column / 4]);
       const __m512i byte = _mm512_srai_epi32(_mm512_sll_epi32(words, left), 24);
       const __m512 weight =
           _mm512_mul_ps(_mm512_cvtepi32_ps(byte), _mm512_load_ps(w[r].scale[column / (V * 4)]));
@@ -120,11 +120,12 @@ static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int
   }
 }
 
-// Weights are unsigned here; `offset` is the format's kOffset.
+// The multiplier wants unsigned weights: 128 more than they are where they may be negative, which the
+// accumulator's start takes off.
 template <int T, int R, int V, bool kMin>
-KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int offset, int groups,
-                           const void* const* rows, const void* const* ahead, int64_t at,
-                           float* sums) {
+KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int groups, const void* const* rows,
+                           const void* const* ahead, int64_t at, float* sums) {
+  constexpr int offset = kMin ? 0 : 128;
   const ActBlock* x[T];
   __m512 total[R][T];
 #pragma GCC unroll 8
@@ -155,7 +156,10 @@ KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int offset, int groups,
     for (int j = 0; j < V; ++j) {
       __m512i word[R];
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) word[r] = _mm512_load_si512(w[r].u[g * V + j]);
+      for (int r = 0; r < R; ++r) {
+        word[r] = _mm512_load_si512(w[r].w[g * V + j]);
+        if constexpr (!kMin) word[r] = _mm512_xor_si512(word[r], _mm512_set1_epi8(-128));
+      }
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const __m512i h = broadcast_word(x[t][b].hi + first + j * 4);
@@ -190,12 +194,11 @@ KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int offset, int groups,
 
 // `blocks` times T tokens.
 template <int T, int R, int V, bool kMin>
-static void exact_kernel(const SlabRows<V, kMin>* w, int offset, int groups,
-                         const void* const* rows, int blocks, int64_t at, float* sums,
-                         Prefetcher& next) {
+static void exact_kernel(const SlabRows<V, kMin>* w, int groups, const void* const* rows,
+                         int blocks, int64_t at, float* sums, Prefetcher& next) {
   for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
     Prefetcher::step(next);
-    exact_block<T, R, V, kMin>(w, offset, groups, rows, i + 1 < blocks ? rows + T : rows, at, sums);
+    exact_block<T, R, V, kMin>(w, groups, rows, i + 1 < blocks ? rows + T : rows, at, sums);
   }
 }
 

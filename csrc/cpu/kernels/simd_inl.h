@@ -78,6 +78,7 @@ KT_INLINE I mul(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 KT_INLINE I band(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 KT_INLINE I bor(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 KT_INLINE I bxor(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+KT_INLINE I sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 // Shifts by a count known after unrolling.
 KT_INLINE I shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 KT_INLINE I shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
@@ -198,6 +199,7 @@ KT_INLINE I mul(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_e
 KT_INLINE I band(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 KT_INLINE I bor(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 KT_INLINE I bxor(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+KT_INLINE I sub_bytes(I x, I y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
 // Shifts by a count known after unrolling.
 KT_INLINE I shl(I x, int n) {
   const __m128i by = _mm_cvtsi32_si128(n);
@@ -287,6 +289,14 @@ KT_INLINE I mul(I a, I b) { KT_LANES a.v[i] *= b.v[i]; return a; }
 KT_INLINE I band(I a, I b) { KT_LANES a.v[i] &= b.v[i]; return a; }
 KT_INLINE I bor(I a, I b) { KT_LANES a.v[i] |= b.v[i]; return a; }
 KT_INLINE I bxor(I a, I b) { KT_LANES a.v[i] ^= b.v[i]; return a; }
+// Per byte, without borrowing from the next.
+KT_INLINE I sub_bytes(I a, I b) {
+  KT_LANES {
+    const uint32_t x = (uint32_t)a.v[i], y = (uint32_t)b.v[i], top = 0x80808080u;
+    a.v[i] = (int32_t)(((x | top) - (y & ~top)) ^ ((x ^ ~y) & top));
+  }
+  return a;
+}
 // Shifts by a count known after unrolling.
 KT_INLINE I shl(I a, int n) { KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] << n); return a; }
 KT_INLINE I shr(I a, int n) { KT_LANES a.v[i] = (int32_t)((uint32_t)a.v[i] >> n); return a; }

@@ -28,7 +28,7 @@ KT_INLINE void unpack_slab(const uint8_t* records, int columns,
     for (int i = 0; i < columns / Q::kValues; ++i) {
       Tile<Q> tile;
       unpack_tile(records + i * quant::R16<Q>::kRecordBytes, tile);
-      memcpy(out.u[i * Q::kValues / 4], tile.u, sizeof tile.u);
+      memcpy(out.w[i * Q::kValues / 4], tile.w, sizeof tile.w);
       memcpy(out.scale[i * Tile<Q>::kGroups], tile.scale, sizeof tile.scale);
       if constexpr (Q::kHasMin)
         memcpy(out.min[i * Tile<Q>::kGroups], tile.min, sizeof tile.min);

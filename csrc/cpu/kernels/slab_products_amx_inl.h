@@ -41,31 +41,30 @@ struct SlabProducts {
   KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
     Tiles::start(self.tiles, kTileConfig);
     memset(self.panel, 0, sizeof self.panel);
-    if constexpr (!kExactRow) find_zero_ranges(columns, pass, self.zeros);
+    if constexpr (!kExactRow) find_zero_ranges(columns, pass.count, pass.rows, self.zeros);
   }
   KT_INLINE void finish(SlabProducts& self) { Tiles::stop(self.tiles); }
 
   static constexpr int steps(int count) { return (count + kMost - 1) / kMost; }
 
-  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
-                     int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
+  KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
+                     int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
     if constexpr (!kExactRow)
-      prepare_slab<V, kMin>(w, row_groups, groups, offset, column, self.zeros);
+      prepare_slab<V, kMin>(w, row_groups, groups, column, self.zeros);
     for (int first = 0; first < pass.count; first += kMost) {
       Prefetcher::step(next);
       const int count = pass.count - first < kMost ? pass.count - first : kMost;
       const void* const* rows = pass.rows + first;
       float* sums = pass.sums + first * kSumsStride;
       if constexpr (kExactRow)
-        halves(self, w, offset, row_groups, groups, rows, count, at, sums);
+        halves(self, w, row_groups, groups, rows, count, at, sums);
       else
         digits(self, w, row_groups, groups, rows, count, at, sums);
     }
   }
 
  private:
-  // Weights are signed here.
   static void digits(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
                      const void* const* rows, int count, int64_t at, float* sums) {
     const DigitBlock* x[kMost];
@@ -75,11 +74,11 @@ struct SlabProducts {
       for (int r = 0; r < row_groups; ++r) store_f(self.parts[r][t], zero_f());
     }
     for (int g = 0; g < groups; ++g) {
-      Tiles::load<6>(self.tiles, w[0].u[g * V], 64);
+      Tiles::load<6>(self.tiles, w[0].w[g * V], 64);
       Tiles::load<4>(self.tiles, self.panel[0] + 32 * g, kSlabColumns);
       multiply_digits<0, 4, 6>(self);
       if (row_groups == 2) {
-        Tiles::load<7>(self.tiles, w[1].u[g * V], 64);
+        Tiles::load<7>(self.tiles, w[1].w[g * V], 64);
         multiply_digits<1, 4, 7>(self);
       }
       if (count > kTileTokens) {
@@ -102,7 +101,7 @@ struct SlabProducts {
     for (int t = 0; t < count; ++t) {
       const int column = x[t]->outlier_at;
       for (int r = 0; r < row_groups; ++r) {
-        const I byte = sar(shl(load_i(w[r].u[column / 4]), 24 - 8 * (column % 4)), 24);
+        const I byte = sar(shl(load_i(w[r].w[column / 4]), 24 - 8 * (column % 4)), 24);
         const F weight = mul(to_float(byte), load_f(w[r].scale[column / 32]));
         float* total = sums + t * kSumsStride + 16 * r;
         const F dots = fma(load_f(self.parts[r][t]), set_f(x[t]->unit), load_f(total));
@@ -118,9 +117,8 @@ struct SlabProducts {
     Tiles::store<c>(self.tiles, self.sums[c], 64);
   }
 
-  // Weights are unsigned here; `offset` is the format's kOffset.
-  static void halves(SlabProducts& self, const SlabRows<V, kMin>* w, int offset, int row_groups,
-                     int groups, const void* const* rows, int count, int64_t at, float* sums) {
+  static void halves(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
+                     const void* const* rows, int count, int64_t at, float* sums) {
     const ActBlock* x[kMost];
     for (int t = 0; t < count; ++t) {
       x[t] = (const ActBlock*)((const uint8_t*)rows[t] + at);
@@ -132,23 +130,24 @@ struct SlabProducts {
     for (int g = 0; g < groups; ++g) {
       Tiles::load<4>(self.tiles, self.panel[0] + 32 * g, kSlabColumns);
       Tiles::load<5>(self.tiles, self.panel[kTileTokens] + 32 * g, kSlabColumns);
-      Tiles::load<6>(self.tiles, w[0].u[g * V], 64);
+      Tiles::load<6>(self.tiles, w[0].w[g * V], 64);
       multiply_half<0, 4, 6>(self);
       multiply_half<2, 5, 6>(self);
       if (row_groups == 2) {
-        Tiles::load<7>(self.tiles, w[1].u[g * V], 64);
+        Tiles::load<7>(self.tiles, w[1].w[g * V], 64);
         multiply_half<1, 4, 7>(self);
         multiply_half<3, 5, 7>(self);
       }
       for (int r = 0; r < row_groups; ++r) {
         const F scale = load_f(w[r].scale[g]), low = kMin ? load_f(w[r].min[kMin ? g : 0]) : zero_f();
         for (int t = 0; t < count; ++t) {
-          const int32_t sum = x[t][g].sum[0] + x[t][g].sum[1];
-          const I lows = add(load_i(self.sums[2 + r][t]), set_i(-offset * sum));
-          const I dot = add(shl(load_i(self.sums[r][t]), 8), lows);
+          const I dot = add(shl(load_i(self.sums[r][t]), 8), load_i(self.sums[2 + r][t]));
           float* total = sums + t * kSumsStride + 16 * r;
           F result = fma(mul(to_float(dot), set_f(x[t][g].scale)), scale, load_f(total));
-          if constexpr (kMin) result = fma(low, set_f(x[t][g].scale * (float)sum), result);
+          if constexpr (kMin) {
+            const int32_t sum = x[t][g].sum[0] + x[t][g].sum[1];
+            result = fma(low, set_f(x[t][g].scale * (float)sum), result);
+          }
           store_f(total, result);
         }
       }
@@ -158,7 +157,7 @@ struct SlabProducts {
   template <int c, int a, int b>
   KT_INLINE void multiply_half(SlabProducts& self) {
     Tiles::zero<c>(self.tiles);
-    Tiles::multiply_su<c, a, b>(self.tiles);
+    Tiles::multiply_ss<c, a, b>(self.tiles);
     Tiles::store<c>(self.tiles, self.sums[c], 64);
   }
 };

@@ -32,18 +32,17 @@ struct SlabProducts {
   PassZeros zeros;  // of digits
 
   KT_INLINE void prepare(SlabProducts& self, int64_t columns, const GemmPass& pass) {
-    if constexpr (!kExactRow) find_zero_ranges(columns, pass, self.zeros);
+    if constexpr (!kExactRow) find_zero_ranges(columns, pass.count, pass.rows, self.zeros);
   }
 
   KT_INLINE void finish(SlabProducts&) {}
 
   static constexpr int steps(int count) { return (count + kMaxTokens - 1) / kMaxTokens; }
 
-  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
-                     int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
+  KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
+                     int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
-    if constexpr (!kExactRow)
-      prepare_slab<V, kMin>(w, row_groups, groups, offset, column, self.zeros);
+    if constexpr (!kExactRow) prepare_slab<V, kMin>(w, row_groups, groups, column, self.zeros);
     // As many blocks of kMaxTokens as there are, then what is left, with the last of these if the
     // registers hold it: few tokens by themselves do not fill the multiplier.
     int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
@@ -53,11 +52,10 @@ struct SlabProducts {
     }
     const int done = blocks * kMaxTokens;
     if (blocks != 0)
-      run_blocks<kMaxTokens>(self, w, offset, row_groups, groups, pass.rows, blocks, at, pass.sums,
-                             next);
+      run_blocks<kMaxTokens>(self, w, row_groups, groups, pass.rows, blocks, at, pass.sums, next);
     if (rest != 0) {
       with_count<kMostAtEnd>(rest, [&]<int T>() {
-        run_blocks<T>(self, w, offset, row_groups, groups, pass.rows + done, 1, at,
+        run_blocks<T>(self, w, row_groups, groups, pass.rows + done, 1, at,
                       pass.sums + done * kSumsStride, next);
       });
     }
@@ -65,13 +63,13 @@ struct SlabProducts {
 
  private:
   template <int T>
-  KT_INLINE void run_blocks(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
+  KT_INLINE void run_blocks(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups,
                             int groups, const void* const* rows, int blocks, int64_t at,
                             float* sums, Prefetcher& next) {
     if constexpr (kExactRow) {
       const auto kernel =
           row_groups == 2 ? &exact_kernel<T, 2, V, kMin> : &exact_kernel<T, 1, V, kMin>;
-      kernel(w, offset, groups, rows, blocks, at, sums, next);
+      kernel(w, groups, rows, blocks, at, sums, next);
     } else {
       const auto kernel = row_groups == 2 ? &digit_kernel<T, 2, V, kMin, kChunk>
                                           : &digit_kernel<T, 1, V, kMin, kChunk>;
@@ -92,16 +90,16 @@ struct SlabProducts {
 
   static constexpr int steps(int) { return kSlabRowGroups; }
 
-  KT_INLINE void run(SlabProducts& self, SlabRows<V, kMin>* w, int offset, int row_groups,
-                     int groups, int64_t column, const GemmPass& pass, Prefetcher& next) {
+  KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
+                     int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
     for (int r = 0; r < row_groups; ++r) {
       Prefetcher::step(next);
       float* sums = pass.sums + 16 * r;
       if constexpr (kExactRow)
-        exact_rows<V, kMin>(w[r], offset, groups, pass.rows, pass.count, at, sums);
+        exact_rows<V, kMin>(w[r], groups, pass.rows, pass.count, at, sums);
       else
-        digit_rows<V, kMin>(w[r], offset, groups, pass.rows, pass.count, at, self.parts, sums);
+        digit_rows<V, kMin>(w[r], groups, pass.rows, pass.count, at, self.parts, sums);
     }
   }
 };

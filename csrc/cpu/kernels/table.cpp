@@ -15,8 +15,8 @@ static void quantize_exact(const float* x, int64_t begin, int64_t end, uint8_t* 
   quantize_exact_row(x, end - begin, (ActBlock*)row + begin / 32);
 }
 
-static void quantize_digit(const float* x, int64_t begin, int64_t end, uint8_t* row) {
-  quantize_digit_row(x, end - begin, (DigitBlock*)row + begin / kDigitValues);
+static void quantize_digit(const float* x, int64_t begin, int64_t end, int64_t k, uint8_t* row) {
+  quantize_digit_row(x, begin, end, k, row);
 }
 
 constinit const auto kFormats =

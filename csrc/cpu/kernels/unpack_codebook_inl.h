@@ -48,16 +48,18 @@ constexpr auto kIq3xxsTable = signed_levels(quant::kIq3xxsLevels, quant::IQ3_XXS
 constexpr auto kIq3sTable = signed_levels(quant::kIq3sLevels, quant::IQ3_S::kOffset);
 
 // Eight values from a point's 2-bit codes and eight signs: two vectors.
-KT_INLINE void store_point8(I codes, I signs, const uint8_t* table, uint8_t (*u)[64]) {
+template <class Q>
+KT_INLINE void store_point8(I codes, I signs, const uint8_t* table, Tile<Q>& tile, int v) {
   for (int h = 0; h < 2; ++h) {
     const I index = bor(spread2(shr(codes, 8 * h)), shl(spread1(bits_of(signs, 4 * h, 15)), 2));
-    store_i(u[h], lookup16(index, table));
+    put_word(tile, v + h, lookup16(index, table));
   }
 }
 
 // Four values from a point's 3-bit codes and four signs.
-KT_INLINE void store_point4(I codes, I signs, const uint8_t* table, uint8_t* u) {
-  store_i(u, lookup16(bor(spread3(codes), shl(spread1(signs), 3)), table));
+template <class Q>
+KT_INLINE void store_point4(I codes, I signs, const uint8_t* table, Tile<Q>& tile, int v) {
+  put_word(tile, v, lookup16(bor(spread3(codes), shl(spread1(signs), 3)), table));
 }
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XXS>& tile) {
@@ -68,7 +70,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XXS>& tile) {
     for (int p = 0; p < 4; ++p) {
       const I codes = gather16(quant::kIq2xxsGrid, unsigned_byte(points, p));
       const I signs = eight_signs(bits_of(rest, 7 * p, 127));
-      store_point8(codes, signs, kIq2Table.u, tile.u + 8 * g + 2 * p);
+      store_point8(codes, signs, kIq2Table.u, tile, 8 * g + 2 * p);
     }
     store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), kIq2Factor));
   }
@@ -80,7 +82,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_XS>& tile) {
   for (int p = 0; p < 32; ++p) {
     const I q = bits_of(word<Q>(record, p / 2), p % 2 * 16, 0xFFFF);
     const I codes = gather16(quant::kIq2xsGrid, band(q, set_i(511)));
-    store_point8(codes, eight_signs(shr(q, 9)), kIq2Table.u, tile.u + 2 * p);
+    store_point8(codes, eight_signs(shr(q, 9)), kIq2Table.u, tile, 2 * p);
   }
   for (int g = 0; g < 16; ++g) {
     const I s = bits_of(word<Q>(record, 16 + g / 8), g % 8 * 4, 15);
@@ -95,7 +97,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ2_S>& tile) {
     const I high = bits_of(word<Q>(record, 16 + p / 16), p % 16 * 2, 3);
     const I index = bor(unsigned_byte(word<Q>(record, p / 4), p % 4), shl(high, 8));
     const I signs = unsigned_byte(word<Q>(record, 8 + p / 4), p % 4);
-    store_point8(gather16(quant::kIq2sGrid, index), signs, kIq2Table.u, tile.u + 2 * p);
+    store_point8(gather16(quant::kIq2sGrid, index), signs, kIq2Table.u, tile, 2 * p);
   }
   for (int g = 0; g < 16; ++g) {
     const I s = bits_of(word<Q>(record, 18 + g / 8), g % 8 * 4, 15);
@@ -114,7 +116,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_XXS>& tile) {
         const int point = 8 * g + p + h;
         const I index = unsigned_byte(word<Q>(record, point / 4), point % 4);
         store_point4(gather16(quant::kIq3xxsGrid, index), bits_of(signs, 4 * h, 15), kIq3xxsTable.u,
-                     tile.u[point]);
+                     tile, point);
       }
     }
     store_f(tile.scale[g], half_step_scale(d, shr(rest, 28), kIq3xxsFactor));
@@ -128,7 +130,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ3_S>& tile) {
     const I high = bits_of(word<Q>(record, 16 + p / 32), p % 32, 1);
     const I index = bor(unsigned_byte(word<Q>(record, p / 4), p % 4), shl(high, 8));
     const I signs = bits_of(word<Q>(record, 18 + p / 8), p % 8 * 4, 15);
-    store_point4(gather16(quant::kIq3sGrid, index), signs, kIq3sTable.u, tile.u[p]);
+    store_point4(gather16(quant::kIq3sGrid, index), signs, kIq3sTable.u, tile, p);
   }
   for (int g = 0; g < 8; ++g) {
     const I s = bits_of(word<Q>(record, 26), g * 4, 15);
@@ -141,11 +143,12 @@ constexpr uint8_t kIq1Table[16] = {2, 10, 18, 0, 0, 8, 16, 0};
 static_assert(quant::IQ1_S::kOffset == 9 && quant::IQ1_M::kOffset == 9);
 
 // Eight values of a point; `minus` is 0 or 1.
-KT_INLINE void store_ternary8(I index, I minus, uint8_t (*u)[64]) {
+template <class Q>
+KT_INLINE void store_ternary8(I index, I minus, Tile<Q>& tile, int v) {
   const I codes = gather16(quant::kIq1Grid, index);
   const I all = mul(minus, set_i(0x04040404));
   for (int h = 0; h < 2; ++h)
-    store_i(u[h], lookup16(bor(spread2(shr(codes, 8 * h)), all), kIq1Table));
+    put_word(tile, v + h, lookup16(bor(spread2(shr(codes, 8 * h)), all), kIq1Table));
 }
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_S>& tile) {
@@ -155,7 +158,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_S>& tile) {
     const I qh = bits_of(word<Q>(record, 8 + g / 2), g % 2 * 16, 0xFFFF);
     for (int p = 0; p < 4; ++p) {
       const I low = unsigned_byte(word<Q>(record, g), p);
-      store_ternary8(bor(low, shl(bits_of(qh, 3 * p, 7), 8)), shr(qh, 15), tile.u + 8 * g + 2 * p);
+      store_ternary8(bor(low, shl(bits_of(qh, 3 * p, 7), 8)), shr(qh, 15), tile, 8 * g + 2 * p);
     }
     store_f(tile.scale[g], iq1_scale(d, bits_of(qh, 12, 7)));
   }
@@ -166,7 +169,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_M>& tile) {
   for (int p = 0; p < 32; ++p) {
     const I high = bits_of(word<Q>(record, 8 + p / 8), p % 8 * 4, 15);
     const I low = unsigned_byte(word<Q>(record, p / 4), p % 4);
-    store_ternary8(bor(low, shl(band(high, set_i(7)), 8)), shr(high, 3), tile.u + 2 * p);
+    store_ternary8(bor(low, shl(band(high, set_i(7)), 8)), shr(high, 3), tile, 2 * p);
   }
   const I s[2] = {word<Q>(record, 12), word<Q>(record, 13)};
   const F d = iq1_m_head(record);
@@ -174,15 +177,15 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ1_M>& tile) {
     store_f(tile.scale[g], iq1_scale(d, bits_of(s[g / 8], g / 4 % 2 * 16 + g % 4 * 3, 7)));
 }
 
-// Five (or fewer) ternary digits of each byte: digit n goes to u[n * stride].
-KT_INLINE void store_fractions(I bytes, int digits, int stride, uint8_t (*u)[64]) {
+// Five (or fewer) ternary digits of each byte: digit n goes to vector v + n * stride.
+KT_INLINE void store_fractions(I bytes, int digits, int stride, Tile<quant::TQ1_0>& tile, int v) {
   const I low = set_i(0x00FF00FF);
   I even = band(bytes, low), odd = band(shr(bytes, 8), low);
   for (int n = 0; n < digits; ++n) {
     even = add(even, add(even, even));
     odd = add(odd, add(odd, odd));
     const I first = band(shr(even, 8), set_i(0x00030003));
-    store_i(u[n * stride], bor(first, band(odd, set_i(0x03000300))));
+    put_word(tile, v + n * stride, bor(first, band(odd, set_i(0x03000300))));
     even = band(even, low);
     odd = band(odd, low);
   }
@@ -192,9 +195,9 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::TQ1_0>& tile) {
   using Q = quant::TQ1_0;
   const F d = head_halves(record);
   for (int g = 0; g < 8; ++g) store_f(tile.scale[g], d);
-  for (int w = 0; w < 8; ++w) store_fractions(word<Q>(record, w), 5, 8, tile.u + w);
-  for (int w = 0; w < 4; ++w) store_fractions(word<Q>(record, 8 + w), 5, 4, tile.u + 40 + w);
-  store_fractions(word<Q>(record, 12), 4, 1, tile.u + 60);
+  for (int w = 0; w < 8; ++w) store_fractions(word<Q>(record, w), 5, 8, tile, w);
+  for (int w = 0; w < 4; ++w) store_fractions(word<Q>(record, 8 + w), 5, 4, tile, 40 + w);
+  store_fractions(word<Q>(record, 12), 4, 1, tile, 60);
 }
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::TQ2_0>& tile) {
@@ -204,7 +207,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::TQ2_0>& tile) {
   for (int w = 0; w < 16; ++w) {
     const I bits = word<Q>(record, w);
     for (int p = 0; p < 4; ++p)
-      store_i(tile.u[w / 8 * 32 + 8 * p + w % 8], bits_of(bits, 2 * p, 0x03030303));
+      put_word(tile, w / 8 * 32 + 8 * p + w % 8, bits_of(bits, 2 * p, 0x03030303));
   }
 }
 
@@ -227,8 +230,8 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::NVFP4>& tile) {
     store_f(tile.scale[g], select_le(not_nan, zero_f(), zero_f(), scale));
     for (int j = 0; j < 2; ++j) {
       const I w = word<Q>(record, 1 + 2 * g + j);
-      store_i(tile.u[4 * g + j], lookup16(low_nibbles(w), quant::kFp4Levels));
-      store_i(tile.u[4 * g + 2 + j], lookup16(high_nibbles(w), quant::kFp4Levels));
+      put_word(tile, 4 * g + j, lookup16(low_nibbles(w), quant::kFp4Levels));
+      put_word(tile, 4 * g + 2 + j, lookup16(high_nibbles(w), quant::kFp4Levels));
     }
   }
 }

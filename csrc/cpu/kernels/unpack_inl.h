@@ -26,8 +26,8 @@ template <class Q, class Each>
 KT_INLINE void nibbles32(const uint8_t* record, int first, int vector, Tile<Q>& tile, Each each) {
   for (int j = 0; j < 4; ++j) {
     const I w = word<Q>(record, first + j);
-    store_i(tile.u[vector + j], each(low_nibbles(w), j));
-    store_i(tile.u[vector + j + 4], each(high_nibbles(w), j + 4));
+    put_word(tile, vector + j, each(low_nibbles(w), j));
+    put_word(tile, vector + j + 4, each(high_nibbles(w), j + 4));
   }
 }
 
@@ -66,9 +66,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q5_1>& tile) {
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q8_0>& tile) {
   store_f(tile.scale[0], head_halves(record));
-  // Adding 128 to a signed byte flips its top bit.
-  for (int j = 0; j < 8; ++j)
-    store_i(tile.u[j], bxor(word<quant::Q8_0>(record, j), set_i((int32_t)0x80808080u)));
+  for (int j = 0; j < 8; ++j) store_i(tile.w[j], word<quant::Q8_0>(record, j));
 }
 
 KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::IQ4_NL>& tile) {
@@ -112,8 +110,8 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q4_K>& tile) {
   for (int c = 0; c < 4; ++c) {
     for (int j = 0; j < 8; ++j) {
       const I w = word<quant::Q4_K>(record, 4 + 8 * c + j);
-      store_i(tile.u[16 * c + j], low_nibbles(w));
-      store_i(tile.u[16 * c + 8 + j], high_nibbles(w));
+      put_word(tile, 16 * c + j, low_nibbles(w));
+      put_word(tile, 16 * c + 8 + j, high_nibbles(w));
     }
   }
 }
@@ -128,8 +126,8 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q5_K>& tile) {
       const I w = word<Q>(record, 12 + 8 * c + j);
       const I low = shl(band(shr(bits, 2 * c), one), 4);
       const I high = shl(band(shr(bits, 2 * c + 1), one), 4);
-      store_i(tile.u[16 * c + j], bor(low_nibbles(w), low));
-      store_i(tile.u[16 * c + 8 + j], bor(high_nibbles(w), high));
+      put_word(tile, 16 * c + j, bor(low_nibbles(w), low));
+      put_word(tile, 16 * c + 8 + j, bor(high_nibbles(w), high));
     }
   }
 }
@@ -150,8 +148,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q6_K>& tile) {
       const I bits = word<Q>(record, 32 + 8 * h + j);
       const I low[4] = {low_nibbles(even), low_nibbles(odd), high_nibbles(even), high_nibbles(odd)};
       for (int p = 0; p < 4; ++p)
-        store_i(tile.u[32 * h + 8 * p + j],
-                bor(low[p], shl(band(shr(bits, 2 * p), two), 4)));
+        put_word(tile, 32 * h + 8 * p + j, bor(low[p], shl(band(shr(bits, 2 * p), two), 4)));
     }
   }
 }
@@ -169,7 +166,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q3_K>& tile) {
     for (int i = 0; i < 8; ++i) {
       const I low = band(shr(word<Q>(record, 8 + 8 * (i / 4) + j), 2 * (i % 4)), set_i(0x03030303));
       const I high = shl(band(shr(thirds, i), set_i(0x01010101)), 2);
-      store_i(tile.u[8 * i + j], bor(low, high));
+      put_word(tile, 8 * i + j, bor(low, high));
     }
   }
 }
@@ -187,7 +184,7 @@ KT_INLINE void unpack_tile(const uint8_t* record, Tile<quant::Q2_K>& tile) {
     for (int j = 0; j < 8; ++j) {
       const I w = word<Q>(record, 4 + 8 * h + j);
       for (int p = 0; p < 4; ++p)
-        store_i(tile.u[32 * h + 8 * p + j], band(shr(w, 2 * p), set_i(0x03030303)));
+        put_word(tile, 32 * h + 8 * p + j, band(shr(w, 2 * p), set_i(0x03030303)));
     }
   }
 }

@@ -20,17 +20,8 @@ struct ZeroRange {
   int32_t first[8], count;
 };
 
-KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, ZeroRange& range) {
-  __m128i least = _mm_set1_epi16(-1), most = _mm_setzero_si128();
-  for (int t = 0; t < count; ++t) {
-    const DigitBlock* x = (const DigitBlock*)((const uint8_t*)rows[t] + at);
-    const __m128i zero = _mm_loadu_si128((const __m128i*)x->zero_at);
-    least = _mm_min_epu16(least, zero);
-    most = _mm_max_epu16(most, zero);
-  }
-  uint16_t low[8], high[8];
-  _mm_storeu_si128((__m128i*)low, _mm_srli_epi16(least, 6));
-  _mm_storeu_si128((__m128i*)high, _mm_srli_epi16(most, 6));
+// low, high: the least and the largest zero point per 32 columns.
+KT_INLINE void make_zero_range(const uint8_t* low, const uint8_t* high, ZeroRange& range) {
   range.count = 1;
   for (int b = 0; b < 8; ++b)
     if (high[b] - low[b] >= range.count) range.count = high[b] - low[b] + 1;
@@ -39,34 +30,27 @@ KT_INLINE void find_zero_range(const void* const* rows, int count, int64_t at, Z
 }
 
 #if defined(KT_ISA_AVX512)
-KT_INLINE I sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 // sum, and per lane its four signed bytes.
 KT_INLINE I add_word_sums(I sum, I a) {
   return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi8(1), a.v)};
 }
 #else
-KT_INLINE I sub_bytes(I x, I y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
 KT_INLINE __m256i sum_bytes(__m256i x) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(1));
 }
 KT_INLINE I add_word_sums(I sum, I x) { return add(sum, {sum_bytes(x.a), sum_bytes(x.b)}); }
 #endif
 
-/// Makes a slab's words signed and fills the rows of the table that the tokens use.
+/// Fills the rows of the table that the tokens use.
 template <int V, bool kMin>
-KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, int offset,
+KT_INLINE void prepare_digits(const SlabRows<V, kMin>& slab, int row_group, int groups,
                               const ZeroRange& range, ZeroTable& table) {
-  const I off = set_i((int32_t)(0x01010101u * (uint32_t)offset));
   for (int g = 0; g < groups; ++g) {
     I even = set_i(0), odd = set_i(0);
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      I word = load_i(w.u[g * V + j]);
-      if (offset != 0) {
-        word = sub_bytes(word, off);
-        store_i(w.u[g * V + j], word);
-      }
-      (j % 2 == 0 ? even : odd) = add_word_sums(j % 2 == 0 ? even : odd, word);
+      I& sum = j % 2 == 0 ? even : odd;
+      sum = add_word_sums(sum, load_i(slab.w[g * V + j]));
     }
     const int first = range.first[V == 8 ? g : g / 2];
     const I step = mul(add(even, odd), set_i(-16));
@@ -76,29 +60,43 @@ KT_INLINE void prepare_digits(SlabRows<V, kMin>& w, int row_group, int groups, i
   }
 }
 
-/// The zero points of a pass. Their ranges are found once for all row groups, because each lies in
-/// a cache line of its own; what is beyond the last (more than 32768 columns) is taken to use all
-/// there are. The table is that of the slab under way.
+/// The zero points of a pass, found once for all row groups; what is beyond the last (more than 32768
+/// columns) is taken to use all there are. The table is that of the slab under way.
 struct PassZeros {
   static constexpr int kRanges = 128;
   ZeroTable table;
   ZeroRange ranges[kRanges];
 };
 
-KT_INLINE void find_zero_ranges(int64_t columns, const GemmPass& pass, PassZeros& zeros) {
-  for (int i = 0; i < PassZeros::kRanges && i * kSlabColumns < columns; ++i)
-    find_zero_range(pass.rows, pass.count, act_offset<false>(i * kSlabColumns), zeros.ranges[i]);
+KT_INLINE void find_zero_ranges(int64_t columns, int count, const void* const* rows,
+                                PassZeros& zeros) {
+  constexpr int kSlabs = 4;  // whose zero points one vector holds
+  const int slabs = (int)((columns + kSlabColumns - 1) / kSlabColumns);
+  for (int first = 0; first < slabs && first < PassZeros::kRanges; first += kSlabs) {
+    __m256i least = _mm256_set1_epi8(-1), most = _mm256_setzero_si256();
+    for (int t = 0; t < count; ++t) {
+      const uint8_t* zero = digit_zeros((const uint8_t*)rows[t], columns) + 8 * first;
+      const __m256i here = _mm256_loadu_si256((const __m256i*)zero);
+      least = _mm256_min_epu8(least, here);
+      most = _mm256_max_epu8(most, here);
+    }
+    uint8_t low[8 * kSlabs], high[8 * kSlabs];
+    _mm256_storeu_si256((__m256i*)low, least);
+    _mm256_storeu_si256((__m256i*)high, most);
+    for (int i = 0; i < kSlabs && first + i < slabs; ++i)
+      make_zero_range(low + 8 * i, high + 8 * i, zeros.ranges[first + i]);
+  }
 }
 
 /// prepare_digits of all rows of the slab that begins at `column`.
 template <int V, bool kMin>
-KT_INLINE void prepare_slab(SlabRows<V, kMin>* w, int row_groups, int groups, int offset,
+KT_INLINE void prepare_slab(const SlabRows<V, kMin>* slab, int row_groups, int groups,
                             int64_t column, PassZeros& zeros) {
   constexpr ZeroRange kAll = {{}, kZeroPoints};
   const int64_t i = column / kSlabColumns;
   const ZeroRange& range = i < PassZeros::kRanges ? zeros.ranges[i] : kAll;
   for (int r = 0; r < row_groups; ++r)
-    prepare_digits<V, kMin>(w[r], r, groups, offset, range, zeros.table);
+    prepare_digits<V, kMin>(slab[r], r, groups, range, zeros.table);
 }
 
 }  // namespace

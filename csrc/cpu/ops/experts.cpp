@@ -131,13 +131,15 @@ class Step {
 
   // out = sum of share * down(gate), expert by expert
   void run_down(float* out) const {
-    const int64_t groups = (hidden_ + 15) / 16;
-    const int64_t slabs = std::clamp<int64_t>(pieces_, 1, (groups + 1) / 2);
-    const int64_t slab_rows = ((groups + slabs - 1) / slabs + 1) * 16;
+    // In whole pairs of row groups, which the kernels multiply together.
+    const int64_t groups = (hidden_ + 15) / 16, pairs = (groups + 1) / 2;
+    const int64_t slabs = std::clamp<int64_t>(pieces_, 1, pairs);
+    const int64_t slab_rows = (pairs + slabs - 1) / slabs * 32;
     const int threads = context_.pool.threads();
     float* partial = context_.arena.take<float>(size_t(threads) * most_tokens_ * slab_rows);
     context_.pool.run(slabs, [&](int64_t index, int worker) {
-      const Range part = piece(groups, slabs, index);
+      const Range range = piece(pairs, slabs, index);
+      const Range part = {range.begin * 2, std::min(range.end * 2, groups)};
       const int64_t row = part.begin * 16, rows = std::min(part.end * 16, hidden_) - row;
       float** y = pointers(worker);
       for (int t = 0; t < m_; ++t) std::fill_n(out + t * hidden_ + row, rows, 0.0f);

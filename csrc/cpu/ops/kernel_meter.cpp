@@ -80,7 +80,7 @@ KernelMeter::Times KernelMeter::run(int gguf_id, int64_t rows, int64_t cols, int
     if (rounding == Rounding::kExact)
       context_.kernels.quantize_exact(&x[t * cols], 0, cols, &ints[t * row_bytes]);
     if (rounding == Rounding::kDigit)
-      context_.kernels.quantize_digit(&x[t * cols], 0, cols, &ints[t * row_bytes]);
+      context_.kernels.quantize_digit(&x[t * cols], 0, cols, cols, &ints[t * row_bytes]);
   }
   const int threads = context_.pool.threads();
   std::vector<float*> outputs(static_cast<size_t>(threads) * tokens);

@@ -53,7 +53,7 @@ void Activations::round(const KernelTable& kernels, int64_t row, Range columns) 
   if (rounding_[row] == Rounding::kExact)
     kernels.quantize_exact(x, columns.begin, columns.end, out);
   if (rounding_[row] == Rounding::kDigit)
-    kernels.quantize_digit(x, columns.begin, columns.end, out);
+    kernels.quantize_digit(x, columns.begin, columns.end, k_, out);
 }
 
 Linear::Linear(std::shared_ptr<const Matrix> weight, std::vector<float> bias)
@@ -79,15 +79,11 @@ Rounding rounding_of(const Matrix& weight, const Activations& x, int row) {
   return weight.quantised() && x.has_ints() ? x.rounding(row) : Rounding::kFloat;
 }
 
-// Row groups of a matrix that stay in a core's L2 while rows of several roundings meet them one after
-// another, in whole bands; all of them where there is one rounding.
-int64_t groups_at_a_time(const FormatKernels& format, const Matrix& weight, const Activations& x,
-                         const int* tokens, int num_tokens, Range groups) {
+// Row groups of a matrix that stay in a core's L2 while several kernels, of rows in halves and in
+// digits, go over them one after another, in whole bands; all of them where one kernel does it all.
+int64_t groups_at_a_time(const FormatKernels& format, const Matrix& weight, Range groups) {
   constexpr int64_t kBytes = 512 << 10;
-  const auto rounding = [&](int i) { return rounding_of(weight, x, tokens ? tokens[i] : i); };
-  int same = 1;
-  while (same < num_tokens && rounding(same) == rounding(0)) ++same;
-  if (same >= num_tokens) return std::max<int64_t>(groups.end, 1);
+  if (!format.few_for_all) return std::max<int64_t>(groups.end, 1);
   const int64_t band = quant::kBandGroups * weight.cols() / format.values * format.record_bytes;
   return std::max<int64_t>(kBytes / band, 1) * quant::kBandGroups;
 }
@@ -98,29 +94,38 @@ void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activat
                  const int* tokens, int num_tokens, Range groups, float* const* y,
                  void** scratch) {
   const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
-  const int64_t step = groups_at_a_time(format, weight, x, tokens, num_tokens, groups);
+  const int64_t step = groups_at_a_time(format, weight, groups);
+  const void** inputs = const_cast<const void**>(scratch);
+  float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
+  int count = 0;
+  const auto gather = [&](Rounding kind) {
+    for (int i = 0; i < num_tokens; ++i) {
+      const int row = tokens ? tokens[i] : i;
+      if (rounding_of(weight, x, row) != kind) continue;
+      inputs[count] = kind == Rounding::kFloat ? static_cast<const void*>(x.floats(row))
+                                               : static_cast<const void*>(x.ints(row));
+      outputs[count++] = y[i];
+    }
+    return count;
+  };
   for (int64_t begin = groups.begin, end; begin < groups.end; begin = end) {
     end = std::min((begin / step + 1) * step, groups.end);
-    // Rows of one rounding at a time; float weights have only the float kernel.
-    for (const Rounding kind : {Rounding::kFloat, Rounding::kExact, Rounding::kDigit}) {
-      const void** inputs = const_cast<const void**>(scratch);
-      float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
-      int count = 0;
-      for (int i = 0; i < num_tokens; ++i) {
-        const int row = tokens ? tokens[i] : i;
-        if (rounding_of(weight, x, row) != kind) continue;
-        inputs[count] = kind == Rounding::kFloat ? static_cast<const void*>(x.floats(row))
-                                                 : static_cast<const void*>(x.ints(row));
-        outputs[count++] = y[i];
-      }
-      if (count == 0) continue;
+    // Rows in floats, which is all that float weights meet, and then those in integers.
+    for (const bool is_float : {true, false}) {
+      count = 0;
+      const int exact = is_float ? 0 : gather(Rounding::kExact);
+      if (gather(is_float ? Rounding::kFloat : Rounding::kDigit) == 0) continue;
+      const Rounding kind = is_float         ? Rounding::kFloat
+                            : count == exact ? Rounding::kExact
+                                             : Rounding::kDigit;
       for (const RowSlice& slice : weight.slices()) {
         const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
         const Range part{std::max(begin, first), std::min(end, last)};
         if (part.begin >= part.end) continue;
         for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
         matmul(format, {slice.data, weight.cols(), part.begin - first, part.end - first,
-                        slice.rows, kind, count, inputs, outputs});
+                        slice.rows, kind, count, inputs, outputs,
+                        kind == Rounding::kDigit ? exact : 0});
         for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
       }
     }

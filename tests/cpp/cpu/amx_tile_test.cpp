@@ -31,7 +31,7 @@ TEST(AmxTiles, MultiplyAsTheManualSays) {
     std::vector<uint8_t> a(16 * kStride), b(16 * kStride);
     for (auto& byte : a) byte = (uint8_t)random();
     for (auto& byte : b) byte = (uint8_t)random();
-    std::vector<int32_t> start(16 * 16), us(16 * 16, -1), su(16 * 16, -1);
+    std::vector<int32_t> start(16 * 16), us(16 * 16, -1), ss(16 * 16, -1);
     for (auto& value : start) value = (int32_t)random() / 2;
     Tiles tiles;
     Tiles::start(tiles, config_of(p.m, p.n, p.k));
@@ -41,19 +41,19 @@ TEST(AmxTiles, MultiplyAsTheManualSays) {
     Tiles::multiply_us<0, 1, 2>(tiles);
     Tiles::store<0>(tiles, us.data(), 64);
     Tiles::zero<0>(tiles);
-    Tiles::multiply_su<0, 1, 2>(tiles);
-    Tiles::store<0>(tiles, su.data(), 64);
+    Tiles::multiply_ss<0, 1, 2>(tiles);
+    Tiles::store<0>(tiles, ss.data(), 64);
     for (int m = 0; m < 16; ++m) {
       for (int n = 0; n < 16; ++n) {
-        int64_t unsigned_signed = start[m * 16 + n], signed_unsigned = 0;
+        int64_t unsigned_signed = start[m * 16 + n], signed_signed = 0;
         for (int k = 0; k < 4 * p.k; ++k) {
           const uint8_t x = a[m * kStride + k], w = b[k / 4 * kStride + 4 * n + k % 4];
           unsigned_signed += int64_t{x} * (int8_t)w;
-          signed_unsigned += int64_t{(int8_t)x} * w;
+          signed_signed += int64_t{(int8_t)x} * (int8_t)w;
         }
         const bool is_there = m < p.m && n < p.n;
         ASSERT_EQ(us[m * 16 + n], is_there ? unsigned_signed : -1) << p.m << ' ' << m << ' ' << n;
-        ASSERT_EQ(su[m * 16 + n], is_there ? signed_unsigned : -1) << p.m << ' ' << m << ' ' << n;
+        ASSERT_EQ(ss[m * 16 + n], is_there ? signed_signed : -1) << p.m << ' ' << m << ' ' << n;
       }
     }
   }

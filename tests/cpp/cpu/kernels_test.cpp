@@ -117,7 +117,7 @@ TEST_P(Kernels, MatmulWritesItsRowsAndNothingElse) {
               if (rounding == Rounding::kExact)
                 table().quantize_exact(copies[t].data(), 0, matrix.k, ints[t].get());
               if (rounding == Rounding::kDigit)
-                table().quantize_digit(copies[t].data(), 0, matrix.k, ints[t].get());
+                table().quantize_digit(copies[t].data(), 0, matrix.k, matrix.k, ints[t].get());
               y.push_back(outputs[t].data());
             }
             for (int t = 0; t < tokens; ++t)
@@ -170,7 +170,7 @@ TEST_P(Kernels, MatmulsSumsDoNotDependOnTheirCompany) {
         if (rounding == Rounding::kExact)
           table().quantize_exact(row, 0, matrix.k, aligned + t * row_bytes);
         if (rounding == Rounding::kDigit)
-          table().quantize_digit(row, 0, matrix.k, aligned + t * row_bytes);
+          table().quantize_digit(row, 0, matrix.k, matrix.k, aligned + t * row_bytes);
         inputs.push_back(rounding == Rounding::kFloat
                              ? static_cast<const void*>(row)
                              : static_cast<const void*>(aligned + t * row_bytes));
@@ -406,7 +406,6 @@ TEST(Isas, HaveEveryKernelOfEveryFormat) {
       const FormatKernels& format = format_kernels(table, F::kGgufId);
       EXPECT_EQ(format.values, F::kValues) << name;
       EXPECT_EQ(format.group, F::kGroup);
-      EXPECT_EQ(format.offset, F::kOffset);
       EXPECT_EQ(format.record_bytes, static_cast<int64_t>(quant::R16<F>::kRecordBytes));
       EXPECT_TRUE(format.floats && format.transposed) << name << ' ' << F::kName;
       EXPECT_TRUE(F::kGroup == 0 || (format.many && format.unpack)) << name << ' ' << F::kName;
@@ -448,8 +447,10 @@ TEST(Isas, WithAParentComputeItsBits) {
           for (float& value : row) value = normal(random) + 0.5f;
           row[random() % row.size()] *= 40;
           room.reset(new uint8_t[act_row_bytes(matrix.k)]);
-          (rounding == Rounding::kExact ? other.quantize_exact : other.quantize_digit)(
-              row.data(), 0, matrix.k, room.get());
+          if (rounding == Rounding::kExact)
+            other.quantize_exact(row.data(), 0, matrix.k, room.get());
+          else
+            other.quantize_digit(row.data(), 0, matrix.k, matrix.k, room.get());
           x.push_back(room.get());
         }
         std::vector<float> expected;
