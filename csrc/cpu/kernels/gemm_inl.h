@@ -49,7 +49,9 @@ static void gemm_pass(const MatmulTask& task, const FormatKernels& format, int f
       const bool is_last = column + columns >= task.k;
       const int64_t next = is_last ? group + kSlabRowGroups : group;
       const int64_t next_column = is_last ? 0 : column + columns;
-      Prefetcher prefetcher(record_of(next, next_column), record_of(next + 1, next_column),
+      const bool goes_on = next < task.group_end;
+      Prefetcher prefetcher(goes_on ? record_of(next, next_column) : task.next[0],
+                            goes_on ? record_of(next + 1, next_column) : task.next[1],
                             kSlabColumns / format.values * format.record_bytes,
                             Halves::steps(in_halves.count) + Digits::steps(in_digits.count));
       const int groups = columns / (4 * V);

@@ -6,11 +6,12 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-/// Bytes of the next slab, fetched a few lines at a time between micro-kernels.
+/// Bytes of the next slab, fetched a few lines at a time between micro-kernels; none where `first` is
+/// null.
 class Prefetcher {
  public:
   Prefetcher(const uint8_t* first, const uint8_t* second, int64_t bytes, int steps)
-      : at_{first, second}, left_((bytes + 63) / 64) {
+      : at_{first, second}, left_(first ? (bytes + 63) / 64 : 0) {
     per_step_ = (left_ + steps - 1) / steps;
   }
   KT_INLINE void step(Prefetcher& p) {

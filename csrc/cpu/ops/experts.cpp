@@ -120,8 +120,11 @@ class Step {
       const Range groups = pieces[index].groups;
       const int64_t inner = w.intermediate();
       const int64_t row = groups.begin * 16, rows = std::min(groups.end * 16, inner) - row;
-      multiply(*w.expert->gate, x, w.token, w.count, groups, w.gate, worker);
-      multiply(*w.expert->up, x, w.token, w.count, groups, w.up, worker);
+      const Matrix& up = *w.expert->up;
+      const Piece& after = pieces[std::min(index + 1, count - 1)];
+      multiply(*w.expert->gate, x, w.token, w.count, groups, w.gate, worker, {&up, groups.begin});
+      multiply(up, x, w.token, w.count, groups, w.up, worker,
+               {after.work->expert->gate.get(), after.groups.begin});
       for (int i = 0; i < w.count; ++i) {
         float* gate = w.gate + i * inner + row;
         context_.kernels.swiglu(gate, w.up + i * inner + row, rows, gate);
@@ -146,8 +149,10 @@ class Step {
       for (const Work& w : work_) {
         for (int i = 0; i < w.count; ++i)
           y[i] = partial + (int64_t{worker} * most_tokens_ + i) * slab_rows;
+        const bool is_last = &w == &work_.back();
+        const Work& after = is_last ? work_.front() : *(&w + 1);
         matmul_rows(context_.kernels, *w.expert->down, *w.activated, w.rows, w.count, part, y,
-                    scratch(worker));
+                    scratch(worker), {after.expert->down.get(), is_last ? part.end : part.begin});
         for (int i = 0; i < w.count; ++i)
           context_.kernels.axpy(w.share[i], y[i], rows, out + w.token[i] * hidden_ + row);
       }
@@ -166,10 +171,10 @@ class Step {
 
   // Rows of a group range: out [count, rows of the matrix].
   void multiply(const Matrix& matrix, const Activations& x, const int* tokens, int count,
-                Range groups, float* out, int worker) const {
+                Range groups, float* out, int worker, NextRows next = {}) const {
     float** y = pointers(worker);
     for (int i = 0; i < count; ++i) y[i] = out + i * matrix.rows() + groups.begin * 16;
-    matmul_rows(context_.kernels, matrix, x, tokens, count, groups, y, scratch(worker));
+    matmul_rows(context_.kernels, matrix, x, tokens, count, groups, y, scratch(worker), next);
   }
 
   void** scratch(int worker) const { return scratch_ + int64_t{worker} * 2 * most_tokens_; }

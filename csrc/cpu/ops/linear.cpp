@@ -88,11 +88,25 @@ int64_t groups_at_a_time(const FormatKernels& format, const Matrix& weight, Rang
   return std::max<int64_t>(kBytes / band, 1) * quant::kBandGroups;
 }
 
+// The first record of a row group; null where the matrix has no such group.
+const uint8_t* first_record(const KernelTable& kernels, const Matrix& matrix, int64_t group) {
+  for (const RowSlice& slice : matrix.slices()) {
+    const int64_t first = slice.row_begin / 16, groups = (slice.rows + 15) / 16;
+    if (group < first || group >= first + groups) continue;
+    const FormatKernels& format = format_kernels(kernels, matrix.gguf_id());
+    const int64_t blocks = matrix.cols() / format.values;
+    return slice.data + quant::r16_record(groups, blocks, group - first, 0,
+                                          quant::kPanelValues / format.values) *
+                            format.record_bytes;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activations& x,
-                 const int* tokens, int num_tokens, Range groups, float* const* y,
-                 void** scratch) {
+                 const int* tokens, int num_tokens, Range groups, float* const* y, void** scratch,
+                 NextRows next) {
   const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
   const int64_t step = groups_at_a_time(format, weight, groups);
   const void** inputs = const_cast<const void**>(scratch);
@@ -123,9 +137,16 @@ void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activat
         const Range part{std::max(begin, first), std::min(end, last)};
         if (part.begin >= part.end) continue;
         for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
-        matmul(format, {slice.data, weight.cols(), part.begin - first, part.end - first,
-                        slice.rows, kind, count, inputs, outputs,
-                        kind == Rounding::kDigit ? exact : 0});
+        MatmulTask task = {slice.data, weight.cols(), part.begin - first, part.end - first,
+                           slice.rows, kind,          count,              inputs,
+                           outputs};
+        if (kind == Rounding::kDigit) task.num_exact = exact;
+        if (next.matrix && part.end == groups.end) {
+          task.next[0] = first_record(kernels, *next.matrix, next.group);
+          task.next[1] = first_record(kernels, *next.matrix, next.group + 1);
+          if (!task.next[1]) task.next[1] = task.next[0];
+        }
+        matmul(format, task);
         for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
       }
     }
@@ -198,7 +219,8 @@ void run_linears(Context& context, std::span<const LinearCall> calls) {
     float** y = outputs + int64_t{worker} * most_rows;
     for (int row = 0; row < m; ++row) y[row] = call.y + row * call.y_stride + groups.begin * 16;
     matmul_rows(context.kernels, call.linear->weight(), *call.x, nullptr, m, groups, y,
-                scratch + int64_t{worker} * 2 * most_rows);
+                scratch + int64_t{worker} * 2 * most_rows,
+                {&call.linear->weight(), groups.end});
     const std::span<const float> bias = call.linear->bias();
     if (bias.empty()) return;
     const int64_t end = std::min<int64_t>(groups.end * 16, call.linear->rows());
