@@ -26,8 +26,7 @@ FlashTile choose_flash_tile(const FlashParams& p, int max_length, int sms, int a
   }
   FlashTile tile{16, 64, 2, 1};
   const int rows = p.max_tokens * (p.heads / p.kv_heads);
-  // Shared memory per block: 64 KiB on sm_75, 99 on 86, 89 and 120, 163 on 80, 227 on 90 and 100.
-  const int shared_kib = arch < 80 ? 64 : arch == 80 ? 163 : arch == 90 || arch == 100 ? 227 : 99;
+  const unsigned shared_kib = most_shared_bytes(arch) >> 10;
   if (mla && p.qk_dim == 576) {
     if (rows >= 64 && shared_kib >= 163) {
       tile = {64, 64, 1, 1};

@@ -433,8 +433,10 @@ void run_grid(const char* kernel, const LaunchShape& shape, const std::function<
            " x ", shape.grid_y, " x ", shape.grid_z);
   KT_CHECK(shape.grid_y < 65536 && shape.grid_z < 65536, "grid ", shape.grid_x, " x ", shape.grid_y,
            " x ", shape.grid_z, " exceeds 65535 in y or z");
-  KT_CHECK(shape.shared_bytes <= 227 << 10, "a block of ", shape.shared_bytes,
-           " bytes of shared memory; no GPU has more than ", 227 << 10);
+  const unsigned most = most_shared_bytes(options().arch);
+  KT_CHECK(shape.shared_bytes <= most, "a block of ", shape.shared_bytes,
+           " bytes of shared memory; compute capability ", options().arch / 10, ".",
+           options().arch % 10, " has ", most);
   KT_CHECK(block == nullptr, "a kernel cannot launch another");
   ++counts().launches;
   const double begin = os::seconds();

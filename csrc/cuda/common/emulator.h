@@ -36,7 +36,7 @@ enum class Order : uint8_t { kForward, kReverse, kShuffled };
 
 struct Options {
   Order order = Order::kForward;
-  int arch = 90;  // 75: asynchronous copies are plain ones
+  int arch = 90;  // its shared memory; 75: asynchronous copies are plain ones
 };
 
 /// Options of the launches that follow on this thread.

@@ -42,6 +42,11 @@ struct LaunchShape {
   unsigned shared_bytes = 0;
 };
 
+/// Bytes of shared memory that a block may have at most. arch: 90 for compute capability 9.0.
+constexpr unsigned most_shared_bytes(int arch) {
+  return (arch < 80 ? 64u : arch == 80 ? 163u : arch == 90 || arch == 100 ? 227u : 99u) << 10;
+}
+
 template <class T>
 constexpr T div_up(T a, T b) {
   return (a + b - 1) / b;

@@ -61,8 +61,9 @@ struct DequantiseInt4 {
 }  // namespace
 
 void launch_dequantise_int4(const DequantiseInt4Params& p) {
-  KT_CHECK(p.first >= 0 && p.rows > 0 && p.first + p.rows <= p.n, "rows ", p.first, " to ",
-           p.first + p.rows, " of ", p.n);
+  KT_CHECK(p.first >= 0 && p.rows > 0 && p.rows <= p.n - p.first, p.rows, " rows from ", p.first,
+           " of ", p.n);
+  KT_CHECK(is_int4_group(p.group), "group=", p.group, " must be 32, 64 or 128");
   KT_CHECK(p.k > 0 && p.k % 64 == 0 && p.k % p.group == 0, "k=", p.k,
            " must be a multiple of 64 and of the group of ", p.group);
   const int strips = (p.first + p.rows - 1) / 64 - p.first / 64 + 1;

@@ -18,8 +18,7 @@ Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
   KT_CHECK(p.m > 0 && p.n > 0 && p.k > 0, "empty product ", p.m, " x ", p.n, " x ", p.k);
   KT_CHECK(p.k % 64 == 0, "k=", p.k, " must be a multiple of 64");
   KT_CHECK(p.row_scales || p.n % 8 == 0, "n=", p.n, " must be a multiple of 8");
-  KT_CHECK(p.group == 32 || p.group == 64 || p.group == 128, "group=", p.group,
-           " must be 32, 64 or 128");
+  KT_CHECK(is_int4_group(p.group), "group=", p.group, " must be 32, 64 or 128");
   KT_CHECK(p.k % p.group == 0, "k=", p.k, " must be a multiple of the group of ", p.group);
   KT_CHECK(sms > 0, "a card with ", sms, " multiprocessors");
   if (arch < 80 && p.type == FloatType::kBf16)
@@ -27,8 +26,8 @@ Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
                              " has no bf16 arithmetic; use f16"));
   Int4Tile tile{};
   // As many rows as there are: fewer passes over the weights. Beyond 64 the sums leave no
-  // registers.
-  tile.row_tiles = p.m <= 16 ? 1 : p.m <= 32 ? 2 : 4;
+  // registers, and beyond 32 they take more than Turing's shared memory.
+  tile.row_tiles = p.m <= 16 ? 1 : p.m <= 32 || arch < 80 ? 2 : 4;
   // Wide tiles use a loaded row of x for more columns; narrow ones waste less at the right edge.
   const int waste = round_up(p.n, 256) - round_up(p.n, 128);
   tile.tile_n = tile.row_tiles == 1 && (p.n <= 128 || waste * 8 > p.n) ? 128 : 256;

@@ -26,10 +26,11 @@ bool try_launch(const Int4GemmParams& p, const Int4Tile& tile) {
 /// The tiles compiled; heuristics.cpp chooses among the same.
 template <class T, int kStages, bool kOffsets>
 bool try_tiles(const Int4GemmParams& p, const Int4Tile& tile) {
+  if constexpr (kStages > 2)
+    if (try_launch<T, 4, 256, kStages, kOffsets>(p, tile)) return true;
   return try_launch<T, 1, 128, kStages, kOffsets>(p, tile) ||
          try_launch<T, 1, 256, kStages, kOffsets>(p, tile) ||
-         try_launch<T, 2, 256, kStages, kOffsets>(p, tile) ||
-         try_launch<T, 4, 256, kStages, kOffsets>(p, tile);
+         try_launch<T, 2, 256, kStages, kOffsets>(p, tile);
 }
 
 template <class T, int kStages>

@@ -12,6 +12,9 @@ namespace kt::cuda {
 
 enum class FloatType : uint8_t { kF16, kBf16 };
 
+/// Values of k that can share a scale.
+constexpr bool is_int4_group(int group) { return group == 32 || group == 64 || group == 128; }
+
 struct Int4GemmParams {
   const void* x;           // [m, k] of `type`, row-major
   const uint8_t* weights;  // PackedInt4::weights

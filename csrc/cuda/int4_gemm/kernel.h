@@ -47,6 +47,8 @@ struct Int4Gemm {
   static constexpr unsigned kSumBytes = kRows * kTileN * 4;
   static constexpr unsigned kSharedBytes =
       (kStages * kStageBytes > kSumBytes ? kStages * kStageBytes : kSumBytes) + 16;
+  // Two stages are Turing's; four are for every later card, those with the least included.
+  static_assert(kSharedBytes <= most_shared_bytes(kStages == 2 ? 75 : 86));
 
   struct Sums {
     FragmentD d[kRowTiles][8];

@@ -21,7 +21,7 @@ constexpr int kLanes = 4;  // values at a time: groups are multiples of it
 
 int code_of(float v, float offset, float inverse) {
   const float place = (v - offset) * inverse + 8.5f;
-  return static_cast<int>(std::min(std::max(place, 0.0f), 15.5f));
+  return static_cast<int>(std::min(std::max(0.0f, place), 15.5f));  // NaN: 0, as below
 }
 
 float inverse_of(float scale) { return std::isfinite(1 / scale) ? 1 / scale : 0; }

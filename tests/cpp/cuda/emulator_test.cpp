@@ -213,6 +213,15 @@ TEST_P(EachOrder, DivergentBarriersAreFound) {
             std::string::npos);
 }
 
+TEST(Emulator, ABlockHasTheSharedMemoryOfItsCard) {
+  for (const auto& [arch, kib] : {std::pair{75, 64u}, {80, 163u}, {86, 99u}, {90, 227u}}) {
+    emulated::options().arch = arch;
+    EXPECT_NO_THROW(run({.shared_bytes = kib << 10}, [] {}));
+    EXPECT_THROW(run({.shared_bytes = (kib << 10) + 16}, [] {}), Error);
+  }
+  emulated::options() = {};
+}
+
 TEST_P(EachOrder, SharedMemoryMistakesAreFound) {
   const LaunchShape shape{.threads = 64, .shared_bytes = 256};
   EXPECT_NE(error_of(shape, [] { shared_at<float>(0)[thread_id() + 1] = 0; }).find("of 256"),

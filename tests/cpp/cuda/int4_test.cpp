@@ -127,7 +127,7 @@ TEST(Int4Gemm, ScalesRowsAndGivesFloats) {
 
 TEST(Int4Gemm, TuringDoesWithoutAsynchronousCopies) {
   check_product<half_t>({5, 136, 256, 128, false, 3, 75}, Order::kForward);
-  check_product<half_t>({40, 256, 128, 64, true, 2, 75}, Order::kForward);
+  check_product<half_t>({70, 256, 128, 64, true, 2, 75}, Order::kForward);
 }
 
 TEST(Int4Gemm, TileChoiceHoldsOverASweepOfShapes) {
@@ -143,6 +143,9 @@ TEST(Int4Gemm, TileChoiceHoldsOverASweepOfShapes) {
             ASSERT_GE(tile.blocks, 1);
             // Few rows are never computed in tiles with several times as many.
             ASSERT_LT(16 * (tile.row_tiles - 2), m);
+            // Its sums, where everything else is smaller, and the word behind them.
+            ASSERT_LE(size_t(16) * tile.row_tiles * tile.tile_n * sizeof(float) + 16,
+                      most_shared_bytes(arch));
             const int row_blocks = div_up(m, 16 * tile.row_tiles);
             const Stripes stripes{
                 div_up(n, tile.tile_n) * row_blocks, k / 64,
@@ -291,7 +294,10 @@ TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
       EXPECT_NEAR(got.value(row, 5), whole.value(row, 5), 1e-3) << row;
   }
   const auto blocks = quantised(v, 12, k);
-  EXPECT_THROW(convert_int4(blocks, 12, n, k, 48, 1), InvalidArgument);
+  const std::vector<uint8_t> by_one = convert_int4(blocks, 12, n, k, 64, 1).bytes;
+  EXPECT_EQ(convert_int4(blocks, 12, n, k, 64, -1).bytes, by_one);
+  for (const int group : {-32, 33, 48, 65, 129, 256})  // 33: what the type of 32 with offsets is
+    EXPECT_THROW(convert_int4(blocks, 12, n, k, group, 1), InvalidArgument) << group;
   EXPECT_THROW(convert_int4(blocks, 12, n - 8, k, 0, 1), InvalidArgument);
   EXPECT_THROW(convert_int4(quantised(v, 2, 32), 2, n * k / 32, 32, 0, 1), InvalidArgument);
   EXPECT_THROW(placed_int4(-64, 12, 96), InvalidArgument);
@@ -322,8 +328,14 @@ TEST(Int4Placed, DequantisesToTheValuesOfTheProduct) {
               << row << " " << i;
     }
   }
-  EXPECT_THROW(launch_dequantise_int4({nullptr, nullptr, nullptr, nullptr, 64, 96, 32, 0, 8, {}}),
-               InvalidArgument);
+  struct Wrong {
+    int k, group, first, rows;
+  };
+  for (const Wrong& w : {Wrong{96, 32, 0, 8}, {64, 0, 0, 8}, {64, 16, 0, 8}, {64, 32, 60, 8},
+                         {64, 32, 8, INT32_MAX}, {64, 32, INT32_MAX, 8}})
+    EXPECT_THROW(launch_dequantise_int4({nullptr, nullptr, nullptr, nullptr, 64, w.k, w.group,
+                                         w.first, w.rows, {}}),
+                 InvalidArgument);
 }
 
 TEST(Int4Pack, SearchIsNoWorseThanRoundingToTheRange) {
