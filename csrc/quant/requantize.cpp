@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <vector>
 
-#include "base/os.h"
+#include "base/os_team.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/quantize.h"
@@ -179,29 +177,14 @@ Requantized requantize(const Source& source, size_t n, size_t k, const Target& t
   // Enough values to be worth a thread's turn, few enough to stay in its cache.
   const size_t piece = std::clamp<size_t>((size_t{1} << 16) / k, 1, n);
   const size_t pieces = (n + piece - 1) / piece;
-  const size_t team = std::clamp<size_t>(threads, 1, pieces);
-  std::atomic<size_t> next{0};
+  const size_t team = std::clamp<size_t>(std::max(threads, 1), 1, pieces);
+  os::Pieces left(pieces);
   std::vector<Requantized> results(team);
-  std::vector<std::exception_ptr> failures(team);
-  const auto work = [&](size_t self) noexcept {
-    try {
-      Worker worker(source, k, target, importance, out, piece);
-      for (size_t i; (i = next.fetch_add(1)) < pieces;) {
-        worker.rows(i * piece, std::min(piece, n - i * piece));
-      }
-      results[self] = worker.result();
-    } catch (...) {
-      failures[self] = std::current_exception();
-      next.store(pieces);
-    }
-  };
-  std::vector<os::Thread> others;
-  for (size_t i = 1; i < team; ++i) others.emplace_back(work, i);
-  work(0);
-  for (os::Thread& thread : others) thread.join();
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
+  os::share(left, team, [&](size_t self) {
+    Worker worker(source, k, target, importance, out, piece);
+    for (size_t i; left.take(i);) worker.rows(i * piece, std::min(piece, n - i * piece));
+    results[self] = worker.result();
+  });
   Requantized sum;
   for (const Requantized& one : results) {
     sum.error += one.error;

@@ -1,13 +1,11 @@
 #include "cuda/int4_gemm/placed.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <exception>
 
 #include "base/error.h"
-#include "base/os.h"
+#include "base/os_team.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/quantize.h"
@@ -24,6 +22,7 @@ PlacedInt4 form_of(int gguf_id, int n, int k, int group) {
   const bool plain = gguf_id == quant::Q4_0::kGgufId;
   const bool affine = gguf_id == quant::Q4_1::kGgufId || gguf_id == quant::Q4_K::kGgufId;
   if (group == 0) group = plain || affine ? 32 : 64;
+  KT_CHECK(is_int4_group(group), "no int4 matrix has groups of ", group);
   return {n, k, group, group == 32 && !plain};
 }
 
@@ -37,7 +36,7 @@ void PlacedInt4::set(Int4GemmParams& p, const uint8_t* at) const {
 
 PlacedInt4 placed_int4(int type, int n, int k) {
   const PlacedInt4 m{n, k, -type & ~1, (-type & 1) != 0};
-  KT_CHECK(m.group == 32 || m.group == 64 || m.group == 128, "no int4 matrix has the type ", type);
+  KT_CHECK(is_int4_group(m.group), "no int4 matrix has the type ", type);
   KT_CHECK(n > 0 && k > 0 && k % 64 == 0 && k % m.group == 0, "an int4 matrix of ", n, " x ", k,
            " in groups of ", m.group, ": columns must be a multiple of 64 and of the group");
   return m;
@@ -69,22 +68,10 @@ ConvertedInt4 convert_int4(std::span<const uint8_t> blocks, int gguf_id, int n, 
       to += m.scale_bytes();
     }
   };
-  std::atomic<size_t> next{0};
-  std::vector<std::exception_ptr> failures(std::clamp<size_t>(threads, 1, strips));
-  const auto work = [&](size_t self) noexcept {
-    try {
-      for (size_t strip; (strip = next.fetch_add(1)) < strips;) convert(strip);
-    } catch (...) {
-      failures[self] = std::current_exception();
-      next.store(strips);
-    }
-  };
-  std::vector<os::Thread> others;
-  for (size_t i = 1; i < failures.size(); ++i) others.emplace_back(work, i);
-  work(0);
-  for (os::Thread& thread : others) thread.join();
-  for (const std::exception_ptr& failure : failures)
-    if (failure) std::rethrow_exception(failure);
+  os::Pieces left(strips);
+  os::share(left, std::clamp<size_t>(std::max(threads, 1), 1, strips), [&](size_t) {
+    for (size_t strip; left.take(strip);) convert(strip);
+  });
   for (const Int4Error& one : errors)
     made.error.squared += one.squared, made.error.power += one.power;
   return made;
