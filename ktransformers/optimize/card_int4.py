@@ -6,7 +6,7 @@ from typing import Any
 from ktransformers.operators.int4 import GROUPS, KEPT, ONLY_CARDS, form_of, trouble
 from ktransformers.operators.registry import OperatorSpec
 from ktransformers.operators.upstream_names import OP_WEIGHTS
-from ktransformers.optimize.how import gpu_weights
+from ktransformers.optimize.how import BITS, gpu_weights
 from ktransformers.optimize.rules import Rule, RuleError
 
 
@@ -56,7 +56,7 @@ def int4_of_op(rule: Rule) -> str | None:
     keeps the codes of files that have 4 bits already."""
     asked = dict(rule.asked)
     op = asked.get("generate_op")
-    if op not in OP_WEIGHTS or not gpu_weights(asked, op).startswith("int4"):
+    if op not in OP_WEIGHTS or not gpu_weights(asked, op).startswith(f"int{BITS}g"):
         return None
     group = asked.get("group_size")
     quant = f"int4g{group}" if group else "int4"

@@ -5,6 +5,7 @@ The driver is asked through its own library (NVML); neither torch nor the CUDA t
 
 import ctypes
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -83,9 +84,10 @@ def size_named(name: str) -> int | None:
     if not text:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
-    if not match:
-        raise UserError(f"{name}={text}: write a size, as in 24GiB")
-    return int(float(match[1]) * UNITS[match[2]])
+    size = float(match[1]) * UNITS[match[2]] if match else math.inf
+    if size >= 2**63:  # what no card's memory comes near, and no C integer holds
+        raise UserError(f"{name}={text[:40]}: write a size, as in 24GiB")
+    return int(size)
 
 
 @functools.cache

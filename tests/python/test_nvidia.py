@@ -111,11 +111,16 @@ def test_vram_limit(monkeypatch, text, size):
     assert f"KT_VRAM_LIMIT allows {size / GIB:.1f} GiB" in line
 
 
-@pytest.mark.parametrize("text", ["much", "0", "-1G", "24 parsecs"])
+@pytest.mark.parametrize("text", ["much", "0", "-1G", "24 parsecs", "9" * 400, "9999999999G"])
 def test_a_vram_limit_that_is_no_size(monkeypatch, text):
     monkeypatch.setenv("KT_VRAM_LIMIT", text)
-    with pytest.raises(UserError, match="KT_VRAM_LIMIT"):
+    with pytest.raises(UserError, match="KT_VRAM_LIMIT") as error:
         nvidia.start_lines(found=[CARD])
+    assert len(str(error.value)) < 100
+    monkeypatch.setenv("KT_PIN_LIMIT", text)
+    if text != "0":
+        with pytest.raises(UserError, match="KT_PIN_LIMIT"):
+            nvidia.pin_limit()
 
 
 def test_doctor_tells_the_same(monkeypatch, tmp_path):

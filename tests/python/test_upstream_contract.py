@@ -263,16 +263,23 @@ def test_a_gpu_keeps_the_type_of_the_file_whatever_upstreams_op_would_make_of_it
 
 
 @pytest.mark.parametrize(
-    ("group", "weights", "quant"),
-    [(None, "int4g32", "int4"), (64, "int4g64", "int4g64"), (256, None, "auto")],
+    ("group", "bits", "weights", "quant"),
+    [
+        (None, None, "int4g32", "int4"),
+        (64, 4, "int4g64", "int4g64"),
+        (256, None, None, "auto"),
+        (64, 8, None, "auto"),
+        (64, 40, None, "auto"),
+    ],
 )
-def test_upstreams_int4_keeps_codes_and_rounds_where_a_group_is_named(group, weights, quant):
+def test_upstreams_int4_keeps_codes_and_rounds_where_a_group_is_named(group, bits, weights, quant):
     tree = [
         replace(one, weights={name: replace(w, type="q4_k") for name, w in one.weights.items()})
         for one in tree_of("deepseek_v3")
     ]
     kwargs = {"generate_op": "KLinearMarlin", "generate_device": "cuda:0"}
     kwargs |= {"group_size": group} if group else {}
+    kwargs |= {"num_bits": bits} if bits else {}
     made = plan(tree, parse_rules(rule(*LINEAR, None, kwargs) + REST, "f"), TWO_GPUS)
     head = made.row("lm_head")
     assert head.how.get("weights") == weights and head.options.quant == quant
