@@ -85,7 +85,8 @@ typedef struct kt_cuda_card kt_cuda_card;
 KT_API int kt_cuda_card_open(int device, int64_t limit, kt_cuda_card** card);
 /// Gives all of it back; the models on it are closed before.
 KT_API int kt_cuda_card_close(kt_cuda_card* card);
-/// Bytes taken so far, the most there may be, and what was taken of pinned host memory for steps.
+/// Bytes taken so far, the most there may be, and what was taken of pinned host memory for steps,
+/// the ring for copies from what is not pinned included.
 KT_API int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit, int64_t* host);
 /// Host bytes to the card.
 KT_API int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes, void** memory);

@@ -44,14 +44,18 @@ class EmulatedMemory : public Memory, private CopyQueue {
     return {};
   }
   void unpin(const void* at) noexcept override { pinned_.erase(static_cast<const uint8_t*>(at)); }
-  void prepare_copies(bool staged) override {
-    if (!staged || staging_) return;
+  size_t prepare_copies(bool staged) override {
+    if (!staged || staging_) return 0;
     // As many slots as on a card, but small ones, which emulated experts go around.
-    auto* const ring = static_cast<uint8_t*>(mapped(Staging::kSlots * kSlotBytes));
+    constexpr size_t kBytes = Staging::kSlots * kSlotBytes;
     CopyQueue& queue = *this;
-    staging_ = std::make_unique<Staging>(queue, ring, Staging::kSlots, kSlotBytes);
+    staging_ = std::make_unique<Staging>(queue, static_cast<uint8_t*>(mapped(kBytes)),
+                                         Staging::kSlots, kSlotBytes);
+    return kBytes;
   }
-  void bring(const std::vector<Transfer>& pieces, int) override {
+  void bring(const std::vector<Transfer>& pieces, int half) override {
+    if (in_use_[half])
+      throw emulated::EmulationError("a copy into a half of the ring that is still in use");
     for (const Transfer& piece : pieces) {
       if (piece.pinned)
         send(piece.to, piece.from, piece.bytes);
@@ -59,8 +63,12 @@ class EmulatedMemory : public Memory, private CopyQueue {
         staging_->copy(piece.to, piece.from, piece.bytes);
     }
   }
-  void arrived(int, void*) override { send_until(queue_.size()); }
-  void release(int, void*) override {}
+  void arrived(int half, void*) override {
+    send_until(queue_.size());
+    in_use_[half] = true;
+  }
+  void release(int half, void*) override { in_use_[half] = false; }
+  void finish_copies() noexcept override { send_until(queue_.size()); }
   void finish(void*) override {}
   void copy(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
@@ -101,6 +109,7 @@ class EmulatedMemory : public Memory, private CopyQueue {
   std::unique_ptr<Staging> staging_;
   std::vector<Sent> queue_;
   size_t sent_ = 0, marks_[Staging::kSlots] = {};
+  bool in_use_[2] = {};  // between arrived() and release()
 };
 
 /// Operations as they come; jobs go through the mailbox to the coordinator's thread.

@@ -203,7 +203,7 @@ void kt_cuda_model::build() {
 /// those that can use it.
 void kt_cuda_model::take_room() {
   KT_CHECK(model && !runner, "room is taken once, of a model that is built");
-  size_t room = usable_room(card.memory.room()), own = 0;
+  size_t room = card.memory.shared_room(), own = 0;
   std::vector<size_t> needed, more;
   for (const kt_cuda_model* one : card.models) {
     KT_CHECK(one->model, "another model of this card is not built yet");

@@ -75,7 +75,8 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
   Running running{this, &state.context, {}, nullptr};
   const bool samples = !state.step.sampling.empty();
   // A prompt's rows follow one another: the card reads them where they are, and writes there.
-  const bool in_place = rows.back() - rows.front() == m - 1 && std::is_sorted(rows.begin(), rows.end());
+  const bool in_place =
+      rows.back() - rows.front() == m - 1 && std::is_sorted(rows.begin(), rows.end());
   std::vector<float> moved(in_place ? 0 : m * n), logits;
   float* const hidden = in_place ? state.hidden + rows.front() * n : moved.data();
   std::vector<int32_t> position(m), sequence(m), counts, head_rows, tokens;

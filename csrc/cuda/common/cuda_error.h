@@ -15,6 +15,7 @@ class CudaError : public Error {
 
 inline void check(cudaError_t status, const char* call, size_t bytes = 0) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // no call after this one is to report it again
   throw CudaError(bytes ? concat(call, " (", bytes, " bytes): ", cudaGetErrorString(status))
                         : concat(call, ": ", cudaGetErrorString(status)));
 }

@@ -122,9 +122,12 @@ bool CardModel::can_be_long(const RoomPlan& plan) const {
 size_t CardModel::rows_bytes(int rows, bool experts) const {
   const size_t picks = std::max(1, s_.top_k);
   size_t row = (3 * s_.hidden + 1) * sizeof(float) + picks * (sizeof(float) + 2 * sizeof(int32_t));
-  if (experts) row += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
-  return round_up(rows, 8) * row + 4096 +
-         size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences) * sizeof(int32_t);
+  size_t all = size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences);
+  if (experts) {
+    row += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
+    all += size_t(max_tiles_) * 8 + s_.experts;
+  }
+  return round_up(rows, 8) * row + 4096 + all * sizeof(int32_t);
 }
 
 /// What there is of every row of a step.

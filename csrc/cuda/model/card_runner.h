@@ -27,10 +27,11 @@ class CudaMemory : public Memory, private CopyQueue {
   void upload(void* to, const void* from, size_t bytes) override;
   std::string pin(const void* at, size_t bytes) override;
   void unpin(const void* at) noexcept override;
-  void prepare_copies(bool staged) override;
+  size_t prepare_copies(bool staged) override;
   void bring(const std::vector<Transfer>& pieces, int half) override;
   void arrived(int half, void* stream) override;
   void release(int half, void* stream) override;
+  void finish_copies() noexcept override;
   void finish(void* stream) override;
   void copy(void* to, const void* from, size_t bytes) override;
 

@@ -11,10 +11,9 @@ namespace kt::cuda {
 CudaMemory::~CudaMemory() {
   for (void* memory : device_) cudaFree(memory);
   for (void* memory : mapped_) cudaFreeHost(memory);
-  if (!copies_) return;
-  cudaStreamDestroy(static_cast<cudaStream_t>(copies_));
+  if (copies_) cudaStreamDestroy(static_cast<cudaStream_t>(copies_));
   for (void* event : {there_[0], there_[1], free_[0], free_[1]})
-    cudaEventDestroy(static_cast<cudaEvent_t>(event));
+    if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
   for (void* event : sent_)
     if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
@@ -37,8 +36,9 @@ void* CudaMemory::mapped(size_t bytes) {
 
 namespace {
 
-/// Waiting for one that was never recorded returns at once.
+/// Unless there is one. Waiting for one that was never recorded returns at once.
 void make_event(void** event) {
+  if (*event) return;
   cudaEvent_t made;
   check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming), "cudaEventCreate");
   *event = made;
@@ -62,19 +62,24 @@ std::string CudaMemory::pin(const void* at, size_t bytes) {
   return std::string("cudaHostRegister: ") + cudaGetErrorString(status);
 }
 
-void CudaMemory::unpin(const void* at) noexcept { cudaHostUnregister(const_cast<void*>(at)); }
+void CudaMemory::unpin(const void* at) noexcept {
+  if (cudaHostUnregister(const_cast<void*>(at)) != cudaSuccess) cudaGetLastError();
+}
 
-void CudaMemory::prepare_copies(bool staged) {
+// What was made before something failed stays, and is not made again.
+size_t CudaMemory::prepare_copies(bool staged) {
   if (!copies_) {
     cudaStream_t made;
     check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
     copies_ = made;
-    for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) make_event(event);
   }
-  if (!staged || staging_) return;
+  for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) make_event(event);
+  if (!staged || staging_) return 0;
   for (void*& event : sent_) make_event(&event);
-  auto* const ring = static_cast<uint8_t*>(mapped(Staging::kSlots * Staging::kSlotBytes));
-  staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this), ring);
+  constexpr size_t kBytes = Staging::kSlots * Staging::kSlotBytes;
+  staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this),
+                                       static_cast<uint8_t*>(mapped(kBytes)));
+  return kBytes;
 }
 
 void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {
@@ -110,6 +115,11 @@ void CudaMemory::arrived(int half, void* stream) {
   check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream),
                             static_cast<cudaEvent_t>(there_[half]), 0),
         "cudaStreamWaitEvent");
+}
+
+void CudaMemory::finish_copies() noexcept {
+  if (copies_ && cudaStreamSynchronize(static_cast<cudaStream_t>(copies_)) != cudaSuccess)
+    cudaGetLastError();
 }
 
 void CudaMemory::finish(void* stream) {

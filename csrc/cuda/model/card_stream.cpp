@@ -5,6 +5,9 @@
 //
 //   copies   | half 0: experts 0 ... s | half 1: s ... 2 s | half 0: ...
 //   main     |                         | products of half 0 | products of half 1 | ...
+//
+// What is not pinned is copied by the host, which waits for room in the half: the products before
+// are launched by then, so that the card has them to do meanwhile.
 #include <algorithm>
 
 #include "base/error.h"
@@ -116,7 +119,7 @@ void CardModel::streamed_experts(Stream stream, const Layer& layer, const StepSi
       add();
     }
     memory_.release(half, stream);
-    bring_round(layer, round + 2);
+    if (round > 0) bring_round(layer, round + 1);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,8 +31,9 @@ class Memory {
   virtual std::string pin(const void* at, size_t bytes) = 0;
   /// What pin() was given.
   virtual void unpin(const void* at) noexcept = 0;
-  /// Once, before bring(). staged: not everything will be pinned.
-  virtual void prepare_copies(bool staged) = 0;
+  /// Before bring(), by each model that streams. staged: not everything of it is pinned -> bytes of
+  /// pinned host memory that this took.
+  virtual size_t prepare_copies(bool staged) = 0;
   /// A piece of host memory on its way to the card.
   struct Transfer {
     void* to;
@@ -45,6 +47,8 @@ class Memory {
   /// What follows on `stream` finds there what was brought last to that half.
   virtual void arrived(int half, void* stream) = 0;
   virtual void release(int half, void* stream) = 0;
+  /// Waits for everything that was brought so far: host memory may go then.
+  virtual void finish_copies() noexcept = 0;
   /// Waits for everything that `stream` was given.
   virtual void finish(void* stream) = 0;
   /// Card to card.
@@ -67,7 +71,8 @@ class Memory {
 };
 
 /// Of so many free bytes of a card those that models take where they can do with less: an eighth,
-/// at most 1 GiB, stays for the driver, which loads kernels and keeps graphs there.
+/// at most 1 GiB, stays for the driver, which loads kernels and keeps graphs there. Once for a
+/// card: LimitedMemory::shared_room.
 constexpr size_t usable_room(size_t free) {
   return free - std::min(free / 8, size_t{1} << 30);
 }
@@ -100,15 +105,26 @@ class LimitedMemory : public Memory {
   }
   std::string pin(const void* at, size_t bytes) override { return memory_.pin(at, bytes); }
   void unpin(const void* at) noexcept override { memory_.unpin(at); }
-  void prepare_copies(bool staged) override { memory_.prepare_copies(staged); }
+  size_t prepare_copies(bool staged) override {
+    const size_t taken = memory_.prepare_copies(staged);
+    mapped_ += taken;
+    return taken;
+  }
   void bring(const std::vector<Transfer>& pieces, int half) override {
     memory_.bring(pieces, half);
   }
   void arrived(int half, void* stream) override { memory_.arrived(half, stream); }
+  void finish_copies() noexcept override { memory_.finish_copies(); }
   void finish(void* stream) override { memory_.finish(stream); }
   void release(int half, void* stream) override { memory_.release(half, stream); }
   void copy(void* to, const void* from, size_t bytes) override { memory_.copy(to, from, bytes); }
   size_t room() const override { return limit_ - taken_; }
+  /// What all users of the card can share: room() but for the driver's part, which is what it was
+  /// when this was first asked for, however many ask.
+  size_t shared_room() {
+    if (!reserve_) reserve_ = room() - usable_room(room());
+    return room() - std::min(room(), *reserve_);
+  }
   size_t taken() const { return taken_; }
   size_t limit() const { return limit_; }
   /// Of host memory.
@@ -117,6 +133,7 @@ class LimitedMemory : public Memory {
  private:
   Memory& memory_;
   size_t limit_, taken_ = 0, mapped_ = 0;
+  std::optional<size_t> reserve_;
 };
 
 }  // namespace kt::cuda

@@ -73,6 +73,7 @@ void Pins::pin_all(const std::vector<HostRange>& ranges, size_t most_bytes) {
 }
 
 void Pins::release() noexcept {
+  if (!pinned_.empty()) memory_.finish_copies();  // of a step that ended in an exception
   for (const HostRange& range : pinned_) memory_.unpin(range.at);
   pinned_.clear();
 }

@@ -54,12 +54,13 @@ class TestMemory : public Memory {
   }
   std::string pin(const void*, size_t) override { return "pinned by nobody"; }
   void unpin(const void*) noexcept override {}
-  void prepare_copies(bool) override {}
+  size_t prepare_copies(bool) override { return 0; }
   void bring(const std::vector<Transfer>& pieces, int) override {
     for (const Transfer& piece : pieces) upload(piece.to, piece.from, piece.bytes);
   }
   void arrived(int, void*) override {}
   void release(int, void*) override {}
+  void finish_copies() noexcept override {}
   void finish(void*) override {
 #if defined(KT_TEST_ON_GPU)
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -578,6 +579,17 @@ TEST(CardModel, RoomIsSharedByThoseWhoCanUseIt) {
   EXPECT_EQ(share_out(7, {}), Shares{});
   EXPECT_EQ(usable_room(800), 700u);
   EXPECT_EQ(usable_room(size_t{80} << 30), size_t{79} << 30);
+}
+
+TEST(CardModel, TheDriversPartIsTakenOnceHoweverManyShare) {
+  TestMemory memory;
+  LimitedMemory limited(memory, 8000);
+  limited.device(800);
+  EXPECT_EQ(limited.shared_room(), 7200u - 900);
+  limited.device(4000);
+  EXPECT_EQ(limited.shared_room(), 3200u - 900);
+  limited.device(3000);
+  EXPECT_EQ(limited.shared_room(), 0u);
 }
 
 TEST(CardModel, RefusesWhatDoesNotFit) {

@@ -22,6 +22,7 @@ struct PinningMemory : Memory {
   std::set<const void*> refused;
   const void* fatal = nullptr;
   int asked = 0;
+  size_t pinned_at_finish = 0;
 
   void* device(size_t) override { return nullptr; }
   void* mapped(size_t) override { return nullptr; }
@@ -34,10 +35,11 @@ struct PinningMemory : Memory {
     return {};
   }
   void unpin(const void* at) noexcept override { pinned.erase(at); }
-  void prepare_copies(bool) override {}
+  size_t prepare_copies(bool) override { return 0; }
   void bring(const std::vector<Transfer>&, int) override {}
   void arrived(int, void*) override {}
   void release(int, void*) override {}
+  void finish_copies() noexcept override { pinned_at_finish = pinned.size(); }
   void finish(void*) override {}
   void copy(void*, const void*, size_t) override {}
 };
@@ -82,6 +84,7 @@ TEST(Pins, EverythingIsPinnedAndGivenBack) {
     EXPECT_FALSE(pins.has(p.first - 1, 1));
   }
   EXPECT_EQ(memory.pinned.size(), 0u);
+  EXPECT_EQ(memory.pinned_at_finish, 4u);  // while copies were awaited
 }
 
 TEST(Pins, WhatIsRefusedIsLeftOutAndNamed) {
