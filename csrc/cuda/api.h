@@ -105,8 +105,8 @@ KT_API int kt_cuda_card_put_halves(kt_cuda_card* card, const float* values, int6
                                    void** memory);
 
 /// A run of layers on a card (api_model.cpp). Its parts are told by name, so that callers share no
-/// struct with it. Order: open, number/matrix/memory/expert, build,
-/// take_room, step..., close.
+/// struct with it. Order: open, number/memory/matrix/expert/source, build, take_room, step...,
+/// close.
 typedef struct kt_cuda_model kt_cuda_model;
 KT_API int kt_cuda_model_open(kt_cuda_card* card, int layers, kt_cuda_model** model);
 KT_API int kt_cuda_model_close(kt_cuda_model* model);
@@ -129,8 +129,9 @@ KT_API int kt_cuda_model_source(kt_cuda_model* model, int layer, int expert, int
 /// nothing asked for.
 KT_API int kt_cuda_model_build(kt_cuda_model* model);
 /// Takes its share of the room that is left, when all models of the card are built. rows: most of a
-/// step: those asked for, or fewer where the card has no room for them.
-KT_API int kt_cuda_model_take_room(kt_cuda_model* model, int* rows);
+/// step: those asked for, or fewer where the card has no room for them. pin_bytes: of its sources,
+/// that may be pinned; below 0: all.
+KT_API int kt_cuda_model_take_room(kt_cuda_model* model, int64_t pin_bytes, int* rows);
 
 /// Bytes of experts that are streamed, how many of them are pinned, how long that took, and why not
 /// all of them (empty where they are). why: size bytes, cut there.

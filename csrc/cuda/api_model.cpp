@@ -79,7 +79,7 @@ struct kt_cuda_model {
   CardLayer layer(int index);
   void add_slots(int index, CardLayer& layer);
   void build();
-  void take_room();
+  void take_room(size_t pin_bytes);
   int run_job(int job) const {
     return running->job(running->context, job % layers_with_jobs, &model->host_job(job));
   }
@@ -114,8 +114,6 @@ CardShape kt_cuda_model::shape() {
   s.pages = whole("pages"), s.max_pages = whole("max_pages");
   s.deferred = whole("defer_experts");
   s.stream_slots = whole("stream_slots");
-  const double pin = numbers.get(kWhole, "pin_bytes", -1);
-  if (pin >= 0) s.pin_bytes = static_cast<size_t>(pin);
   s.dense_rows = whole("dense_rows", kDenseRows);
   s.dense_bytes = static_cast<size_t>(numbers.get(kWhole, "dense_bytes", kDenseBytes));
   s.eps = static_cast<float>(numbers.get(kWhole, "eps", 1e-6));
@@ -201,7 +199,7 @@ void kt_cuda_model::build() {
 
 /// Its share of what all models of the card leave: what they need first, then in equal parts to
 /// those that can use it.
-void kt_cuda_model::take_room() {
+void kt_cuda_model::take_room(size_t pin_bytes) {
   KT_CHECK(model && !runner, "room is taken once, of a model that is built");
   size_t room = card.memory.shared_room(), own = 0;
   std::vector<size_t> needed, more;
@@ -213,7 +211,7 @@ void kt_cuda_model::take_room() {
     more.push_back(one->model->plan_room(CardModel::kAnyRoom).bytes - needed.back());
     room -= std::min(room, needed.back());
   }
-  model->take_room(needed[own] + share_out(room, more)[own]);
+  model->take_room(needed[own] + share_out(room, more)[own], pin_bytes);
   runner = make_runner(*model, card.memory, std::move(jobs));
 }
 
@@ -409,10 +407,10 @@ int kt_cuda_model_build(kt_cuda_model* model) {
   });
 }
 
-int kt_cuda_model_take_room(kt_cuda_model* model, int* rows) {
+int kt_cuda_model_take_room(kt_cuda_model* model, int64_t pin_bytes, int* rows) {
   return guarded([&] {
     use_card(model->card.device);
-    model->take_room();
+    model->take_room(pin_bytes < 0 ? SIZE_MAX : static_cast<size_t>(pin_bytes));
     *rows = model->model->shape().rows;
   });
 }

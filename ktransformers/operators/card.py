@@ -88,8 +88,9 @@ class Card:
         return Placed(address, blocks.rows, blocks.cols, gguf_id)
 
     def int4(self, blocks, group: int, threads: int) -> tuple[Placed, float, float]:
-        """The same, rounded to 4 bits: and the sums of squares of what that changed and of the
-        values. group: values that share a scale, 0 as operators.int4 has it."""
+        """The same in 4 bits: and the sums of squares of what that changed and of the values.
+        group: values that share a scale, rounded unless the format has such groups; 0: Q4_0, Q4_1
+        and Q4_K keep their codes, other formats are rounded, 64 values to a scale."""
         gguf_id = FACTS[stored_as(blocks.format)]["gguf_id"]
         data = np.ascontiguousarray(blocks.data).reshape(-1).view(np.uint8)
         kind, error, power = ctypes.c_int(), ctypes.c_double(), ctypes.c_double()
@@ -168,11 +169,12 @@ class CardModel:
         """Takes the cache, and what no step can do without."""
         self.card.call("model_build", self.handle)
 
-    def take_room(self) -> int:
+    def take_room(self, pin_bytes: int | None = None) -> int:
         """Takes a share of what all models of this card, built before, leave -> the most rows of a
-        step: those asked for, or as many as there is room for."""
-        rows = ctypes.c_int()
-        self.card.call("model_take_room", self.handle, ctypes.byref(rows))
+        step: those asked for, or as many as there is room for. pin_bytes: of its sources that may
+        be pinned, None: all."""
+        rows, most = ctypes.c_int(), ctypes.c_int64(-1 if pin_bytes is None else pin_bytes)
+        self.card.call("model_take_room", self.handle, most, ctypes.byref(rows))
         return rows.value
 
     def pinned(self) -> Pinned:

@@ -61,7 +61,8 @@ class Engine:
         self.store = WeightStore()
         self.defer_experts = 0  # of a token, on cards whose layers wait for the CPU
         self.vram_limit = 0  # bytes of each card that may be taken; 0: what is free
-        self.pin_limit: int | None = None  # bytes of experts in RAM that cards may pin; None: all
+        self.pin_left: int | None = None  # bytes of experts in RAM that cards may pin; None: all
+        self.unpinned_because = ""  # why none may be, where that is not the user's limit
         self._cards: dict[str, Card] = {}
         self.int4 = Totals()  # of what cards have in int4
 

@@ -97,7 +97,9 @@ class CardLayers:
     def node(self):
         """The core's node, which shares the card's room. Raises: UserError as build() does."""
         with self.named_errors():
-            self.rows = self.made.take_room()
+            self.rows = self.made.take_room(self.engine.pin_left)
+        if self.engine.pin_left is not None:
+            self.engine.pin_left -= self.made.pinned().pinned
         options = {
             "device": self.device, "rows": self.rows, "sequences": self.common["sequences"],
             "vocab": self.common["vocab"], "experts_per_token": int(self.common.get("top_k", 0)),
@@ -113,7 +115,8 @@ class CardLayers:
             return ""
         of = f"{size_text(found.pinned)} of {size_text(found.asked)} of experts pinned"
         took = f" in {found.seconds:.1f} s" if found.pinned else ""
-        why = f" ({found.why}; prompts copy the others twice)" if found.why else ""
+        reason = found.why and (self.engine.unpinned_because or found.why)
+        why = f" ({reason}; prompts copy the others twice)" if reason else ""
         return f"{self.device}: {of}{took}{why}"
 
     @contextmanager
@@ -139,7 +142,6 @@ class CardLayers:
             "rope_interleaved": rope.is_interleaved, "fp8_cache": self.engine.fp8_cache,
             "vocab": self.model.lm_head.out_features if with_head else 0,
             "stream_slots": STREAM_SLOTS, "stream_from": STREAM_FROM, **DENSE,
-            "pin_bytes": -1 if self.engine.pin_limit is None else self.engine.pin_limit,
             "defer_experts": self.engine.defer_experts if self.defers else 0,
         }  # fmt: skip
         if isinstance(attention, MlaAttention):

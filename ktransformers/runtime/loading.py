@@ -229,8 +229,9 @@ def bind(
     if engine.fp8_cache:
         check_has_card("fp8", (row.device for row in made.placements))
     engine.vram_limit = vram_limit() or 0
-    # What is read in place is no memory of ours, and may be more than there is.
-    engine.pin_limit = 0 if place.in_place else pin_limit()
+    engine.pin_left = pin_limit()
+    if place.in_place:  # no memory of ours, and it may be more than there is
+        engine.pin_left, engine.unpinned_because = 0, "--in_place leaves them in the file"
     for row in made.rows:
         gguf.types.update(row.types)
     cpu_rows = prompt_chunk(config)

@@ -261,11 +261,11 @@ def test_long_prompts_dequantise(tmp_path, monkeypatch, name, architecture, chan
         ("", r"cuda:0: ([\d.]+ MiB) of \1 of experts pinned in \d+\.\d s"),
         (
             "500k",
-            r"cuda:0: \d[\d.]+ KiB of [\d.]+ MiB of experts pinned in .*\(no more than 512000 ",
+            r"cuda:0: \d[\d.]+ KiB of [\d.]+ MiB of experts pinned in .*\(KT_PIN_LIMIT allows no ",
         ),
         (
             "0",
-            r"cuda:0: 0 B of [\d.]+ MiB of experts pinned \(no more than 0 bytes .*copy the others",
+            r"cuda:0: 0 B of [\d.]+ MiB of experts pinned \(KT_PIN_LIMIT .*copy the others",
         ),
     ],
 )
@@ -287,6 +287,42 @@ def test_experts_that_come_to_the_card_are_pinned(both, tmp_path, monkeypatch, l
     with monkeypatch.context() as patch, pytest.raises(UserError, match="KT_PIN_LIMIT=some: write"):
         patch.setenv("KT_PIN_LIMIT", "some")
         load(both[2], rules)
+
+
+def test_a_limit_of_pinned_memory_is_for_all_runs_of_layers(tmp_path, monkeypatch):
+    """Two runs around a layer of the CPU."""
+    path = write(small("qwen3moe", num_hidden_layers=3), tmp_path / "model.gguf")
+    rules = on_card_layers("[02]", tmp_path)
+    monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+    line = re.compile(r"([\d.]+) (B|KiB|MiB) of ([\d.]+) (KiB|MiB) of experts pinned")
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+
+    def pinned(limit: str) -> list[tuple[float, float]]:
+        monkeypatch.setenv("KT_PIN_LIMIT", limit)
+        found = [line.search(one) for one in load(path, rules).kt.pinned]
+        return [(float(m[1]) * units[m[2]], float(m[3]) * units[m[4]]) for m in found]
+
+    (first, asked), (second, _) = pinned("1G")
+    assert first == second == asked
+    limit = int(1.5 * asked)
+    (first, _), (second, _) = pinned(str(limit))
+    assert first == asked and 0 < second <= limit - 0.99 * asked
+    assert [part for part, _ in pinned(str(int(0.9 * asked)))][1] < 0.2 * asked
+
+
+def test_what_stays_in_the_file_is_not_pinned_and_says_so(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(card_layers, "STREAM_FROM", 3)
+    monkeypatch.setattr(card_layers, "STREAM_SLOTS", 2)
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
+    model = load(both[2], rules, in_place=True, weight_cache=tmp_path / "weights")
+    (line,) = model.kt.pinned
+    assert re.search(r" 0 B of .* pinned \(--in_place leaves them in the file; prompts", line), line
+    assert "KT_PIN_LIMIT" not in line
+    expected, got = (
+        Sequences(one).step([("a", token) for token in (5, 9, 2, 7, 11)], True)
+        for one in (both[0], model)
+    )
+    assert divergence(expected, got) <= 1e-3
 
 
 @pytest.mark.parametrize("slots", ["backend: cpu", "backend: cuda, options: {experts: 3}"])

@@ -53,8 +53,9 @@ class CardModel {
   /// What take_room() would take of so many bytes: never less than the rows of a slice.
   static constexpr size_t kAnyRoom = SIZE_MAX / 2;
   RoomPlan plan_room(size_t bytes) const;
-  /// Once, before the first step. Throws what Memory throws.
-  void take_room(size_t bytes);
+  /// Once, before the first step. pin_bytes: of what is streamed, at most. Throws what Memory
+  /// throws.
+  void take_room(size_t bytes, size_t pin_bytes = SIZE_MAX);
   bool has_room() const { return hidden_ != nullptr; }
   /// Of the experts that are streamed, what could be pinned.
   Pins::Report pinned() const { return pins_ ? pins_->report() : Pins::Report{}; }
@@ -204,7 +205,7 @@ class CardModel {
   void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
                     const StepSize& size, float* out) const;
   void router(Stream stream, const Layer& layer, const StepSize& size) const;
-  void pin_sources();
+  void pin_sources(size_t most_bytes);
   void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
   void route(Stream stream, const ExpertSlot* slots, int rows) const;
   /// Whether experts get rows enough, on the average, to be dequantised, and the host knows which

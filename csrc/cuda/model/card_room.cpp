@@ -42,7 +42,7 @@ RoomPlan CardModel::plan_room(size_t bytes) const {
   return plan;
 }
 
-void CardModel::take_room(size_t bytes) {
+void CardModel::take_room(size_t bytes, size_t pin_bytes) {
   KT_CHECK(!has_room(), "the room was taken before");
   const RoomPlan plan = plan_room(bytes);
   dense_.values = plan.dense_values, s_.stream_slots = plan.stream_slots, s_.rows = plan.rows;
@@ -53,7 +53,7 @@ void CardModel::take_room(size_t bytes) {
     uint8_t* const ring = memory_.take<uint8_t>(2 * half);
     for (Layer& layer : layers_)
       if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
-    pin_sources();
+    pin_sources(pin_bytes);
   }
   take_rows(memory_, num_items_ != nullptr);
 }

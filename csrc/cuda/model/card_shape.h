@@ -36,7 +36,6 @@ struct CardShape {
   int vocab = 0;                // 0: norm and head are not on this card
   int pages = 0, max_pages = 0;  // of the cache per layer, and of a sequence
   int deferred = 0;      // of a token's experts, so many of the least are added by the next layer
-  size_t pin_bytes = SIZE_MAX;  // of experts in RAM, at most
   int stream_slots = 0;  // most experts that are on the card while as many others follow; 0: none
   int dense_rows = kDenseRows;       // of a step, from which its products dequantise
   size_t dense_bytes = kDenseBytes;  // of weights dequantised at a time, at most

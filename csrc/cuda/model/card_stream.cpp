@@ -40,13 +40,13 @@ void CardModel::plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes) {
   }
 }
 
-void CardModel::pin_sources() {
+void CardModel::pin_sources(size_t most_bytes) {
   std::vector<HostRange> pieces;
   for (const Layer& layer : layers_)
     for (const ExpertSource& source : layer.w.sources)
       for (const auto* part : {&source.gate, &source.up, &source.down})
         for (const ExpertSource::Piece& piece : *part) pieces.push_back({piece.at, piece.bytes});
-  pins_ = std::make_unique<Pins>(memory_, std::move(pieces), s_.pin_bytes);
+  pins_ = std::make_unique<Pins>(memory_, std::move(pieces), most_bytes);
   memory_.prepare_copies(pins_->report().pinned < pins_->report().asked);
 }
 

@@ -53,7 +53,7 @@ void Pins::pin_all(const std::vector<HostRange>& ranges, size_t most_bytes) {
   int refusals = 0;
   for (const HostRange& range : ranges) {
     if (range.bytes > most_bytes - report_.pinned) {
-      report_.why = concat("no more than ", most_bytes, " bytes may be (KT_PIN_LIMIT)");
+      report_.why = "KT_PIN_LIMIT allows no more";
       continue;
     }
     if (os::seconds() - begin > kMostSeconds) {
