@@ -15,10 +15,10 @@ from ktransformers.checkpoint.gguf import GGUFFile, open_model
 from ktransformers.checkpoint.weight_image import ImageWriter, WeightStore, open_image
 from ktransformers.errors import UserError
 from ktransformers.optimize.cache_types import check_has_card
+from ktransformers.optimize.prompt_chunk import LEAST, prompt_chunk
 from ktransformers.optimize.quant import as_loaded, auto_quant
 from ktransformers.runtime import memory
 from ktransformers.runtime.collector import paused_collector
-from ktransformers.runtime.prompt_chunk import LEAST, prompt_chunk
 
 log = logging.getLogger("ktransformers")
 
@@ -169,6 +169,9 @@ def load_model(
     from ktransformers.optimize.fit_here import rules_for_loading
     from ktransformers.optimize.rules import load_rules
 
+    if gpu not in ("auto", "off"):
+        raise UserError(f"gpu='{gpu}': choose auto or off")
+    checked_chunk(chunk_size)
     threads = usable_threads(cpu_infer)
     gguf = gguf_path if isinstance(gguf_path, GGUFFile) else open_model(gguf_path)
     family, config = model_config(gguf, model_path)
@@ -183,8 +186,6 @@ def load_model(
 
     from ktransformers.operators.engine import Engine
 
-    if gpu not in ("auto", "off"):
-        raise UserError(f"gpu='{gpu}': choose auto or off")
     engine = Engine(threads, activations, kv_type, cache_lens)
     if defer_experts is not None:
         engine.defer_experts = checked_deferral(config, defer_experts)
@@ -297,6 +298,13 @@ def checked_deferral(config: dict, defer_experts: int) -> int:
 def deferral_note(count: int, defers: bool) -> str:
     """Raises: UserError where no layer would defer."""
     if not defers:
+def checked_chunk(chunk_size: int | None) -> None:
+    """Raises: UserError where that many rows of a prompt cannot be evaluated at a time."""
+    is_count = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (is_count and 1 <= chunk_size < 1 << 31):
+        raise UserError(f"chunk_size={chunk_size!r}: give a number of tokens, at least 1, or None")
+
+
         raise UserError(
             f"--defer_experts {count}: no card has two layers in a row whose experts the CPU "
             "computes; leave it out"

@@ -2,7 +2,9 @@
 
 import pytest
 
-from ktransformers.runtime.prompt_chunk import MOST, prompt_chunk
+from ktransformers.errors import UserError
+from ktransformers.optimize.prompt_chunk import MOST, prompt_chunk
+from ktransformers.runtime.loading import load_model
 
 QWEN3 = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 V3 = {"n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 2048}
@@ -26,3 +28,11 @@ def test_more_experts_never_ask_for_fewer_rows_up_to_a_bound():
 def test_wide_experts_are_bounded_by_scratch_memory():
     wide = QWEN3 | {"num_experts": 4096, "moe_intermediate_size": 4096}
     assert prompt_chunk(wide) * 8 * 4096 * 8 <= 128 << 20
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, "512", 2.0, True, 1 << 40])
+def test_a_chunk_that_is_no_number_of_tokens_is_one_line(chunk_size):
+    """Before the model is looked for."""
+    with pytest.raises(UserError, match="chunk_size=.*at least 1") as error:
+        load_model("no such model", chunk_size=chunk_size)
+    assert "\n" not in str(error.value)
