@@ -16,6 +16,8 @@ from ktransformers.optimize.box import GB, Box
 from ktransformers.optimize.card_steps import MOST_ROWS, SLICE, ram_bytes
 from ktransformers.optimize.facts import KINDS, Group, ModelFacts
 from ktransformers.optimize.hot import Profile, fill, parts
+from ktransformers.optimize.prompt_chunk import LEAST as LEAST_CPU_ROWS
+from ktransformers.optimize.prompt_chunk import MOST as MOST_CPU_ROWS
 
 MARGIN = 1.0 * GB  # the driver's context, fragmentation, the desktop
 RAM_SHARE = 0.92  # of RAM for weights and cache
@@ -195,11 +197,15 @@ def card_ram(made: Fit) -> float:
     devices = {device for device in layers.values() if device != "cpu"}
     if not devices:
         return 0.0
-    on_cpu = "cpu" in layers.values()
-    rows = min(made.context, SLICE if on_cpu else MOST_ROWS)
     facts, runs = made.facts, len(devices)
+    # Where the CPU has layers too it says how many rows: prompt_chunk() at most.
+    cpu_rows = max(SLICE, MOST_CPU_ROWS if facts.experts else LEAST_CPU_ROWS)
+    rows = min(made.context, cpu_rows if "cpu" in layers.values() else MOST_ROWS)
     vocab = int(facts.head_ops / 2 / facts.hidden)
-    return float(ram_bytes(facts.hidden, facts.layers, vocab, rows, made.context, runs))
+    staged = runs if facts.experts else 0  # whether all can be pinned is found out in loading
+    return float(
+        ram_bytes(facts.hidden, facts.layers, vocab, rows, made.context, runs, staged=staged)
+    )
 
 
 def account(made: Fit, scratch: float) -> None:

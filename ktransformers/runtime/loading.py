@@ -237,7 +237,10 @@ def bind(
         gguf.types.update(row.types)
     cpu_rows = prompt_chunk(config)
     on_cards = sum(row.nbytes + row.smaller for row in made.placements if row.backend == "cuda")
-    steps = planned_ram(config, made.placements, engine.cache_lens, cpu_rows, chunk_size)
+    steps = planned_ram(
+        config, made.placements, engine.cache_lens, cpu_rows, chunk_size,
+        defers=engine.defer_experts > 0, pins_all=engine.pin_left is None,
+    )  # fmt: skip
     prepare_memory(gguf, config, engine, place, on_cards, steps)
     weights = Weights(gguf, model.config.to_dict() | config)
     try:
@@ -295,9 +298,6 @@ def checked_deferral(config: dict, defer_experts: int) -> int:
     return defer_experts
 
 
-def deferral_note(count: int, defers: bool) -> str:
-    """Raises: UserError where no layer would defer."""
-    if not defers:
 def checked_chunk(chunk_size: int | None) -> None:
     """Raises: UserError where that many rows of a prompt cannot be evaluated at a time."""
     is_count = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
@@ -305,6 +305,9 @@ def checked_chunk(chunk_size: int | None) -> None:
         raise UserError(f"chunk_size={chunk_size!r}: give a number of tokens, at least 1, or None")
 
 
+def deferral_note(count: int, defers: bool) -> str:
+    """Raises: UserError where no layer would defer."""
+    if not defers:
         raise UserError(
             f"--defer_experts {count}: no card has two layers in a row whose experts the CPU "
             "computes; leave it out"

@@ -17,7 +17,7 @@ import torch
 from ktransformers import _core
 from ktransformers.errors import UserError
 from ktransformers.models.registry import family_for
-from ktransformers.optimize import nvidia
+from ktransformers.optimize import card_steps, nvidia
 from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.optimize.shipped import shipped_rules
 from ktransformers.runtime import card_layers, memory
@@ -379,16 +379,26 @@ def test_only_rows_that_steps_will_have_take_memory(both, tmp_path, monkeypatch)
     assert partly.engine.card("cuda:0").bytes_taken == as_asked.engine.card("cuda:0").bytes_taken
 
 
-@pytest.mark.parametrize("layers", [None, "1"])
-def test_what_steps_take_of_ram_is_foretold(both, tmp_path, monkeypatch, layers):
+@pytest.mark.parametrize(
+    ("layers", "limit", "options"),
+    [
+        (None, "", {}),
+        ("1", "", {}),
+        (None, "0", {"defer_experts": 1}),
+        (None, "", {"chunk_size": 9000, "cache_lens": 12288}),
+    ],
+)
+def test_what_steps_take_of_ram_is_foretold(both, tmp_path, monkeypatch, layers, limit, options):
     monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
+    monkeypatch.setattr(card_steps, "STAGING", 4 * 4096)  # of emulated cards
+    monkeypatch.setenv("KT_PIN_LIMIT", limit)
     seen = []
     check = memory.check_fits
     monkeypatch.setattr(
         memory, "check_fits", lambda plan, path: seen.append(plan) or check(plan, path)
     )
     rules = rules_for("qwen3_moe", ALL, tmp_path, **{"moe.experts": "backend: cpu"})
-    kt = load(both[2], on_card_layers(layers, tmp_path) if layers else rules).kt
+    kt = load(both[2], on_card_layers(layers, tmp_path) if layers else rules, **options).kt
     rows, config = max(card_layers.SLICE, kt.chunk_size), both[0].config
     own = rows * (4 * config.hidden_size + 16 * config.num_hidden_layers)  # the decoder's
     taken = kt.engine.card("cuda:0").bytes_in_ram + own
