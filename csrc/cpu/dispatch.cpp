@@ -210,6 +210,7 @@ void matmul(const FormatKernels& format, const MatmulTask& task) {
     halves.rounding = Rounding::kExact;
     halves.num_tokens = task.num_exact;
     halves.num_exact = digits.num_exact = 0;
+    halves.next[0] = halves.next[1] = nullptr;
     digits.num_tokens -= task.num_exact;
     digits.x += task.num_exact;
     digits.y += task.num_exact;
@@ -222,6 +223,7 @@ void matmul(const FormatKernels& format, const MatmulTask& task) {
   for (int first = 0; first < task.num_tokens; first += kFewTokens) {
     MatmulTask part = task;
     part.num_tokens = std::min(task.num_tokens - first, kFewTokens);
+    if (first + kFewTokens < task.num_tokens) part.next[0] = part.next[1] = nullptr;
     part.x += first;
     part.y += first;
     format.few(part);

@@ -39,7 +39,8 @@ struct MatmulTask {
   const void* const* x;  // per token: float[k], or act_row_bytes(k) bytes in the integer kinds
   float* const* y;       // per token: y[token][row - group_begin * 16]
   int num_exact = 0;     // of tokens in digits, so many at the beginning are in halves
-  /// Where the worker goes after this: the records of two row groups, which `many` fetches; or null.
+  /// Where the worker goes after this: the records of two row groups, of which as much is fetched
+  /// as of this matrix; or null.
   const uint8_t* next[2] = {nullptr, nullptr};
 };
 

@@ -1,16 +1,16 @@
 // Dot products of narrow weights with two int8 halves on AVX2, for few tokens.
 //
-// vpmaddubsw multiplies 32 unsigned weights u with 32 halves and adds pairs as int16. Weights of up to
-// six bits leave room there for the sums of some words (32 bits of a row, four values), so nothing is
-// widened before a group's end:
+// vpmaddubsw multiplies 32 unsigned weights u with 32 halves and adds pairs as int16. Weights of up
+// to six bits leave room there for the sums of some words (32 bits of a row, four values), so
+// nothing is widened before a group's end:
 //
 //     lane (a row):  [ sum of u0 x0 + u1 x1 | sum of u2 x2 + u3 x3 ]      16 bits each
-//     words * 2 * max|u - c| * 128 <= 2^15        8 words for |u - c| <= 16, 4 for 32
+//     words * 2 * max|u - c| * 128 <= 2^15        8 words for |u - c| <= 16
 //
-// where c, the format's kCentre, comes off by the value that sums begin with: - c times the activations
-// of the words that are added up. The group's end is one
-// vpmaddwd, with the group's scale where that is a small integer. AVX-VNNI has vpdpbusd, which adds all
-// four in 32 bits: the same integers.
+// where c, the format's kCentre, comes off by the value that sums begin with: - c times the
+// activations of the words that are added up. The group's end is one vpmaddwd, with the group's
+// scale where that is a small integer. AVX-VNNI has vpdpbusd, which adds all four in 32 bits: the
+// same integers.
 //
 // The activations are taken apart once per panel, for the eight row groups of a band.
 #pragma once
@@ -30,7 +30,7 @@ constexpr bool is_one_of(quant::TypeList<Qs...>) {
 // An ActBlock taken apart: its values in their own order, q = 256 * hi + lo.
 struct ByteBlock {
   float scale;
-  float hi_scale;    // 256 * scale
+  float hi_scale;        // 256 * scale
   float scaled_sum;      // of ActBlock
   float scaled_sums[2];  // scale * sum[half]
   // What sums over values 0..15 and 16..31 begin with; [2]: over all. Pairs of 16 bits, or with
@@ -42,9 +42,9 @@ struct ByteBlock {
 };
 
 // The formats whose kernels take them.
-using InBytes = quant::TypeList<quant::Q4_0, quant::Q4_1, quant::Q5_0, quant::Q5_1, quant::Q2_K,
-                                quant::Q3_K, quant::Q4_K, quant::Q5_K, quant::TQ2_0,
-                                quant::MXFP4, quant::NVFP4>;
+using InBytes =
+    quant::TypeList<quant::Q4_0, quant::Q4_1, quant::Q5_0, quant::Q5_1, quant::Q2_K, quant::Q3_K,
+                    quant::Q4_K, quant::Q5_K, quant::TQ2_0, quant::MXFP4, quant::NVFP4>;
 template <class Q>
 constexpr bool kInBytes = is_one_of<Q>(InBytes{});
 template <bool in_bytes>
@@ -77,14 +77,13 @@ KT_INLINE int32_t start_of(__m128i slots) {
   return _mm_cvtsi128_si32(slots);
 }
 
-// Starts of one half of a block, whose bytes are given. 2^15, which they are where all the bytes of a
-// slot are -128, is made one less.
+// Starts of one half of a block, whose bytes are given. Where all sixteen bytes of a slot are -128
+// and the centre is 16, the start over all 32 would be 2^15: it is one less, and so are the sums.
 KT_INLINE void store_starts(__m256i bytes, int centre, int32_t* start) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
   __m256i sum = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xB1));
   sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4E));
   sum = _mm256_mullo_epi16(sum, _mm256_set1_epi16((int16_t)-centre));
-  sum = _mm256_xor_si256(sum, _mm256_cmpeq_epi16(sum, _mm256_set1_epi16(-32768)));
   const __m128i first = _mm256_castsi256_si128(sum), second = _mm256_extracti128_si256(sum, 1);
   start[0] = start_of(first);
   start[1] = start_of(second);
@@ -193,7 +192,9 @@ KT_INLINE I group_dot(const ByteSums& sums, const ByteBlock* x) {
 typedef F GroupScale;
 KT_INLINE GroupScale group_scale(I pairs) { return to_float(sar(shl(pairs, 16), 16)); }
 KT_INLINE F scaled(I sums, GroupScale s) { return mul(to_float(sums), s); }
-KT_INLINE F scaled(I a, GroupScale s, I b, GroupScale t) { return fma(to_float(b), t, scaled(a, s)); }
+KT_INLINE F scaled(I a, GroupScale s, I b, GroupScale t) {
+  return fma(to_float(b), t, scaled(a, s));
+}
 #else
 typedef I GroupScale;
 KT_INLINE GroupScale group_scale(I pairs) { return pairs; }
@@ -206,8 +207,8 @@ KT_INLINE F scaled(I a, GroupScale s, I b, GroupScale t) {
 }
 #endif
 
-// The same address, of which the compiler does not know that: loads from it are not shared with others',
-// for which it would have to keep more than the registers hold.
+// The same address, of which the compiler does not know that: loads from it are not shared with
+// others', for which it would have to keep more than the registers hold.
 KT_INLINE const uint8_t* afresh(const uint8_t* p) {
   asm volatile("" : "+r"(p));
   return p;
@@ -243,8 +244,8 @@ KT_INLINE F add_halves(F total, F hi, F lo, const ByteBlock* x) {
   return fma(hi, set_f(x->hi_scale), fma(lo, set_f(x->scale), total));
 }
 
-// Of four fields of two bits in each byte the one of v, for 2 and 3 out of the upper nibble: once for 0
-// and 2, fourfold for 1 and 3.
+// Of four fields of two bits in each byte the one of v, for 2 and 3 out of the upper nibble: once
+// for 0 and 2, fourfold for 1 and 3.
 KT_INLINE I two_bits(I w, int v) {
   return band(v < 2 ? w : shr(w, 4), bytes_of(v % 2 == 0 ? 0x03 : 0x0C));
 }

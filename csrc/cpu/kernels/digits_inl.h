@@ -11,11 +11,11 @@
 // unsigned bytes d = digit + 128 and take 16 n sum(w) off, n = 8 - zero / 16 in 0..15; plain C++
 // multiplies q.
 //
-// Behind a row's blocks stand its zero points once more, a byte n per 32 values, where a product with
-// many rows looks for those it will meet.
+// Behind a row's blocks stand its zero points once more, a byte n per 32 values, where a product
+// with many rows looks for those it will meet.
 //
-// Order of a row's float sums, whatever multiplies it: per 256 columns, groups g of kGroup values in
-// order of k,
+// Order of a row's float sums, whatever multiplies it: per 256 columns, groups g of kGroup values
+// in order of k,
 //     part = fma(float(dot << shift), scale, part)     dot = sum (u - kOffset) q, as int32
 //     part = fma(sum x / unit, min, part)              only formats with minima; outlier included
 // from part = 0, and then
@@ -47,7 +47,7 @@ struct DigitBlock {
   int16_t q[256];  // per four values: q0 q2 q1 q3, the order weight bytes split into 16-bit pairs
 #endif
 };
-static_assert(sizeof(DigitBlock) + 8 <= kDigitBlockBytes);
+static_assert(sizeof(DigitBlock) + 32 <= kDigitBlockBytes);  // zero points, read 32 at a time
 
 KT_INLINE uint8_t* digit_zeros(uint8_t* row, int64_t k) {
   return row + (k + kDigitValues - 1) / kDigitValues * (int64_t)sizeof(DigitBlock);

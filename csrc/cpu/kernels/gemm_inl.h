@@ -1,7 +1,7 @@
-// Matrix products on R16 for many tokens. Two row groups at a time, 256 columns at a time: the weights
-// are unpacked to a slab in L1 once and every token's activations meet it there, a few tokens at a
-// time, those in halves first, while the next slab is fetched. Totals of the tokens, 128 bytes each, lie
-// in L2 at worst.
+// Matrix products on R16 for many tokens. Two row groups at a time, 256 columns at a time: the
+// weights are unpacked to a slab in L1 once and every token's activations meet it there, a few
+// tokens at a time, those in halves first, while the next slab is fetched. Totals of the tokens,
+// 128 bytes each, lie in L2 at worst.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -15,7 +15,7 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-/// Tokens [first, first + count) of the task.
+/// Tokens [first, first + count) of the task. Those that follow go over the same rows again.
 template <int V, bool kMin, int kChunk>
 static void gemm_pass(const MatmulTask& task, const FormatKernels& format, int first, int count) {
   using Halves = SlabProducts<V, kMin, kChunk, true>;
@@ -26,6 +26,10 @@ static void gemm_pass(const MatmulTask& task, const FormatKernels& format, int f
         quant::r16_record(row_groups_of_w, blocks_of_w, group, column / format.values,
                           quant::kPanelValues / format.values);
     return task.records + record * format.record_bytes;
+  };
+  const bool is_last_pass = first + count == task.num_tokens;
+  const auto record_after = [&](int i) {
+    return is_last_pass ? task.next[i] : record_of(task.group_begin + i, 0);
   };
   SlabRows<V, kMin> slab[kSlabRowGroups];
   alignas(64) float sums[kTokensPerPass][kSumsStride];
@@ -50,8 +54,8 @@ static void gemm_pass(const MatmulTask& task, const FormatKernels& format, int f
       const int64_t next = is_last ? group + kSlabRowGroups : group;
       const int64_t next_column = is_last ? 0 : column + columns;
       const bool goes_on = next < task.group_end;
-      Prefetcher prefetcher(goes_on ? record_of(next, next_column) : task.next[0],
-                            goes_on ? record_of(next + 1, next_column) : task.next[1],
+      Prefetcher prefetcher(goes_on ? record_of(next, next_column) : record_after(0),
+                            goes_on ? record_of(next + 1, next_column) : record_after(1),
                             kSlabColumns / format.values * format.record_bytes,
                             Halves::steps(in_halves.count) + Digits::steps(in_digits.count));
       const int groups = columns / (4 * V);

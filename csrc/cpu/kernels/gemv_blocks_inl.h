@@ -28,7 +28,8 @@ KT_INLINE void nibble_group(const uint8_t* words, const BlockOf<Q>* const* y, I*
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const BlockOf<quant::Q4_0>* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const BlockOf<quant::Q4_0>* const* x,
+                           F* total) {
   using Q = quant::Q4_0;
   I dot[T];
   const F d = head_halves(record);
@@ -40,7 +41,8 @@ KT_INLINE void gemv_record(quant::Q4_0, const uint8_t* record, const BlockOf<qua
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q4_1, const uint8_t* record, const BlockOf<quant::Q4_1>* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q4_1, const uint8_t* record, const BlockOf<quant::Q4_1>* const* x,
+                           F* total) {
   using Q = quant::Q4_1;
   I dot[T];
   const I head = word<Q>(record, 0);
@@ -65,13 +67,15 @@ KT_INLINE I with_fifth_bits(I nibbles, I bits, int j) {
   alignas(16) static constexpr uint8_t kFifth[16] = {0, 16, 16, 0, 16, 0, 0, 0, 16};
   const I bit = band(shuffle(j % 2 == 0 ? bits : shr(bits, 4), control), set_i(0x08040201));
   return bor(nibbles, lookup16(bit, kFifth));
-#endif
+#else
   return add_where(nibbles, shuffle(bits, control), set_i((int32_t)(0x08040201u << (j % 2 * 4))),
                    bytes_of(16));
+#endif
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const BlockOf<quant::Q5_0>* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const BlockOf<quant::Q5_0>* const* x,
+                           F* total) {
   using Q = quant::Q5_0;
   I dot[T];
   const F d = head_halves(record);
@@ -84,7 +88,8 @@ KT_INLINE void gemv_record(quant::Q5_0, const uint8_t* record, const BlockOf<qua
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::Q5_1, const uint8_t* record, const BlockOf<quant::Q5_1>* const* x, F* total) {
+KT_INLINE void gemv_record(quant::Q5_1, const uint8_t* record, const BlockOf<quant::Q5_1>* const* x,
+                           F* total) {
   using Q = quant::Q5_1;
   I dot[T];
   const I head = word<Q>(record, 0), bits = word<Q>(record, 1);
@@ -160,8 +165,8 @@ KT_INLINE F exponent_scales(const uint8_t* bytes) {
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record, const BlockOf<quant::MXFP4>* const* x,
-                           F* total) {
+KT_INLINE void gemv_record(quant::MXFP4, const uint8_t* record,
+                           const BlockOf<quant::MXFP4>* const* x, F* total) {
   using Q = quant::MXFP4;
   I dot[T];
   const F scale = exponent_scales(record);
@@ -183,8 +188,8 @@ KT_INLINE F ue4m3_scales(I byte) {
 }
 
 template <int T>
-KT_INLINE void gemv_record(quant::NVFP4, const uint8_t* record, const BlockOf<quant::NVFP4>* const* x,
-                           F* total) {
+KT_INLINE void gemv_record(quant::NVFP4, const uint8_t* record,
+                           const BlockOf<quant::NVFP4>* const* x, F* total) {
   using Q = quant::NVFP4;
   const I scales = word<Q>(record, 0);
 #pragma GCC unroll 4

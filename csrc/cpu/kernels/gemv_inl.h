@@ -94,6 +94,13 @@ KT_INLINE void prepare(const ActBlock* from, int64_t blocks, BlockOf<Q>* to) {
 #endif
 }
 
+// Of what the worker multiplies next, with every row group of a band's last panel: the stream then
+// goes on at once, until the core's own prefetching has found it.
+constexpr int kLinesAhead = 16;
+KT_INLINE void fetch_lines(const uint8_t* at) {
+  for (int i = 0; i < kLinesAhead; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+}
+
 // Records in the order in which they stand. A run's weights come from memory for the first four
 // (two) tokens and from L1 for the others.
 template <class Q>
@@ -120,8 +127,10 @@ static void gemv_halves(const MatmulTask& task) {
           x[t] = from;
         }
       }
+      const bool is_last = end == task.group_end && block + width == blocks && task.next[0];
       for (int64_t g = 0; g < end - begin; ++g) {
         const uint8_t* run = record_at<Q>(task, begin + g, block);
+        if (is_last) fetch_lines(task.next[0] + g * kLinesAhead * 64);
         int t = 0;
         if constexpr (kMostTokens<Q> >= 4)
           for (; t + 4 <= tokens; t += 4) gemv_run<Q, 4>(run, width, x + t, total[g] + t);

@@ -1,6 +1,7 @@
-// gemv_record of IQ1_S and IQ1_M, whose codebook of 2048 points is too large for permutations: a
-// point is a load. AVX-512 loads it as the eight bytes that are multiplied, for eight rows a
-// vector; AVX2 in two bits a value (codebook_inl.h), and there x points to reordered activations.
+// gemv_record of IQ1_S and IQ1_M, whose codebook of 2048 points is too large for permutations (but
+// with VBMI): a point is a load. AVX-512 loads it as the eight bytes that are multiplied, for eight
+// rows a vector; AVX2 in two bits a value (codebook_inl.h), and there x points to reordered
+// activations.
 #pragma once
 
 #include "cpu/kernels/codebook_inl.h"

@@ -1,8 +1,9 @@
-// gemv_record of IQ1_S and IQ1_M by look-ups in registers (vbmi_inl.h). A point's eight values are two
-// bytes of four fields. Of the 2048 points
+// gemv_record of IQ1_S and IQ1_M by look-ups in registers (vbmi_inl.h). A point's eight values are
+// two bytes of four fields. Of the 2048 points
 //
 //   the low bytes     are looked up: sixteen tables of 128, between which the upper bits choose
-//   the high bytes    are sorted, and among sixteen neighbours there are at most two: which they are,
+//   the high bytes    are sorted, and among sixteen neighbours there are at most two: which they
+//   are,
 //                     and from which on it is the second, are three tables of 128
 //
 // x points to reordered activations, whose sums are the offsets that products need.
@@ -45,10 +46,9 @@ KT_INLINE Iq1Codes find_iq1(const I (&low)[2], const I (&upper)[2]) {
   for (int i = 0; i < 2; ++i) {
     const I sixteen = select(nibble, shr(low[i], 4), upper[i]);
     const I from = find_in_128(kIq1Bytes.from, sixteen);
-    codes.high[i] = _mm512_mask_mov_epi8(
-        find_in_128(kIq1Bytes.first, sixteen).v,
-        _mm512_cmple_epu8_mask(from.v, band(low[i], nibble).v),
-        find_in_128(kIq1Bytes.second, sixteen).v);
+    codes.high[i] = _mm512_mask_mov_epi8(find_in_128(kIq1Bytes.first, sixteen).v,
+                                         _mm512_cmple_epu8_mask(from.v, band(low[i], nibble).v),
+                                         find_in_128(kIq1Bytes.second, sixteen).v);
     index[i] = {low[i].v,
                 {_mm512_movepi8_mask(low[i].v), any_set(upper[i], 0x10101010),
                  any_set(upper[i], 0x20202020), any_set(upper[i], 0x40404040)}};
@@ -154,8 +154,8 @@ KT_INLINE void order_activations(quant::IQ1_M, const ActBlock* from, int64_t blo
   }
 }
 
-// Bit 3 of each of the four bits that points have beside their low bytes, in bit 4: points 0, 1, 0, 1,
-// or 2, 3, 2, 3, of the first or the second group of `more`.
+// Bit 3 of each of the four bits that points have beside their low bytes, in bit 4: points 0, 1, 0,
+// 1, or 2, 3, 2, 3, of the first or the second group of `more`.
 template <int half, int i>
 KT_INLINE I iq1_m_deltas(I more) {
   constexpr int at = 16 * i + 8 * half - 1;

@@ -1,6 +1,6 @@
 // gemv_record of IQ2 by look-ups in registers (vbmi_inl.h). A point is two bytes of four two-bit
-// codes, looked up in tables of 128. Two codes and their signs stand in six bits of a byte then, which
-// are looked up once more for each of the two values, with the offset.
+// codes, looked up in tables of 128. Two codes and their signs stand in six bits of a byte then,
+// which are looked up once more for each of the two values, with the offset.
 //
 // x points to reordered activations, whose sums are the offsets that accumulators need.
 #pragma once
@@ -10,7 +10,8 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-// Values 4, 5, 0 and 1 of every point, from bit 0 on, and 6, 7, 2 and 3: signs need few shifts then.
+// Values 4, 5, 0 and 1 of every point, from bit 0 on, and 6, 7, 2 and 3: signs need few shifts
+// then.
 template <int n>
 struct Iq2Bytes {
   alignas(64) uint8_t first[n], second[n];
@@ -28,7 +29,8 @@ constexpr Iq2Bytes<1024> kIq2sBytes(quant::kIq2sGrid);
 constexpr int kIq2Offset = quant::IQ2_XXS::kOffset;
 static_assert(quant::IQ2_XS::kOffset == kIq2Offset && quant::IQ2_S::kOffset == kIq2Offset);
 
-// Values of two codes and two signs in six bits: codes in the lower four (`codes`) or the upper.
+// Values of two codes and two signs in six bits: codes in the lower four bits or, [above], the
+// upper.
 struct Iq2Values {
   alignas(64) uint8_t first[2][64], second[2][64];
   constexpr Iq2Values() : first(), second() {
@@ -79,7 +81,8 @@ KT_INLINE void order_activations(quant::IQ2_XXS, const ActBlock* from, int64_t b
   }
 }
 
-// The two bytes of each of four points of sixteen rows, for two groups of 32 values, and their signs.
+// The two bytes of each of four points of sixteen rows, for two groups of 32 values, and their
+// signs.
 struct Iq2Points {
   __m512i first[2], second[2];
   I signs[2];
@@ -122,7 +125,6 @@ KT_INLINE void gemv_record(quant::IQ2_XXS, const uint8_t* record, const ActBlock
   });
 }
 
-template <class Q>
 KT_INLINE void order_iq2(const ActBlock* from, int64_t blocks, ActBlock* to) {
   for (int64_t b = 0; b < blocks; ++b) {
     order_block(from[b], kIq2Order, to[b]);
@@ -130,10 +132,10 @@ KT_INLINE void order_iq2(const ActBlock* from, int64_t blocks, ActBlock* to) {
   }
 }
 KT_INLINE void order_activations(quant::IQ2_XS, const ActBlock* from, int64_t n, ActBlock* to) {
-  order_iq2<quant::IQ2_XS>(from, n, to);
+  order_iq2(from, n, to);
 }
 KT_INLINE void order_activations(quant::IQ2_S, const ActBlock* from, int64_t n, ActBlock* to) {
-  order_iq2<quant::IQ2_S>(from, n, to);
+  order_iq2(from, n, to);
 }
 
 // total += a record of IQ2_XS or IQ2_S, which have a scale for 16 values: a nibble, from word
@@ -199,8 +201,8 @@ KT_INLINE void gemv_record(quant::IQ2_S, const uint8_t* record, const ActBlock* 
     const I above = bit_fields<0, 2, 4, 6>(shr(word<Q>(record, 16 + g / 4), g % 4 * 8));
     const I low = take_line<T>(quant::r16_word<Q>(record, g));
     signs = take_line<T>(quant::r16_word<Q>(record, 8 + g));
-    return {low.v, {_mm512_movepi8_mask(low.v), any_set(above, 0x01010101),
-                    any_set(above, 0x02020202)}};
+    return {low.v,
+            {_mm512_movepi8_mask(low.v), any_set(above, 0x01010101), any_set(above, 0x02020202)}};
   };
   iq2_record<Q, T>(record, 18, kIq2sBytes, x, total, indices);
 }

@@ -2,8 +2,8 @@
 // of three bits; between them go the two signs, and five bits are looked up once more for each of
 // the two values, with the offset.
 //
-//   a byte: code of value 0 (or 2) in bits 0 to 2, signs of both in bits 3 and 4, code of value 1 (or
-//   3) in bits 5 to 7
+//   a byte: code of value 0 (or 2) in bits 0 to 2, signs of both in bits 3 and 4, code of value 1
+//   (or 3) in bits 5 to 7
 //
 // x points to reordered activations, whose sums are the offsets that accumulators need.
 #pragma once

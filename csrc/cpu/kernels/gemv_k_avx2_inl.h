@@ -1,14 +1,14 @@
-// gemv_record of the K-quants on AVX2, without Q6_K: its words are in groups of three for four runs of
-// values, which the registers do not hold as bytes' sums, and read several times they come from memory
-// more slowly than gemv_k_inl.h takes them. Their scales are small integers, so that a group's sums are scaled
-// where they are widened:
+// gemv_record of the K-quants on AVX2, without Q6_K: its words are in groups of three for four runs
+// of values, which the registers do not hold as bytes' sums, and read several times they come from
+// memory more slowly than gemv_k_inl.h takes them. Their scales are small integers, so that a
+// group's sums are scaled where they are widened:
 //
 //     a = fma(sum s hi, 256 x.scale, fma(sum s lo, x.scale, a))      per 32 values, from 0
 //     b = fma(m, x.scale * sum of q, b)                              minima
 //
-// and a record ends with total = fma(a, d, total), total = fma(b, -dmin, total). The sums of integers
-// are below 2^24 in size, so floats hold them exactly. The order is another one than that of gemm_inl.h,
-// so these kernels take any number of tokens (FormatKernels::few_for_all).
+// and a record ends with total = fma(a, d, total), total = fma(b, -dmin, total). The sums of
+// integers are below 2^24 in size, so floats hold them exactly. The order is another one than that
+// of gemm_inl.h, so these kernels take any number of tokens (FormatKernels::few_for_all).
 #pragma once
 
 #include "cpu/kernels/byte_halves_inl.h"
@@ -63,7 +63,8 @@ KT_INLINE void gemv_record(quant::Q4_K, const uint8_t* record, const ByteBlock* 
       const uint8_t* lines = afresh(p);
       ByteSums sums[T];
       sum_words<8, T>(y, 0, sums, [&](int j) __attribute__((always_inline)) {
-        return odd ? high_nibbles(load_i(lines + 64 * j)) : low_nibbles(take_line<T>(lines + 64 * j));
+        return odd ? high_nibbles(load_i(lines + 64 * j))
+                   : low_nibbles(take_line<T>(lines + 64 * j));
       });
       const GroupScale s = unsigned_scale(scales, odd);
       const F m = to_float(lane_byte(mins, odd));
@@ -127,8 +128,8 @@ KT_INLINE void gemv_record(quant::Q5_K, const uint8_t* record, const ByteBlock* 
   add_record<T>(word<Q>(record, 0), 1.0f, a, b, total);
 }
 
-// Of 128 values of Q2_K and Q3_K, runs 1 and 3 of 32 are used fourfold (two_bits), and the scales of runs
-// 0 and 2 are.
+// Of 128 values of Q2_K and Q3_K, runs 1 and 3 of 32 are used fourfold (two_bits), and the scales
+// of runs 0 and 2 are.
 template <int T>
 KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ByteBlock* const* x,
                            F* total) {
@@ -155,8 +156,10 @@ KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ByteBlock* 
       const I bytes = word<Q>(record, 2 * h + v / 2);
       const I scales = v % 2 == 0 ? band(shl(bytes, 2), bytes_of(0x3C)) : band(bytes, nibble);
       const I mins = band(shr(bytes, 4), nibble);
-      const GroupScale s = unsigned_scale(scales, v % 2 * 2), r = unsigned_scale(scales, v % 2 * 2 + 1);
-      const F m = to_float(lane_byte(mins, v % 2 * 2)), n = to_float(lane_byte(mins, v % 2 * 2 + 1));
+      const GroupScale s = unsigned_scale(scales, v % 2 * 2),
+                       r = unsigned_scale(scales, v % 2 * 2 + 1);
+      const F m = to_float(lane_byte(mins, v % 2 * 2)),
+              n = to_float(lane_byte(mins, v % 2 * 2 + 1));
       KT_TOKENS {
         a[t] = add_halves(a[t], scaled(sums[0][t].hi, s, sums[1][t].hi, r),
                           scaled(sums[0][t].lo, s, sums[1][t].lo, r), y[t]);

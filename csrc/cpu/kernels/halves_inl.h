@@ -91,8 +91,8 @@ struct Acc {
 
 KT_INLINE Acc acc_from(int32_t start) { return {set_i(start)}; }
 
-// Four bytes in every lane, loaded so: as assembly, because GCC 12 makes two of these one load, which
-// the vector's lanes then take three instructions each to get.
+// Four bytes in every lane, loaded so: as assembly, because GCC 12 makes two of these one load,
+// which the vector's lanes then take three instructions each to get.
 KT_INLINE __m256i broadcast_four(const void* p) {
   typedef int32_t __attribute__((may_alias)) Four;
   __m256i wide;
@@ -116,13 +116,6 @@ KT_INLINE I select(I mask, I a, I b) {
   return {_mm256_or_si256(_mm256_and_si256(mask.a, a.a), _mm256_andnot_si256(mask.a, b.a)),
           _mm256_or_si256(_mm256_and_si256(mask.b, a.b), _mm256_andnot_si256(mask.b, b.b))};
 }
-KT_INLINE I rotate(I a, I left) {
-  const __m256i most = _mm256_set1_epi32(31);
-  const __m256i up = _mm256_and_si256(left.a, most);
-  const __m256i down = _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), left.a), most);
-  return {_mm256_or_si256(_mm256_sllv_epi32(a.a, up), _mm256_srlv_epi32(a.a, down)),
-          _mm256_or_si256(_mm256_sllv_epi32(a.b, up), _mm256_srlv_epi32(a.b, down))};
-}
 KT_INLINE I add_bytes(I a, I b) { return {_mm256_add_epi8(a.a, b.a), _mm256_add_epi8(a.b, b.b)}; }
 KT_INLINE I average_bytes(I a, I b) {
   return {_mm256_avg_epu8(a.a, b.a), _mm256_avg_epu8(a.b, b.b)};
@@ -131,7 +124,6 @@ KT_INLINE I all_set(I w, I bits) {
   return {_mm256_cmpeq_epi8(_mm256_and_si256(w.a, bits.a), bits.a),
           _mm256_cmpeq_epi8(_mm256_and_si256(w.b, bits.b), bits.b)};
 }
-KT_INLINE I add_where(I a, I w, I bits, I b) { return add_bytes(a, band(all_set(w, bits), b)); }
 KT_INLINE I take_from_where(I a, I w, I bits, I b) {
   const I set = all_set(w, bits);
   return {_mm256_blendv_epi8(a.a, _mm256_sub_epi8(b.a, a.a), set.a),
@@ -178,8 +170,8 @@ KT_INLINE F add_dot(F total, I dot, const Block* x, F scale) {
 
 KT_INLINE int32_t sum32(const ActBlock* x) { return x->sum[0] + x->sum[1]; }
 
-// The dot product of a group, of which values 0..15 (part 0), 16..31 (1) or all 32 (2) are a block's,
-// begins with what the format's offset takes off,
+// The dot product of a group, of which values 0..15 (part 0), 16..31 (1) or all 32 (2) are a
+// block's, begins with what the format's offset takes off,
 template <class Q>
 KT_INLINE Acc group_start(const ActBlock* x, int part) {
   return acc_from(-Q::kOffset * (part == 2 ? sum32(x) : x->sum[part]));

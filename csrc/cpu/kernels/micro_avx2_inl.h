@@ -3,11 +3,11 @@
 //
 // Digits: vpmaddubsw multiplies an unsigned digit with a signed weight and adds pairs as int16. As
 // long as |w| is small, the sums of some words fit 16 bits before one vpmaddwd widens them:
-//     words * 2 * 255 * max|w| <= 32767     4 words for four bits, 2 for five and six
+//     words * 2 * 255 * max|w| <= 32767     8 words for |w| <= 8, 4 for 16, 2 for 32
 // T = 2: 4 sums of 16 bits, 4 of 32, two words, a broadcast: 12 of 16 registers; 4 loads meet 4
 // products. Weights of eight bits have no such room: bytes are widened to 16 bits and multiplied by
-// vpmaddwd, with T = 4 to share the widening. So are halves, which have 16 bits anyway. AVX-VNNI has
-// vpdpbusd for all digits.
+// vpmaddwd, with T = 3 to share the widening. So are halves, which have 16 bits anyway. AVX-VNNI
+// has vpdpbusd for all digits.
 #pragma once
 
 #include "cpu/kernels/activations_inl.h"
@@ -203,8 +203,7 @@ static void exact_kernel(const SlabRows<V, kMin>* w, int groups, const void* con
   for (int i = 0; i < blocks; ++i, rows += T, sums += T * kSumsStride) {
     Prefetcher::step(next);
     if (i + 1 < blocks) fetch<T, ActBlock>(rows + T, at, 8);
-    for (int r = 0; r < R; ++r)
-      exact_rows<T, V, kMin>(w[r], groups, rows, at, sums + 16 * r);
+    for (int r = 0; r < R; ++r) exact_rows<T, V, kMin>(w[r], groups, rows, at, sums + 16 * r);
   }
 }
 

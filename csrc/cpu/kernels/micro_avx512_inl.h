@@ -120,8 +120,8 @@ static void digit_kernel(const SlabRows<V, kMin>* w, const ZeroTable& table, int
   }
 }
 
-// The multiplier wants unsigned weights: 128 more than they are where they may be negative, which the
-// accumulator's start takes off.
+// The multiplier wants unsigned weights: 128 more than they are where they may be negative, which
+// the accumulator's start takes off.
 template <int T, int R, int V, bool kMin>
 KT_INLINE void exact_block(const SlabRows<V, kMin>* w, int groups, const void* const* rows,
                            const void* const* ahead, int64_t at, float* sums) {

@@ -6,8 +6,8 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-/// Bytes of the next slab, fetched a few lines at a time between micro-kernels; none where `first` is
-/// null.
+/// Bytes of the next slab, fetched a few lines at a time between micro-kernels; none where `first`
+/// is null.
 class Prefetcher {
  public:
   Prefetcher(const uint8_t* first, const uint8_t* second, int64_t bytes, int steps)

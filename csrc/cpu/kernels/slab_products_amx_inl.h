@@ -50,8 +50,7 @@ struct SlabProducts {
   KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
                      int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
-    if constexpr (!kExactRow)
-      prepare_slab<V, kMin>(w, row_groups, groups, column, self.zeros);
+    if constexpr (!kExactRow) prepare_slab<V, kMin>(w, row_groups, groups, column, self.zeros);
     for (int first = 0; first < pass.count; first += kMost) {
       Prefetcher::step(next);
       const int count = pass.count - first < kMost ? pass.count - first : kMost;

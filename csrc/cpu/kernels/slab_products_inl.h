@@ -37,19 +37,25 @@ struct SlabProducts {
 
   KT_INLINE void finish(SlabProducts&) {}
 
-  static constexpr int steps(int count) { return (count + kMaxTokens - 1) / kMaxTokens; }
+  // As many blocks of kMaxTokens as there are, then what is left, with the last of these if the
+  // registers hold it: few tokens by themselves do not fill the multiplier.
+  struct Blocks {
+    int whole, rest;
+  };
+  static constexpr Blocks blocks_of(int count) {
+    const int whole = count / kMaxTokens, rest = count % kMaxTokens;
+    if (rest == 0 || whole == 0 || rest + kMaxTokens > kMostAtEnd) return {whole, rest};
+    return {whole - 1, rest + kMaxTokens};
+  }
+  static constexpr int steps(int count) {
+    return blocks_of(count).whole + (blocks_of(count).rest != 0);
+  }
 
   KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
                      int64_t column, const GemmPass& pass, Prefetcher& next) {
     const int64_t at = act_offset<kExactRow>(column);
     if constexpr (!kExactRow) prepare_slab<V, kMin>(w, row_groups, groups, column, self.zeros);
-    // As many blocks of kMaxTokens as there are, then what is left, with the last of these if the
-    // registers hold it: few tokens by themselves do not fill the multiplier.
-    int blocks = pass.count / kMaxTokens, rest = pass.count % kMaxTokens;
-    if (rest != 0 && blocks != 0 && rest + kMaxTokens <= kMostAtEnd) {
-      --blocks;
-      rest += kMaxTokens;
-    }
+    const auto [blocks, rest] = blocks_of(pass.count);
     const int done = blocks * kMaxTokens;
     if (blocks != 0)
       run_blocks<kMaxTokens>(self, w, row_groups, groups, pass.rows, blocks, at, pass.sums, next);
@@ -88,7 +94,7 @@ struct SlabProducts {
 
   KT_INLINE void finish(SlabProducts&) {}
 
-  static constexpr int steps(int) { return kSlabRowGroups; }
+  static constexpr int steps(int count) { return count == 0 ? 0 : kSlabRowGroups; }
 
   KT_INLINE void run(SlabProducts& self, const SlabRows<V, kMin>* w, int row_groups, int groups,
                      int64_t column, const GemmPass& pass, Prefetcher& next) {

@@ -15,12 +15,10 @@
 namespace kt::cpu::KT_ISA {
 namespace {
 
-constinit const auto kFormats =
-    make_formats(quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
-                                 quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S, quant::TQ1_0>{},
-                 []<class Q>(Q) -> FormatKernels {
-                   return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()};
-                 });
+constinit const auto kFormats = make_formats(
+    quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S,
+                    quant::IQ3_XXS, quant::IQ3_S, quant::TQ1_0>{},
+    []<class Q>(Q) -> FormatKernels { return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()}; });
 
 }  // namespace
 

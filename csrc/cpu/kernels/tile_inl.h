@@ -1,6 +1,6 @@
 // One R16 record unpacked: signed bytes u - kOffset four by four in dot-product order, with a scale
-// and minimum per row and group. The generic version goes through the format's scalar integer view; a format gets
-// its own, in unpack_inl.h and unpack_codebook_inl.h, where it matters.
+// and minimum per row and group. The generic version goes through the format's scalar integer view;
+// a format gets its own, in unpack_inl.h and unpack_codebook_inl.h, where it matters.
 #pragma once
 
 #include "cpu/kernels/simd_inl.h"

@@ -40,7 +40,8 @@ KT_INLINE void find_bytes(const uint8_t* table, const Indices (&index)[K], __m51
   if constexpr (n == 256) {
     __m512i a = _mm512_load_si512(table), b = _mm512_load_si512(table + 64);
     __m512i c = _mm512_load_si512(table + 128), d = _mm512_load_si512(table + 192);
-    // GCC loads what it takes for constants once for every use, and of the largest table that is felt.
+    // GCC loads what it takes for constants once for every use, and of the largest table that is
+    // felt.
     if constexpr (all == 2048) asm("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
     // What a mask leaves out is still the index.
 #pragma GCC unroll 2
@@ -121,8 +122,8 @@ struct HalfSteps {
 };
 constexpr HalfSteps kHalfSteps;
 
-// Two of a record's eight groups at a time: find(g) is what use(g, found) needs of groups g and g + 1.
-// The next ones' is found before these are used, so that neither waits for the other.
+// Two of a record's eight groups at a time: find(g) is what use(g, found) needs of groups g and g
+// + 1. The next ones' is found before these are used, so that neither waits for the other.
 template <class Find, class Use>
 KT_INLINE void pairs_of_groups(Find find, Use use) {
   auto found = find(0);
@@ -135,8 +136,8 @@ KT_INLINE void pairs_of_groups(Find find, Use use) {
   use(6, found);
 }
 
-// Accumulators of a group of 32 values. One token's products are few enough to wait for one another:
-// two chains then, in turn.
+// Accumulators of a group of 32 values. One token's products are few enough to wait for one
+// another: two chains then, in turn.
 template <int T>
 constexpr int kChains = T == 1 ? 2 : 1;
 template <int T>
@@ -144,7 +145,9 @@ struct GroupAcc {
   Acc chain[kChains<T>][T];
 };
 template <int T>
-KT_INLINE Acc* chain_of(GroupAcc<T>& acc, int i) { return acc.chain[i % kChains<T>]; }
+KT_INLINE Acc* chain_of(GroupAcc<T>& acc, int i) {
+  return acc.chain[i % kChains<T>];
+}
 template <int T>
 KT_INLINE void start(GroupAcc<T>& acc, int t, int32_t from) {
   acc.chain[0][t] = acc_from(from);

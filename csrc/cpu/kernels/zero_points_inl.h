@@ -60,8 +60,8 @@ KT_INLINE void prepare_digits(const SlabRows<V, kMin>& slab, int row_group, int 
   }
 }
 
-/// The zero points of a pass, found once for all row groups; what is beyond the last (more than 32768
-/// columns) is taken to use all there are. The table is that of the slab under way.
+/// The zero points of a pass, found once for all row groups; what is beyond the last (more than
+/// 32768 columns) is taken to use all there are. The table is that of the slab under way.
 struct PassZeros {
   static constexpr int kRanges = 128;
   ZeroTable table;

@@ -67,10 +67,10 @@ class Step {
       matrices[2 * i] = work_[i].expert->gate.get();
       matrices[2 * i + 1] = work_[i].expert->up.get();
     }
-    run_rows({matrices, 2 * work_.size()}, [&](int matrix, Range groups, int worker) {
-      const Work& w = work_[matrix / 2];
-      multiply(*matrices[matrix], x, w.token, w.count, groups, matrix % 2 == 0 ? w.gate : w.up,
-               worker);
+    run_rows({matrices, 2 * work_.size()}, [&](const RowChunk& chunk, int worker, NextRows next) {
+      const Work& w = work_[chunk.matrix / 2];
+      multiply(*matrices[chunk.matrix], x, w.token, w.count, chunk.groups,
+               chunk.matrix % 2 == 0 ? w.gate : w.up, worker, next);
     });
   }
 
@@ -78,9 +78,10 @@ class Step {
   void run_down_of_few(float* out) const {
     const Matrix** matrices = context_.arena.take<const Matrix*>(work_.size());
     for (size_t i = 0; i < work_.size(); ++i) matrices[i] = work_[i].expert->down.get();
-    run_rows({matrices, work_.size()}, [&](int matrix, Range groups, int worker) {
-      const Work& w = work_[matrix];
-      multiply(*matrices[matrix], *w.activated, w.rows, w.count, groups, w.answers, worker);
+    run_rows({matrices, work_.size()}, [&](const RowChunk& chunk, int worker, NextRows next) {
+      const Work& w = work_[chunk.matrix];
+      multiply(*matrices[chunk.matrix], *w.activated, w.rows, w.count, chunk.groups, w.answers,
+               worker, next);
     });
     const int64_t groups = (hidden_ + 15) / 16;
     const int64_t parts = std::min<int64_t>(context_.pool.threads(), groups);
@@ -160,12 +161,13 @@ class Step {
   }
 
  private:
-  // Calls body(matrix, groups, worker) for all rows of the matrices.
+  // Calls body(chunk, worker, next) for all rows of the matrices.
   template <class Body>
   void run_rows(std::span<const Matrix* const> matrices, Body&& body) const {
     const std::span<const RowChunk> chunks = row_chunks(context_, matrices);
     context_.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
-      body(chunks[index].matrix, chunks[index].groups, worker);
+      const RowChunk& after = chunks[std::min<size_t>(index + 1, chunks.size() - 1)];
+      body(chunks[index], worker, {matrices[after.matrix], after.groups.begin});
     });
   }
 

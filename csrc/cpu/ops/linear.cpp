@@ -79,11 +79,10 @@ Rounding rounding_of(const Matrix& weight, const Activations& x, int row) {
   return weight.quantised() && x.has_ints() ? x.rounding(row) : Rounding::kFloat;
 }
 
-// Row groups of a matrix that stay in a core's L2 while several kernels, of rows in halves and in
-// digits, go over them one after another, in whole bands; all of them where one kernel does it all.
-int64_t groups_at_a_time(const FormatKernels& format, const Matrix& weight, Range groups) {
+// Row groups of a matrix, in whole bands, that stay in a core's L2 while two kernels go over them
+// one after another.
+int64_t groups_of_l2(const FormatKernels& format, const Matrix& weight) {
   constexpr int64_t kBytes = 512 << 10;
-  if (!format.few_for_all) return std::max<int64_t>(groups.end, 1);
   const int64_t band = quant::kBandGroups * weight.cols() / format.values * format.record_bytes;
   return std::max<int64_t>(kBytes / band, 1) * quant::kBandGroups;
 }
@@ -108,11 +107,12 @@ void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activat
                  const int* tokens, int num_tokens, Range groups, float* const* y, void** scratch,
                  NextRows next) {
   const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
-  const int64_t step = groups_at_a_time(format, weight, groups);
+  // Rows in floats, which is all that float weights meet, then those in halves, then in digits.
   const void** inputs = const_cast<const void**>(scratch);
   float** outputs = reinterpret_cast<float**>(scratch + num_tokens);
   int count = 0;
   const auto gather = [&](Rounding kind) {
+    const int before = count;
     for (int i = 0; i < num_tokens; ++i) {
       const int row = tokens ? tokens[i] : i;
       if (rounding_of(weight, x, row) != kind) continue;
@@ -120,35 +120,37 @@ void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activat
                                                : static_cast<const void*>(x.ints(row));
       outputs[count++] = y[i];
     }
-    return count;
+    return count - before;
   };
+  const int floats = gather(Rounding::kFloat), exact = gather(Rounding::kExact);
+  const int digits = gather(Rounding::kDigit), ints = exact + digits;
+  const bool is_twofold = format.few_for_all && exact != 0 && digits != 0;
+  const int64_t step = is_twofold ? groups_of_l2(format, weight) : groups.end;
   for (int64_t begin = groups.begin, end; begin < groups.end; begin = end) {
     end = std::min((begin / step + 1) * step, groups.end);
-    // Rows in floats, which is all that float weights meet, and then those in integers.
-    for (const bool is_float : {true, false}) {
-      count = 0;
-      const int exact = is_float ? 0 : gather(Rounding::kExact);
-      if (gather(is_float ? Rounding::kFloat : Rounding::kDigit) == 0) continue;
-      const Rounding kind = is_float         ? Rounding::kFloat
-                            : count == exact ? Rounding::kExact
-                                             : Rounding::kDigit;
-      for (const RowSlice& slice : weight.slices()) {
-        const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
-        const Range part{std::max(begin, first), std::min(end, last)};
-        if (part.begin >= part.end) continue;
-        for (int i = 0; i < count; ++i) outputs[i] += (part.begin - groups.begin) * 16;
-        MatmulTask task = {slice.data, weight.cols(), part.begin - first, part.end - first,
-                           slice.rows, kind,          count,              inputs,
-                           outputs};
-        if (kind == Rounding::kDigit) task.num_exact = exact;
-        if (next.matrix && part.end == groups.end) {
-          task.next[0] = first_record(kernels, *next.matrix, next.group);
-          task.next[1] = first_record(kernels, *next.matrix, next.group + 1);
-          if (!task.next[1]) task.next[1] = task.next[0];
-        }
-        matmul(format, task);
-        for (int i = 0; i < count; ++i) outputs[i] -= (part.begin - groups.begin) * 16;
+    for (const RowSlice& slice : weight.slices()) {
+      const int64_t first = slice.row_begin / 16, last = first + (slice.rows + 15) / 16;
+      const Range part{std::max(begin, first), std::min(end, last)};
+      if (part.begin >= part.end) continue;
+      const int64_t rows_before = (part.begin - groups.begin) * 16;
+      for (int i = 0; i < count; ++i) outputs[i] += rows_before;
+      MatmulTask task = {slice.data,       weight.cols(), part.begin - first,
+                         part.end - first, slice.rows,    Rounding::kFloat,
+                         floats,           inputs,        outputs};
+      if (floats != 0) matmul(format, task);
+      task.rounding = digits != 0 ? Rounding::kDigit : Rounding::kExact;
+      task.num_tokens = ints;
+      task.num_exact = digits != 0 ? exact : 0;
+      task.x += floats;
+      task.y += floats;
+      const NextRows after = part.end < groups.end ? NextRows{&weight, part.end} : next;
+      if (after.matrix) {
+        task.next[0] = first_record(kernels, *after.matrix, after.group);
+        task.next[1] = first_record(kernels, *after.matrix, after.group + 1);
+        if (!task.next[1]) task.next[1] = task.next[0];
       }
+      if (ints != 0) matmul(format, task);
+      for (int i = 0; i < count; ++i) outputs[i] -= rows_before;
     }
   }
 }
@@ -215,12 +217,13 @@ void run_linears(Context& context, std::span<const LinearCall> calls) {
   context.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
     const LinearCall& call = calls[chunks[index].matrix];
     const Range groups = chunks[index].groups;
+    const RowChunk& after = chunks[std::min<size_t>(index + 1, chunks.size() - 1)];
     const int m = call.x->rows();
     float** y = outputs + int64_t{worker} * most_rows;
     for (int row = 0; row < m; ++row) y[row] = call.y + row * call.y_stride + groups.begin * 16;
     matmul_rows(context.kernels, call.linear->weight(), *call.x, nullptr, m, groups, y,
                 scratch + int64_t{worker} * 2 * most_rows,
-                {&call.linear->weight(), groups.end});
+                {&calls[after.matrix].linear->weight(), after.groups.begin});
     const std::span<const float> bias = call.linear->bias();
     if (bias.empty()) return;
     const int64_t end = std::min<int64_t>(groups.end * 16, call.linear->rows());

@@ -80,14 +80,16 @@ struct LinearCall {
 /// Runs independent products as one job of the pool (q, k and v; gate and up).
 void run_linears(Context& context, std::span<const LinearCall> calls);
 
-/// Rows of a group range of one matrix for a list of tokens, on the calling worker: the inner step
-/// of run_linears and of the expert operator. `tokens[i]` indexes x; y[i] receives rows
-/// [group_begin * 16, ...) of token i. Uses `scratch` (num_tokens pointers, twice). `next` is what
-/// the worker probably goes on with, which the last products fetch.
+/// What a worker probably multiplies next: rows of a matrix, from a row group on.
 struct NextRows {
   const Matrix* matrix = nullptr;
   int64_t group = 0;
 };
+
+/// Rows of a group range of one matrix for a list of tokens, on the calling worker: the inner step
+/// of run_linears and of the expert operator. `tokens[i]` indexes x; y[i] receives rows
+/// [group_begin * 16, ...) of token i. Uses `scratch` (num_tokens pointers, twice). The last
+/// products fetch the beginning of `next`.
 void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activations& x,
                  const int* tokens, int num_tokens, Range groups, float* const* y, void** scratch,
                  NextRows next = {});

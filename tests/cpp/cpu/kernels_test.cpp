@@ -196,6 +196,50 @@ TEST_P(Kernels, MatmulsSumsDoNotDependOnTheirCompany) {
   });
 }
 
+// Rows in halves before rows in digits, in one task or in two: the same bits, also where a pass ends
+// between them.
+TEST_P(Kernels, HalvesAndDigitsOfOneTaskAreThoseOfTwo) {
+  quant::for_each_format([&]<class F>() {
+    if (F::kGroup == 0) return;
+    const FormatKernels& format = format_kernels(table(), F::kGgufId);
+    const TestMatrix<F> matrix(49, 2, random_);
+    const size_t row_bytes = act_row_bytes(matrix.k);
+    const bool is_long = F::kGgufId == quant::Q4_0::kGgufId || F::kGgufId == quant::Q6_K::kGgufId;
+    for (const int exact : {1, 9, is_long ? 520 : 64}) {
+      const int digits = is_long ? 40 : 6, tokens = exact + digits;
+      const auto x = floats(tokens * matrix.k);
+      std::vector<uint8_t> ints(tokens * row_bytes + 64);
+      uint8_t* aligned = ints.data() + (64 - reinterpret_cast<uintptr_t>(ints.data()) % 64) % 64;
+      std::vector<const void*> inputs;
+      for (int t = 0; t < tokens; ++t) {
+        uint8_t* row = aligned + t * row_bytes;
+        if (t < exact)
+          table().quantize_exact(&x[t * matrix.k], 0, matrix.k, row);
+        else
+          table().quantize_digit(&x[t * matrix.k], 0, matrix.k, matrix.k, row);
+        inputs.push_back(row);
+      }
+      std::vector<float> apart(tokens * matrix.rows), together(tokens * matrix.rows, -1.0f);
+      const auto multiply = [&](std::vector<float>& out, Rounding rounding, int first, int count,
+                                int num_exact) {
+        std::vector<float*> y;
+        for (int t = 0; t < count; ++t) y.push_back(&out[(first + t) * matrix.rows]);
+        MatmulTask task = {matrix.records.get(), matrix.k, 0,     (matrix.rows + 15) / 16,
+                           matrix.rows,          rounding, count, &inputs[first],
+                           y.data()};
+        task.num_exact = num_exact;
+        task.next[0] = task.next[1] = matrix.records.get();
+        matmul(format, task);
+      };
+      multiply(apart, Rounding::kExact, 0, exact, 0);
+      multiply(apart, Rounding::kDigit, exact, digits, 0);
+      multiply(together, Rounding::kDigit, 0, tokens, exact);
+      ASSERT_EQ(std::memcmp(apart.data(), together.data(), apart.size() * sizeof(float)), 0)
+          << F::kName << ", " << exact << " in halves, " << digits << " in digits";
+    }
+  });
+}
+
 TEST_P(Kernels, TransposedProductAddsTheRowsAskedFor) {
   quant::for_each_format([&]<class F>() {
     const FormatKernels& format = format_kernels(table(), F::kGgufId);
