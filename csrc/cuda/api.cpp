@@ -64,7 +64,7 @@ class TextRecorder : public StepRecorder {
 
 }  // namespace
 
-int kt_cuda_version() { return 5; }
+int kt_cuda_version() { return 6; }
 const char* kt_cuda_error() { return last_api_error().c_str(); }
 
 int kt_cuda_int4_sizes(int m, int n, int k, int group, int bf16, int sms, int arch,
