@@ -202,10 +202,14 @@ TEST(QuantGemv, ManyChunksAndPasses) {
   check_product({&c}, WeightLayout::kR16, nullptr, {8}, kLimit);
 }
 
+// Without asynchronous copies; and only formats whose chunks fit its shared memory, the others are
+// refused by their bytes.
 TEST(QuantGemv, TuringDoesWithoutAsynchronousCopies) {
   emulated::options().arch = 75;
-  const Weights a = random_weights<quant::Q6_K>(24, 512, 2);
+  const Weights a = random_weights<quant::IQ2_XXS>(24, 512, 2);
   check_product({&a}, WeightLayout::kR16, nullptr, {2}, kLimit);
+  const Weights b = random_weights<quant::Q6_K>(24, 512, 2);
+  EXPECT_THROW(check_product({&b}, WeightLayout::kR16, nullptr, {2}, kLimit), Error);
   emulated::options() = {};
 }
 
