@@ -3,8 +3,7 @@
 //
 //   the low bytes     are looked up: sixteen tables of 128, between which the upper bits choose
 //   the high bytes    are sorted, and among sixteen neighbours there are at most two: which they
-//   are,
-//                     and from which on it is the second, are three tables of 128
+//                     are, and from which on it is the second, are three tables of 128
 //
 // x points to reordered activations, whose sums are the offsets that products need.
 #pragma once
@@ -58,13 +57,7 @@ KT_INLINE Iq1Codes find_iq1(const I (&low)[2], const I (&upper)[2]) {
 }
 
 // 2 s + 1 of a three-bit s, whatever the bit above it.
-struct Iq1Factors {
-  alignas(64) float odd[16];
-  constexpr Iq1Factors() : odd() {
-    for (int s = 0; s < 16; ++s) odd[s] = (float)(2 * (s % 8) + 1);
-  }
-};
-constexpr Iq1Factors kIq1Factors;
+constexpr Sixteen kIq1Factors([](int s) { return (float)(2 * (s % 8) + 1); });
 
 // The digit in bits 2 and 3 of a byte.
 struct Iq1Second {
@@ -120,7 +113,7 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
           KT_TOKENS mac(chain[t], v, y[t], 16 * half + 8 * pair + 4);
         }
       }
-      const F scale = mul(d, pick_float(shr(more, 12 + 16 * i), kIq1Factors.odd));
+      const F scale = mul(d, pick_float(shr(more, 12 + 16 * i), kIq1Factors.at));
       KT_TOKENS {
         const __m512i rest = _mm512_mask_mov_epi32(_mm512_set1_epi32(y[t]->sum[0]), down,
                                                    _mm512_set1_epi32(y[t]->sum[1]));
@@ -198,7 +191,7 @@ KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* 
           KT_TOKENS mac(acc[t], u, y[t], 16 * half + 8 * pair);
           KT_TOKENS mac(acc[t], v, y[t], 16 * half + 8 * pair + 4);
         }
-        const F scale = mul(d, pick_float(shr(scales, 6 * i + 3 * half), kIq1Factors.odd));
+        const F scale = mul(d, pick_float(shr(scales, 6 * i + 3 * half), kIq1Factors.at));
         KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
       }
     }

@@ -108,15 +108,6 @@ KT_INLINE void gemv_record(quant::IQ3_XXS, const uint8_t* record, const ActBlock
   }
 }
 
-// 2 s + 1
-struct OddNumbers {
-  alignas(64) float at[16];
-  constexpr OddNumbers() : at() {
-    for (int s = 0; s < 16; ++s) at[s] = (float)(2 * s + 1);
-  }
-};
-constexpr OddNumbers kOddNumbers;
-
 template <int T>
 KT_INLINE void gemv_record(quant::IQ3_S, const uint8_t* record, const ActBlock* const* x,
                            F* total) {

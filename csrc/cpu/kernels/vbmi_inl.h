@@ -113,14 +113,16 @@ struct EvenSigns {
 };
 constexpr EvenSigns kEvenSigns;
 
-// s + 1/2
-struct HalfSteps {
+// What pick_float takes for each 4-bit s.
+struct Sixteen {
   alignas(64) float at[16];
-  constexpr HalfSteps() : at() {
-    for (int s = 0; s < 16; ++s) at[s] = (float)s + 0.5f;
+  template <class Of>
+  constexpr explicit Sixteen(Of value) : at() {
+    for (int s = 0; s < 16; ++s) at[s] = value(s);
   }
 };
-constexpr HalfSteps kHalfSteps;
+constexpr Sixteen kHalfSteps([](int s) { return (float)s + 0.5f; });
+constexpr Sixteen kOddNumbers([](int s) { return (float)(2 * s + 1); });
 
 // Two of a record's eight groups at a time: find(g) is what use(g, found) needs of groups g and g
 // + 1. The next ones' is found before these are used, so that neither waits for the other.

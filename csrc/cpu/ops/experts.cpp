@@ -166,7 +166,7 @@ class Step {
   void run_rows(std::span<const Matrix* const> matrices, Body&& body) const {
     const std::span<const RowChunk> chunks = row_chunks(context_, matrices);
     context_.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
-      const RowChunk& after = chunks[std::min<size_t>(index + 1, chunks.size() - 1)];
+      const RowChunk& after = chunk_after(chunks, index);
       body(chunks[index], worker, {matrices[after.matrix], after.groups.begin});
     });
   }

@@ -217,7 +217,7 @@ void run_linears(Context& context, std::span<const LinearCall> calls) {
   context.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
     const LinearCall& call = calls[chunks[index].matrix];
     const Range groups = chunks[index].groups;
-    const RowChunk& after = chunks[std::min<size_t>(index + 1, chunks.size() - 1)];
+    const RowChunk& after = chunk_after(chunks, index);
     const int m = call.x->rows();
     float** y = outputs + int64_t{worker} * most_rows;
     for (int row = 0; row < m; ++row) y[row] = call.y + row * call.y_stride + groups.begin * 16;
