@@ -1,7 +1,6 @@
 // Products with int4 matrices: f16 rows, and for each of the two streams its own sums of split-K.
 #include <algorithm>
 
-#include "cuda/int4_gemm/dequantise_int4.h"
 #include "cuda/int4_gemm/placed.h"
 #include "cuda/model/card_model.h"
 
@@ -19,12 +18,12 @@ Int4GemmParams int4_product(const CudaMatrix& matrix, int m) {
 
 }  // namespace
 
-bool CardModel::Product::has_int4() const {
+bool Product::has_int4() const {
   return std::any_of(parts.begin(), parts.end(),
                      [](const CudaMatrix& m) { return is_int4(m.gguf_id); });
 }
 
-bool CardModel::Product::has_others() const {
+bool Product::has_others() const {
   return std::any_of(parts.begin(), parts.end(),
                      [](const CudaMatrix& m) { return !is_int4(m.gguf_id); });
 }
@@ -67,14 +66,6 @@ void CardModel::multiply_int4(Stream stream, const Scratch& scratch, const CudaM
   p.workspace = scratch.int4_workspace, p.counters = scratch.int4_counters;
   p.stream = stream;
   launch_int4_gemm(p, choose_int4_tile(p, s_.sms, s_.arch));
-}
-
-void CardModel::dequantise_int4(Stream stream, const CudaMatrix& matrix, const uint8_t* weights,
-                                half_t* out, int first, int rows) const {
-  Int4GemmParams p{};
-  placed_int4(matrix.gguf_id, matrix.n, matrix.k).set(p, weights);
-  launch_dequantise_int4(
-      {p.weights, p.scales, p.offsets, out, p.n, p.k, p.group, first, rows, stream});
 }
 
 }  // namespace kt::cuda

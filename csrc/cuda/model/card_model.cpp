@@ -43,7 +43,6 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   KT_CHECK(s_.pages > 0 && s_.max_pages > 0, s_.pages, " pages, ", s_.max_pages, " of a sequence");
   s_.slice = s_.slice > 0 ? std::min(s_.slice, s_.rows) : s_.rows;
   KT_CHECK(s_.sequences <= s_.slice, s_.sequences, " sequences in ", s_.slice, " rows");
-  max_tiles_ = moe_max_tiles(s_.slice, std::max(1, s_.experts), s_.top_k);
   head_rows_ = round_up(std::min(s_.rows, int{KT_CUDA_MOST_HEAD_ROWS}), 8);
   widest_ = round_up(std::max(s_.slice, head_rows_), 8);
   const size_t rows = widest_;
@@ -100,7 +99,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   }
   take_jobs(memory);
   take_deferral();
-  if (resident) take_experts(memory);
+  experts_ = std::make_unique<CardExperts>(s_, memory);
+  if (resident) experts_->take_products();
   if (room == Room::kAll) take_room(usable_room(memory.room()));
 }
 
@@ -156,8 +156,6 @@ void CardModel::check_layer(const CardLayer& w) const {
 void CardModel::take_jobs(Memory& memory) {
   const size_t picks = size_t(s_.slice) * std::max(1, s_.top_k);
   router_logits_ = memory.take<float>(size_t(s_.slice) * std::max(1, s_.experts));
-  cpu_ids_ = memory.take<int32_t>(picks);
-  none_ = memory.put(std::vector<int32_t>(picks, -1));
   host_x_ = memory.take_mapped<float>(size_t(s_.slice) * s_.hidden);
   host_weights_ = memory.take_mapped<float>(picks);
   host_ids_ = memory.take_mapped<int32_t>(picks);
@@ -170,7 +168,8 @@ std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
   for (const Layer& layer : layers_) {
     const bool moe = layer.w.ffn == Ffn::kRouted;
     const bool streamed =
-        moe && size.streams && (!layer.rounds.empty() || (is_long(size) && streams_all(layer)));
+        moe && size.streams &&
+        (!layer.rounds.empty() || (s_.is_long(size.rows) && experts_->streams_all(layer.w)));
     found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts && !streamed,
                      moe && layer.w.slots != nullptr && !streamed, streamed,
                      size.defers && layer.defers,
@@ -206,30 +205,31 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
       return norm(stream, layer->w.ffn_norm, delta_, size);
     case StepOp::kRouter:
       for (const StepSize& part : slices_of(size)) router(stream, *layer, part);
-      if (layer->w.slots && !is_long(size)) route(stream, layer->w.slots, size.rows);
+      if (layer->w.slots && !s_.is_long(size.rows))
+        experts_->route(stream, layer->w.slots, size.rows);
       return;
     case StepOp::kCopyToHost:
       return launch_copy({{{normed_, host_x_, row},
-                           {layer->w.slots ? cpu_ids_ : ids_, host_ids_, picks},
+                           {layer->w.slots ? experts_->cpu_ids() : ids_, host_ids_, picks},
                            {weights_, host_weights_, picks}},
                           layer->w.ffn == Ffn::kRouted ? 3 : 1,
                           stream});
     case StepOp::kSharedExpert:  // of long steps to where the experts' are added
       for (const StepSize& part : slices_of(size))
         feed_forward(stream, side_, *layer, part,
-                     is_long(size) ? rows_of(delta_, part, s_.hidden) : shared_);
+                     s_.is_long(size.rows) ? rows_of(delta_, part, s_.hidden) : shared_);
       return;
     case StepOp::kResidentExperts:
-      return resident_experts(stream, *layer, size);
+      return experts_->resident(stream, layer->w, size);
     case StepOp::kStreamedExperts:
-      return streamed_experts(stream, *layer, size);
+      return experts_->streamed(stream, layer->w, layer->rounds, addends(index, size), size);
     case StepOp::kCopyFromHost:
       return launch_copy(
           {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
     case StepOp::kDeferredFromHost:
       return launch_copy({{{later_.out, deferred_, row}}, 1, stream});
     case StepOp::kCombine:
-      return combine(stream, index, size);
+      return experts_->combine(stream, layer->w, addends(index, size), size);
     case StepOp::kHead:
       return head(stream, size);
     case StepOp::kSample:
@@ -240,7 +240,14 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
 }
 
 std::vector<StepSize> CardModel::slices_of(const StepSize& size) const {
-  return is_long(size) ? slices_ : std::vector<StepSize>{size};
+  return s_.is_long(size.rows) ? slices_ : std::vector<StepSize>{size};
+}
+
+CardExperts::Addends CardModel::addends(int index, const StepSize& size) const {
+  const Layer& layer = layers_[index];
+  const bool is_owed = size.defers && index > 0 && layers_[index - 1].defers;
+  return {layer.gate_up ? shared_ : nullptr, layer.w.shared_gate ? shared_weight_ : nullptr,
+          layer.w.cpu_experts ? cpu_ : nullptr, is_owed ? deferred_ : nullptr};
 }
 
 void CardModel::norm(Stream stream, const float* weight, const float* delta,

@@ -18,10 +18,11 @@
 #include "cuda/attention/flash.h"
 #include "cuda/graph/step.h"
 #include "cuda/layer/layer.h"
+#include "cuda/model/card_experts.h"
+#include "cuda/model/card_products.h"
 #include "cuda/model/card_shape.h"
 #include "cuda/model/dense.h"
 #include "cuda/model/memory.h"
-#include "cuda/model/pins.h"
 #include "cuda/model/step_size.h"
 #include "cuda/moe/moe.h"
 #include "cuda/quant_gemv/quant_gemv.h"
@@ -58,7 +59,7 @@ class CardModel {
   void take_room(size_t bytes, size_t pin_bytes = SIZE_MAX);
   bool has_room() const { return hidden_ != nullptr; }
   /// Of the experts that are streamed, what could be pinned.
-  Pins::Report pinned() const { return pins_ ? pins_->report() : Pins::Report{}; }
+  Pins::Report pinned() const { return experts_->pinned(); }
   const CardShape& shape() const { return s_; }
   /// Layers as record_step wants them.
   std::vector<StepLayer> step_layers(const StepSize& size) const;
@@ -96,20 +97,6 @@ class CardModel {
   int64_t step_bytes(int length) const;
 
  private:
-  /// Products with one input; results of a matrix stand together, [8 tiles, n].
-  struct Product {
-    std::vector<CudaMatrix> parts;
-    std::vector<const GemvItem*> items;  // of each part: [tiles], the i-th of i + 1 tiles
-    explicit operator bool() const { return !parts.empty(); }
-    int n() const;
-    bool has_int4() const;
-    bool has_others() const;
-  };
-  /// Results of a product from a row of its matrices on: token t's at `at + t stride`.
-  struct Result {
-    float* at;
-    int64_t stride;
-  };
   /// Activations on their way into a product; side and main stream have one each.
   struct Scratch {
     Prepared prepared;
@@ -120,14 +107,6 @@ class CardModel {
     float* row_scales;
     float* int4_workspace;
     int32_t* int4_counters;
-  };
-  /// Products of many rows; weights are null where there was no room.
-  struct Dense {
-    half_t* weights = nullptr;  // [values], dequantised
-    size_t values = 0;
-    half_t* x = nullptr;        // [rows, hidden] what experts multiply; null without experts
-    float* x_scales = nullptr;  // [rows]
-    int32_t *counts = nullptr, *host_counts = nullptr;  // [experts] rows of each
   };
   struct Layer {
     CardLayer w;
@@ -142,31 +121,21 @@ class CardModel {
     };
     std::vector<CachePart> cache = {};
     bool defers = false;  // in steps that do: the next layer is one that waits for the CPU
-    /// Runs of experts that come to the ring together, and the slots they have there.
-    std::vector<std::vector<int>> rounds = {};
-    std::vector<const ExpertSlot*> round_slots = {};  // [experts] each, on the card
-    std::vector<std::vector<ExpertSlot>> round_places = {};  // the same in RAM
+    ExpertRounds rounds = {};
   };
-  static int tiles(int rows) { return div_up(rows, 8); }
-  static Result result(const Product& product, float* y, int rows, int first);
-
   Product product(std::vector<CudaMatrix> parts);
   void check_layer(const CardLayer& layer) const;
   void take_cache(Layer& layer);
   void take_deferral();
   void split_job();
   void take_jobs(Memory& memory);
-  void take_experts(Memory& memory);
   size_t plan_dense(size_t room) const;
   int plan_ring(size_t room) const;
   size_t ring_bytes(int slots) const;
   size_t expert_room() const;
   bool can_be_long(const RoomPlan& plan) const;
-  size_t rows_bytes(int rows, bool experts) const;
-  void take_rows(Memory& memory, bool experts);
-  /// Whether a step is longer than a slice: then its slices go through each layer one after
-  /// another, and its experts see all of its rows at once.
-  bool is_long(const StepSize& size) const { return size.rows > s_.slice; }
+  size_t rows_bytes(int rows) const;
+  void take_rows(Memory& memory);
   /// A step's slices: itself, where it is one.
   std::vector<StepSize> slices_of(const StepSize& size) const;
   /// A slice's rows of an array with `width` values each.
@@ -174,10 +143,6 @@ class CardModel {
   T* rows_of(T* array, const StepSize& slice, int width) const {
     return array + int64_t{slice.first_row} * width;
   }
-  void dequantise(Stream stream, const CudaMatrix& matrix, const uint8_t* weights, half_t* out,
-                  int first, int rows) const;
-  void dequantise_int4(Stream stream, const CudaMatrix& matrix, const uint8_t* weights,
-                       half_t* out, int first, int rows) const;
   void multiply(Stream stream, const Scratch& scratch, const Product& product,
                 const StepSize& size, float* y) const;
   /// With the kernels of few rows.
@@ -205,39 +170,14 @@ class CardModel {
   void feed_forward(Stream stream, const Scratch& scratch, const Layer& layer,
                     const StepSize& size, float* out) const;
   void router(Stream stream, const Layer& layer, const StepSize& size) const;
-  void pin_sources(size_t most_bytes);
-  void plan_streaming(Layer& layer, uint8_t* ring, size_t half_bytes);
-  void route(Stream stream, const ExpertSlot* slots, int rows) const;
-  /// Whether experts get rows enough, on the average, to be dequantised, and the host knows which
-  /// of them are on the card.
-  bool has_many_rows(const Layer& layer, const StepSize& size) const;
-  /// Whether the host has the table of slots, where there is one.
-  static bool knows_slots(const CardLayer& w) { return !w.slots || !w.slot_table.empty(); }
-  void resident_experts(Stream stream, const Layer& layer, const StepSize& size) const;
-  /// To expert_y_, those that route() found a slot for.
-  void few_rows_experts(Stream stream, const Layer& layer, int rows) const;
-  void sort_rows(Stream stream, const StepSize& size) const;
-  /// Rows of every expert, after sort_rows: waits for the stream.
-  std::vector<int32_t> sorted_counts(Stream stream) const;
-  /// delta_ = addend, times a sigmoid where there is a gate; 0 without.
-  void begin_sum(Stream stream, const float* addend, const float* gate, int rows) const;
-  /// Every expert of the layer on the card, or on its way there.
-  bool streams_all(const Layer& layer) const;
-  /// delta_ += what some of the experts give, which are `at` on the card.
-  void many_rows_experts(Stream stream, const Layer& layer, const std::vector<int>& experts,
-                         const std::vector<ExpertSlot>& at, const std::vector<int32_t>& counts,
-                         const StepSize& size) const;
-  std::vector<int> with_slots(const Layer& layer) const;
-  void streamed_experts(Stream stream, const Layer& layer, const StepSize& size) const;
-  void bring_round(const Layer& layer, size_t round) const;
-  void combine(Stream stream, int index, const StepSize& size) const;
+  /// What a routed layer's sum has beside its experts on the card.
+  CardExperts::Addends addends(int index, const StepSize& size) const;
   void head(Stream stream, const StepSize& size) const;
   FlashParams flash_shape(const StepSize& size) const;
   FlashTile flash_tile(const FlashParams& params) const;
 
   CardShape s_;
   Memory& memory_;
-  int max_tiles_;  // of resident experts, in a slice
   int head_rows_;  // of a step, at most
   int widest_;     // rows of a product, at most: a slice's or those of the head
   std::vector<StepSize> slices_;  // of the long step that was begun
@@ -245,17 +185,14 @@ class CardModel {
   const float *final_norm_, *inv_freq_;
   Product head_;
   Scratch main_, side_;
-  Dense dense_;
-  std::unique_ptr<Pins> pins_;
+  DenseRoom dense_;
+  std::unique_ptr<CardExperts> experts_;
   // On the card; shapes in the constructor.
   float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_;
   float *router_logits_, *shared_weight_, *weights_, *logits_, *flash_partial_ = nullptr;
-  float *expert_gate_ = nullptr, *expert_up_ = nullptr, *expert_y_ = nullptr;
   size_t flash_bytes_ = 0;
   half_t *low_, *queries_, *attended_;
-  int32_t *ids_, *cpu_ids_, *places_, *sources_ = nullptr, *num_items_ = nullptr, *none_;
-  GemvItem *gate_items_ = nullptr, *up_items_ = nullptr, *down_items_ = nullptr;
-  Prepared expert_prepared_{};
+  int32_t* ids_;
   /// Positions, sequences, lengths, first rows, rows for the head and, last, the block tables:
   /// where they begin in one array.
   struct Input {

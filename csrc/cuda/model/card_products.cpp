@@ -1,9 +1,12 @@
 // Products of a step's rows: with the kernels of few rows, on tiles of 8, or, from
 // CardShape::dense_rows on, dequantised a part of the matrix at a time and multiplied as f16.
+#include "cuda/model/card_products.h"
+
 #include <algorithm>
 
 #include "base/error.h"
 #include "cuda/gemm/rows16.h"
+#include "cuda/int4_gemm/dequantise_int4.h"
 #include "cuda/int4_gemm/placed.h"
 #include "cuda/model/card_model.h"
 #include "cuda/quant_gemv/dequantise.h"
@@ -11,13 +14,13 @@
 
 namespace kt::cuda {
 
-int CardModel::Product::n() const {
+int Product::n() const {
   int rows = 0;
   for (const CudaMatrix& part : parts) rows += part.n;
   return rows;
 }
 
-CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
+Product CardModel::product(std::vector<CudaMatrix> parts) {
   Product made;
   for (const CudaMatrix& part : parts) {
     if (!part) continue;
@@ -30,13 +33,24 @@ CardModel::Product CardModel::product(std::vector<CudaMatrix> parts) {
   return made;
 }
 
-CardModel::Result CardModel::result(const Product& product, float* y, int rows, int first) {
+Result result(const Product& product, float* y, int rows, int first) {
   for (const CudaMatrix& part : product.parts) {
     if (first < part.n) return {y + first, part.n};
     first -= part.n;
     y += size_t(tiles(rows)) * 8 * part.n;
   }
   throw InvalidArgument(concat("row ", first, " behind the last matrix"));
+}
+
+void dequantise(Stream stream, const CudaMatrix& m, const uint8_t* weights, half_t* out, int first,
+                int rows) {
+  if (!is_int4(m.gguf_id))
+    return launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id),
+                              false, stream, first, rows});
+  Int4GemmParams p{};
+  placed_int4(m.gguf_id, m.n, m.k).set(p, weights);
+  launch_dequantise_int4(
+      {p.weights, p.scales, p.offsets, out, p.n, p.k, p.group, first, rows, stream});
 }
 
 void CardModel::prepare(Stream stream, const Scratch& scratch, const Product& next, const void* x,
@@ -77,13 +91,6 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
     }
     y += size_t(tiles(size.rows)) * 8 * m.n;
   }
-}
-
-void CardModel::dequantise(Stream stream, const CudaMatrix& m, const uint8_t* weights, half_t* out,
-                           int first, int rows) const {
-  if (is_int4(m.gguf_id)) return dequantise_int4(stream, m, weights, out, first, rows);
-  launch_dequantise({weights, nullptr, out, m.n, m.k, m.gguf_id, layout_of(m.gguf_id), false,
-                     stream, first, rows});
 }
 
 void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& product, int rows,

@@ -11,23 +11,11 @@
 
 namespace kt::cuda {
 
-namespace {
-
-/// Bytes of an expert's three matrices, each on a boundary that copies like.
-size_t expert_bytes(const CardLayer& w) {
-  size_t bytes = 0;
-  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
-    bytes += round_up<size_t>(matrix_bytes(*m), 256);
-  return bytes;
-}
-
-}  // namespace
-
 RoomPlan CardModel::plan_room(size_t bytes) const {
   RoomPlan plan;
   plan.rows = s_.slice;
   // Rows of a slice come first, for no step can do without.
-  const size_t least = rows_bytes(s_.slice, true);
+  const size_t least = rows_bytes(s_.slice);
   const auto left = [&] { return bytes > least + plan.bytes ? bytes - least - plan.bytes : 0; };
   plan.dense_values = plan_dense(left());
   plan.bytes += plan.dense_values * sizeof(half_t);
@@ -35,10 +23,10 @@ RoomPlan CardModel::plan_room(size_t bytes) const {
   plan.bytes += ring_bytes(plan.stream_slots);
   if (can_be_long(plan)) {
     plan.rows = s_.rows;
-    while (plan.rows > s_.slice && rows_bytes(plan.rows, true) > left() + least)
+    while (plan.rows > s_.slice && rows_bytes(plan.rows) > left() + least)
       plan.rows = std::max(s_.slice, plan.rows / 2);
   }
-  plan.bytes += rows_bytes(plan.rows, true);
+  plan.bytes += rows_bytes(plan.rows);
   return plan;
 }
 
@@ -48,14 +36,17 @@ void CardModel::take_room(size_t bytes, size_t pin_bytes) {
   dense_.values = plan.dense_values, s_.stream_slots = plan.stream_slots, s_.rows = plan.rows;
   if (plan.dense_values > 0) dense_.weights = memory_.take<half_t>(plan.dense_values);
   if (plan.stream_slots > 0) {
-    if (!num_items_) take_experts(memory_);
+    if (!experts_->has_products()) experts_->take_products();
     const size_t half = plan.stream_slots * expert_room();
     uint8_t* const ring = memory_.take<uint8_t>(2 * half);
-    for (Layer& layer : layers_)
-      if (!layer.w.sources.empty()) plan_streaming(layer, ring, half);
-    pin_sources(pin_bytes);
+    std::vector<const CardLayer*> streamed;
+    for (Layer& layer : layers_) {
+      streamed.push_back(&layer.w);
+      if (!layer.w.sources.empty()) layer.rounds = experts_->plan_rounds(layer.w, ring, half);
+    }
+    experts_->pin_sources(streamed, pin_bytes);
   }
-  take_rows(memory_, num_items_ != nullptr);
+  take_rows(memory_);
 }
 
 /// Values of weights that are dequantised at a time: 0 where not even the least has room, or slices
@@ -84,7 +75,7 @@ size_t CardModel::plan_dense(size_t room) const {
 size_t CardModel::expert_room() const {
   size_t largest = 0;
   for (const Layer& layer : layers_)
-    if (!layer.w.sources.empty()) largest = std::max(largest, expert_bytes(layer.w));
+    if (!layer.w.sources.empty()) largest = std::max(largest, CardExperts::ring_bytes(layer.w));
   return largest;
 }
 
@@ -102,11 +93,9 @@ int CardModel::plan_ring(size_t room) const {
 /// With the tables of slots, and what products of experts need where nothing has taken it yet.
 size_t CardModel::ring_bytes(int slots) const {
   if (slots == 0) return 0;
-  const size_t deep = std::max(s_.hidden, s_.expert_inner), places = size_t(max_tiles_) * 8;
-  const size_t products = places * (2 * s_.expert_inner + s_.hidden + 3 * deep) * sizeof(float);
   const size_t tables = layers_.size() * div_up(s_.experts, slots) *
                         (sizeof(ExpertSlot) * s_.experts + 256);
-  return 2 * slots * expert_room() + (num_items_ ? 0 : products) + tables;
+  return 2 * slots * expert_room() + experts_->products_bytes() + tables;
 }
 
 /// Whether steps may be longer than a slice: experts come to the card, and nothing of a layer is
@@ -114,40 +103,35 @@ size_t CardModel::ring_bytes(int slots) const {
 bool CardModel::can_be_long(const RoomPlan& plan) const {
   return plan.stream_slots > 0 && plan.dense_values > 0 &&
          std::all_of(layers_.begin(), layers_.end(), [this](const Layer& layer) {
-           return layer.w.ffn == Ffn::kDense || streams_all(layer);
+           return layer.w.ffn == Ffn::kDense || experts_->streams_all(layer.w);
          });
 }
 
+bool CardModel::can_stream() const {
+  return std::any_of(layers_.begin(), layers_.end(),
+                     [](const Layer& layer) { return !layer.rounds.empty(); });
+}
+
 /// What take_rows() takes, a little rounded up.
-size_t CardModel::rows_bytes(int rows, bool experts) const {
+size_t CardModel::rows_bytes(int rows) const {
   const size_t picks = std::max(1, s_.top_k);
-  size_t row = (3 * s_.hidden + 1) * sizeof(float) + picks * (sizeof(float) + 2 * sizeof(int32_t));
-  size_t all = size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences);
-  if (experts) {
-    row += s_.hidden * sizeof(half_t) + sizeof(float) + picks * sizeof(int32_t);
-    all += size_t(max_tiles_) * 8 + s_.experts;
-  }
-  return round_up(rows, 8) * row + 4096 + all * sizeof(int32_t);
+  const size_t row = (3 * s_.hidden + 1) * sizeof(float) +
+                     picks * (sizeof(float) + 2 * sizeof(int32_t)) + experts_->row_bytes();
+  const size_t inputs = size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences);
+  return round_up(rows, 8) * row + 4096 + inputs * sizeof(int32_t) + experts_->rows_bytes();
 }
 
 /// What there is of every row of a step.
-void CardModel::take_rows(Memory& memory, bool experts) {
+void CardModel::take_rows(Memory& memory) {
   const size_t rows = round_up(s_.rows, 8), picks = size_t(s_.rows) * std::max(1, s_.top_k);
   for (float** part : {&hidden_, &delta_, &normed_}) *part = memory.take<float>(rows * s_.hidden);
   shared_weight_ = memory.take<float>(rows);
   weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
-  places_ = memory.take<int32_t>(picks);
   const size_t inputs = div_up(s_.rows, s_.slice) * input_ints(s_.sequences);
   input_ = memory.take<int32_t>(inputs);
   host_input_ = memory.take_mapped<int32_t>(inputs);
   host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
-  if (!experts) return;
-  sources_ = memory.take<int32_t>(std::max(picks, size_t(max_tiles_) * 8));
-  if (!dense_.weights) return;
-  dense_.x = memory.take<half_t>(rows * s_.hidden);
-  dense_.x_scales = memory.take<float>(rows);
-  dense_.counts = memory.take<int32_t>(s_.experts);
-  dense_.host_counts = memory.take_mapped<int32_t>(s_.experts);
+  experts_->take_rows({normed_, ids_, weights_, delta_}, dense_);
 }
 
 }  // namespace kt::cuda

@@ -48,6 +48,9 @@ struct CardShape {
   float routed_scaling_factor = 1;
   int sms = 1, arch = 90;  // of the card
 
+  /// Whether a step of so many rows is longer than a slice: then its slices go through each layer
+  /// one after another, and its experts see all of its rows at once.
+  bool is_long(int step_rows) const { return step_rows > slice; }
   bool latent() const { return kv_lora > 0; }
   int qk() const { return latent() ? kv_lora + rope : head_dim; }   // as attention reads it
   int attended() const { return latent() ? kv_lora : head_dim; }    // what it gives, per head
