@@ -135,7 +135,7 @@ class Gemv:
         _, n, k = self.shape
         self.card.library.call(
             "quant_gemv", item, 1, self.tiles, self.fragments, self.sums, self.scales, self.y, n, k,
-            self.gguf_id, 0, self.card.sms, self.card.stream(),
+            self.gguf_id, 0, self.card.sms, self.card.arch, self.card.stream(),
         )  # fmt: skip
 
     def expected(self, weights: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class TextRecorder : public StepRecorder {
 
 }  // namespace
 
-int kt_cuda_version() { return 6; }
+int kt_cuda_version() { return 7; }
 const char* kt_cuda_error() { return last_api_error().c_str(); }
 
 int kt_cuda_int4_sizes(int m, int n, int k, int group, int bf16, int sms, int arch,
@@ -128,7 +128,7 @@ int kt_cuda_gemv_item(void* host_item, const void* weights, const void* block_sc
 
 int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles, const void* fragments,
                        const void* sums, const void* scales, void* y, int n, int k, int gguf_id,
-                       int layout, int sms, void* stream) {
+                       int layout, int sms, int arch, void* stream) {
   return guarded([&] {
     const GemvParams p{static_cast<const GemvItem*>(items),
                        nullptr,
@@ -141,7 +141,7 @@ int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles, const vo
                        gguf_id,
                        static_cast<WeightLayout>(layout),
                        stream};
-    launch_quant_gemv(p, choose_gemv_tile(p, sms));
+    launch_quant_gemv(p, choose_gemv_tile(p, sms, arch));
   });
 }
 

@@ -54,7 +54,8 @@ KT_API int kt_cuda_gemv_weights(const float* values, int n, int k, int gguf_id, 
                                 size_t* bytes);
 KT_API int kt_cuda_quant_gemv(const void* items, int num_items, int max_tiles,
                               const void* fragments, const void* sums, const void* scales, void* y,
-                              int n, int k, int gguf_id, int layout, int sms, void* stream);
+                              int n, int k, int gguf_id, int layout, int sms, int arch,
+                              void* stream);
 KT_API int kt_cuda_dequantise(const void* weights, const void* block_scales, void* out, int n,
                               int k, int gguf_id, int layout, int bf16, void* stream);
 KT_API int kt_cuda_dense_gemm(const void* x, const void* weights, void* y, int m, int n, int k,

@@ -41,10 +41,9 @@ FlashTile choose_flash_tile(const FlashParams& p, int max_length, int sms, int a
     tile = {rows >= 48 && shared_kib >= 99 ? 64 : 16, 64, 1, 1};
   } else if (p.qk_dim == 96) {
     tile.rows = 16;
-  } else if (p.qk_dim == 128 && shared_kib < 99) {
-    throw Unsupported("attention heads of 128 need 74 KiB of shared memory, sm_75 has 64");
   } else {
     tile.rows = rows >= 48 ? 64 : 16;
+    if (p.qk_dim == 128 && shared_kib < 99) tile.stages = 1;
   }
   // Split until every multiprocessor has a block, but never below four tiles of positions each:
   // the parts must be added again.

@@ -364,6 +364,15 @@ bool try_flash(const FlashParams& p, const FlashTile& tile) {
   return true;
 }
 
+/// Of the cache's two types.
+template <int kQk, int kV, bool kSharedKv, int kRows, int kPositions, int kStages>
+bool try_flash_f16(const FlashParams& p, const FlashTile& tile) {
+  if (p.type != AttentionType::kF16) return false;
+  if (p.cache == CacheType::kFp8)
+    return try_flash<half_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
+  return try_flash<half_t, half_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
+}
+
 /// The four pairs of types; FP8 caches are of one kind.
 template <int kQk, int kV, bool kSharedKv, int kRows, int kPositions, int kStages>
 bool try_flash_types(const FlashParams& p, const FlashTile& tile) {
@@ -372,8 +381,7 @@ bool try_flash_types(const FlashParams& p, const FlashTile& tile) {
     return try_flash<bf16_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
   if (bf16)
     return try_flash<bf16_t, bf16_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
-  if (fp8) return try_flash<half_t, fp8_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
-  return try_flash<half_t, half_t, kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
+  return try_flash_f16<kQk, kV, kSharedKv, kRows, kPositions, kStages>(p, tile);
 }
 
 }  // namespace kt::cuda

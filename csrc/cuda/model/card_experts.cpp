@@ -106,7 +106,7 @@ void CardExperts::few_rows(Stream stream, const CardLayer& w, int rows) const {
                        matrix.gguf_id,
                        layout_of(matrix.gguf_id),
                        stream};
-    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
+    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms, s_.arch));
   };
   launch_prepare({rows_.normed, nullptr, s_.hidden, sources_, prepared_, rows, s_.hidden,
                   all_tiles, 0, stream});

@@ -114,7 +114,7 @@ void CardModel::multiply(Stream stream, const Scratch& scratch, const Product& p
                        m.gguf_id,
                        layout_of(m.gguf_id),
                        stream};
-    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms));
+    launch_quant_gemv(p, choose_gemv_tile(p, s_.sms, s_.arch));
     y += size_t(count) * 8 * m.n;
   }
 }

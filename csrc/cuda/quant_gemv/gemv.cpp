@@ -20,7 +20,7 @@ void check_gemv_format(int gguf_id) {
     throw Unsupported(concat("no CUDA kernel for weights of type ", info->name));
 }
 
-GemvTile choose_gemv_tile(const GemvParams& p, int sms) {
+GemvTile choose_gemv_tile(const GemvParams& p, int sms, int arch) {
   KT_CHECK(p.n > 0 && p.k > 0 && p.max_items > 0 && p.max_tiles > 0, "empty product: n=", p.n,
            " k=", p.k, " items=", p.max_items, " tiles=", p.max_tiles);
   KT_CHECK(sms > 0, "a card with ", sms, " multiprocessors");
@@ -40,6 +40,9 @@ GemvTile choose_gemv_tile(const GemvParams& p, int sms) {
   const int resident = sms * (tile.token_tiles == 1 ? 2 : 1);
   tile.blocks =
       static_cast<int>(std::min<int64_t>(resident, div_up<int64_t>(pairs, 8 / tile.depth)));
+  // Turing has nothing to overlap copies with; more blocks at a time do as well there.
+  tile.most_stages = arch < 80 ? 1 : 4;
+  tile.shared_bytes = most_shared_bytes(arch);
   return tile;
 }
 

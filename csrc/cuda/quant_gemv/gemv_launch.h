@@ -2,6 +2,8 @@
 // compiler a while.
 #pragma once
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "cuda/quant_gemv/kernel.h"
 
@@ -11,11 +13,13 @@ template <class Source, int kTokenTiles, int kDepth>
 bool try_gemv(const GemvParams& p, const GemvTile& tile) {
   using Kernel = QuantGemv<Source, kTokenTiles, kDepth>;
   if (tile.token_tiles != kTokenTiles || tile.depth != kDepth) return false;
+  int stages = std::min(Kernel::kMostStages, tile.most_stages);
+  while (stages > 1 && Kernel::shared_bytes(stages) > tile.shared_bytes) --stages;
   launch<Kernel>({.grid_x = static_cast<unsigned>(tile.blocks),
                   .grid_y = static_cast<unsigned>(div_up(p.max_tiles, kTokenTiles)),
                   .threads = Kernel::kThreads,
-                  .shared_bytes = Kernel::kSharedBytes},
-                 p, p.stream);
+                  .shared_bytes = Kernel::shared_bytes(stages)},
+                 {p, stages}, p.stream);
   return true;
 }
 

@@ -4,7 +4,7 @@
 //   block of 8 warps; kDepth of them share 16 rows ("a row group"), chunk c of k belongs to warp
 //   c % kDepth; blocks go through (item, row group) pairs in steps of the grid
 //
-//   per warp, in shared memory:   kStages chunks of weights, copied ahead across row groups
+//   per warp, in shared memory:   `stages` chunks of weights, copied ahead across row groups
 //                                 [groups][16] scale and minimum of the chunk in hand, decoded once
 //
 // Codes are multiplied as exact halves; the scale of a group is applied to its sum in float, so the
@@ -19,18 +19,24 @@ namespace kt::cuda {
 
 template <class Source, int kTokenTiles, int kDepth>
 struct QuantGemv {
-  using Params = GemvParams;
+  struct Params : GemvParams {
+    int stages;  // chunks of a warp in shared memory: as many as the card has room for
+  };
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = kTokenTiles == 1 ? 2 : 1;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kRowGroups = kWarps / kDepth;  // in hand at a time
-  static constexpr int kStages = Source::kChunkBytes > 3000 ? 3 : 4;
+  static constexpr int kMostStages = Source::kChunkBytes > 3000 ? 3 : 4;
   static constexpr int kGroups = kChunk / Source::kGroup;
   static constexpr unsigned kTableBytes = kGroups * 16 * sizeof(Float2);
   static constexpr unsigned kSumBytes = kWarps * kTokenTiles * 128 * 4;
   static constexpr unsigned kTablesAt = kSumBytes;
   static constexpr unsigned kRingAt = kTablesAt + kWarps * kTableBytes;
-  static constexpr unsigned kSharedBytes = kRingAt + kWarps * kStages * Source::kChunkBytes;
+  static constexpr unsigned shared_bytes(int stages) {
+    return kRingAt + kWarps * stages * Source::kChunkBytes;
+  }
+  // One stage fits every card, Turing included.
+  static_assert(shared_bytes(1) <= most_shared_bytes(75));
 
   /// The sequence of chunks a warp goes through.
   struct Cursor {
@@ -53,15 +59,25 @@ struct QuantGemv {
     c.chunk += kDepth;
     if (c.chunk >= chunks(p)) c = {c.pair + step(), part()};
   }
-  KT_DEVICE static Shared<uint32_t> stage(int index) {
+  KT_DEVICE static Shared<uint32_t> stage(const Params& p, int index) {
     return shared_at<uint32_t>(kRingAt +
-                               (warp_id() * kStages + index) * unsigned{Source::kChunkBytes});
+                               (warp_id() * p.stages + index) * unsigned{Source::kChunkBytes});
+  }
+  KT_DEVICE static int next(const Params& p, int index) {
+    return index + 1 == p.stages ? 0 : index + 1;
+  }
+  /// Until the oldest of the stages is there.
+  KT_DEVICE static void wait(const Params& p) {
+    if (p.stages == 1) return async_wait<0>();
+    if (p.stages == 2) return async_wait<1>();
+    if (p.stages == 3) return async_wait<2>();
+    async_wait<3>();
   }
   KT_DEVICE static void load(const Params& p, const Cursor& c, int64_t pairs, int index) {
     if (c.pair < pairs && c.chunk < chunks(p)) {
       const int row_groups = div_up(p.n, 16);
       const GemvItem item = Global<const GemvItem>(p.items)[c.pair / row_groups];
-      Source::load(stage(index), Global<const uint8_t>(item.weights), p.n, p.k,
+      Source::load(stage(p, index), Global<const uint8_t>(item.weights), p.n, p.k,
                    static_cast<int>(c.pair % row_groups), c.chunk);
     }
     async_commit();
@@ -185,11 +201,11 @@ struct QuantGemv {
     const int64_t pairs = static_cast<int64_t>(items) * row_groups;
     const int pass = block_y();  // of kTokenTiles tiles
     Cursor ahead{first_pair(), part()};
-    for (int i = 0; i < kStages - 1; ++i) {
+    for (int i = 0; i < p.stages - 1; ++i) {
       load(p, ahead, pairs, i);
       advance(p, ahead);
     }
-    int slot = 0;
+    int slot = 0, free = p.stages - 1;  // what is multiplied next, and what may be copied over
     // Every warp makes every round, with or without a row group: store() has barriers.
     for (int64_t base = static_cast<int64_t>(block_x()) * kRowGroups; base < pairs;
          base += step()) {
@@ -197,22 +213,22 @@ struct QuantGemv {
       Sums sums{};
       // At least one round, also of a warp without a chunk: as advance() counts them.
       for (int chunk = part(); chunk == part() || chunk < chunks(p); chunk += kDepth) {
-        load(p, ahead, pairs, (slot + kStages - 1) % kStages);
+        load(p, ahead, pairs, free);
         advance(p, ahead);
-        async_wait<kStages - 1>();
+        wait(p);
         sync_warp();
         if (pair < pairs && chunk < chunks(p)) {
           const GemvItem item = Global<const GemvItem>(p.items)[pair / row_groups];
           const int tiles = min(kTokenTiles, item.tiles - pass * kTokenTiles);
           if (tiles > 0) {
-            const Shared<uint32_t> weights = stage(slot);
+            const Shared<uint32_t> weights = stage(p, slot);
             decode_scales(p, item, static_cast<int>(pair % row_groups), chunk, weights);
             sync_warp();
             multiply(p, item.first_tile + pass * kTokenTiles, tiles, chunk, weights, sums);
           }
         }
         sync_warp();  // before the next copies overwrite this stage, and scales the table
-        slot = (slot + 1) % kStages;
+        slot = next(p, slot), free = next(p, free);
       }
       store(p, base, pairs, pass, sums);
     }

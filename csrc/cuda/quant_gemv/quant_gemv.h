@@ -67,11 +67,14 @@ struct GemvTile {
   int token_tiles;  // 1, 2 or 4: tokens of a pass, in tiles of 8
   int depth;        // 8 or 2
   int blocks;
+  int most_stages;        // chunks of weights that a warp has in shared memory, 1 to 4; fewer
+  unsigned shared_bytes;  // where they take more than this, which a block may have
 };
 /// Throws Unsupported for a GGUF type that has no kernel in R16 or, of floats, in rows.
 void check_gemv_format(int gguf_id);
-/// Throws InvalidArgument for shapes, Unsupported for formats without a kernel.
-GemvTile choose_gemv_tile(const GemvParams& params, int sms);
+/// For a card with `sms` multiprocessors of compute capability `arch` (90 for 9.0). Throws
+/// InvalidArgument for shapes, Unsupported for formats without a kernel.
+GemvTile choose_gemv_tile(const GemvParams& params, int sms, int arch);
 void launch_quant_gemv(const GemvParams& params, const GemvTile& tile);
 
 }  // namespace kt::cuda

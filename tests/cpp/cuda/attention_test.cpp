@@ -136,6 +136,9 @@ TEST(Flash, GroupedQuery) {
   check<half_t, half_t>({4, 2, 128, 128, false, {5, 1}, {5, 130}, 3, 4, 90});  // splits, some empty
   check<bf16_t, bf16_t>({2, 2, 128, 128, false, {67}, {100}, 0, 4, 90});       // a prompt behind 33
   check<half_t, half_t>({4, 1, 64, 64, false, {40, 3}, {40, 90}, 0, 4, 75});
+  check<half_t, half_t>({4, 2, 128, 128, false, {5, 1}, {5, 130}, 0, 4, 75});  // one stage
+  check<half_t, half_t>({4, 1, 128, 128, false, {17}, {150}, 2, 4, 75});       // 64 rows at a time
+  check<half_t, half_t>({4, 4, 96, 64, false, {3}, {80}, 0, 4, 75});
   check<half_t, half_t>({4, 4, 96, 64, false, {3}, {80}, 0, 4, 90});
 }
 
@@ -145,11 +148,13 @@ TEST(Flash, AbsorbedLatent) {
   check<half_t, half_t>({16, 1, 576, 512, true, {1}, {100}, 0, 2, 75});
   check<bf16_t, bf16_t>({128, 1, 576, 512, true, {1}, {90}, 0, 2, 90});
   check<half_t, half_t>({4, 1, 288, 256, true, {3, 1}, {3, 77}, 0, 2, 90});
+  check<half_t, half_t>({4, 1, 288, 256, true, {3, 1}, {3, 77}, 0, 2, 75});
 }
 
 TEST(Flash, ExpandedLatent) {
   check<bf16_t, bf16_t>({2, 2, 192, 128, false, {50}, {50}, 0, 2, 90});
   check<half_t, half_t>({2, 2, 192, 128, false, {3}, {3}, 0, 2, 90});
+  check<half_t, half_t>({2, 2, 192, 128, false, {50}, {50}, 0, 2, 75});
 }
 
 TEST(Flash, Fp8Cache) {
@@ -158,6 +163,7 @@ TEST(Flash, Fp8Cache) {
   check<half_t, fp8_t>({6, 2, 64, 64, false, {3, 1, 40}, {3, 129, 61}, 0, 4, 90});
   check<half_t, fp8_t>({4, 1, 288, 256, true, {2, 1}, {130, 1}, 2, 2, 90});
   check<half_t, fp8_t>({16, 1, 576, 512, true, {1}, {70}, 0, 2, 75});  // no conversion in hardware
+  check<half_t, fp8_t>({4, 2, 128, 128, false, {1, 30}, {64, 65}, 0, 4, 75});
   FlashParams p{};
   p.qk_dim = p.v_dim = 64, p.cache = CacheType::kFp8;
   EXPECT_THROW(launch_flash(p, {}), InvalidArgument);
@@ -173,7 +179,7 @@ TEST(Flash, EveryOrderOfThreadsIsRight) {
 TEST(Flash, SplitsFillTheCardAndStayWorthwhile) {
   FlashParams p{};
   p.v = nullptr;
-  for (const int arch : {80, 86, 90, 120}) {
+  for (const int arch : {75, 80, 86, 90, 120}) {
     for (const int sms : {28, 82, 108, 132, 170}) {
       for (const int heads : {16, 64, 128}) {
         for (const int sequences : {1, 2, 4, 8, 16}) {

@@ -201,13 +201,14 @@ struct Scene {
 
   /// resident: experts of the MoE layer with a slot. on_cpu: whether the CPU computes at all.
   /// int4: what the linears are on the card; of those that read one input not all.
-  Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false) : weights(memory, int4) {
+  Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false, int arch = 90)
+      : weights(memory, int4) {
     CardShape s;
     s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads;
     s.q_lora = kQLora, s.kv_lora = kKvLora;
     s.nope = kNope, s.rope = kRope, s.v = kValue, s.experts = kExperts, s.top_k = kTopK;
     s.expert_inner = kInner, s.vocab = kVocab, s.pages = kPages, s.max_pages = 3;
-    s.scale = 1 / std::sqrt(float{kNope + kRope}), s.sms = 3, s.arch = 90;
+    s.scale = 1 / std::sqrt(float{kNope + kRope}), s.sms = 3, s.arch = arch;
     s.n_group = 4, s.topk_group = 2, s.sigmoid = s.group_sum_of_two = s.norm_topk_prob = true;
     s.routed_scaling_factor = 2.5f;
     auto rope = std::make_shared<cpu::Rope>();
@@ -376,6 +377,15 @@ TEST(CardModel, AgreesWithTheCpusDecoder) {
 TEST(CardModel, AgreesWithTheCpusDecoderOnInt4Linears) {
   Scene scene({1, 2, 5}, true, true);
   check_steps(scene, 2);
+}
+
+TEST(CardModel, AgreesWithTheCpusDecoderOnTuring) {
+  for (const bool int4 : {false, true}) {
+    emulated::options().arch = 75;
+    Scene scene({1, 2, 5}, true, int4, 75);
+    check_steps(scene, 1);
+    emulated::options() = {};
+  }
 }
 
 TEST(CardModel, RunsWithoutSlotsAndWithoutTheCpu) {
