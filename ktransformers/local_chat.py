@@ -82,7 +82,9 @@ def chat(words: Sequence[str], runtime: Any = None) -> int:
 
     request = check_request(list(words))
     if request.options["dry_run"]:
-        print("\n".join(request.memory.lines()))
+        from ktransformers.runtime.planning import memory_of
+
+        print("\n".join(memory_of(request.gguf, request.options).lines()))
         return 0
     conversation = load(request, runtime or engine())
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()

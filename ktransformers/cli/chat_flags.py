@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ktransformers.cli.fire_flags import Flag, Parser
-from ktransformers.cli.placement_flags import PLACEMENT_FLAGS, check_experts, check_placement
+from ktransformers.cli.placement_flags import (
+    PLACEMENT_FLAGS,
+    check_experts,
+    check_memory,
+    check_placement,
+)
 from ktransformers.errors import UserError
 
 USAGE = "usage: python -m ktransformers.local_chat --gguf_path FILE [--flag value ...]"
@@ -71,14 +76,13 @@ class Request:
     """What the command line asked for, checked.
 
     gguf: the opened model; sampling: arguments of SamplingOptions; prompt_text: what --prompt_file
-    holds; memory: what the model will take (runtime.memory.MemoryPlan).
+    holds.
     """
 
     options: dict[str, Any]
     gguf: Any
     sampling: dict[str, Any]
     prompt_text: str | None
-    memory: Any
 
 
 def note(line: str) -> None:
@@ -130,7 +134,6 @@ def check_request(words: list[str]) -> Request:
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.hub import resolve_config, resolve_model
     from ktransformers.runtime.loading import model_config
-    from ktransformers.runtime.memory import CACHE_LENS, check_fits, memory_plan
 
     options["gguf_path"] = str(resolve_model(options["gguf_path"] or ask_for_gguf_path()))
     gguf = open_model(options["gguf_path"])
@@ -142,11 +145,10 @@ def check_request(words: list[str]) -> Request:
                 f"--model_path {folder}: no such folder; it holds config.json and the tokenizer's "
                 "files (without the flag the GGUF's own are used)"
             )
-    _, config = model_config(gguf, options["model_path"])
-    plan = memory_plan(gguf, config, options["cache_lens"] or CACHE_LENS, None)
-    if not options["in_place"] and not options["dry_run"]:
-        check_fits(plan, str(gguf.path))
-    return Request(options, gguf, sampling_of(options, gguf), prompt_text, plan)
+    model_config(gguf, options["model_path"])
+    if not options["dry_run"]:
+        check_memory(options, gguf)
+    return Request(options, gguf, sampling_of(options, gguf), prompt_text)
 
 
 SAMPLING_FLAGS = (

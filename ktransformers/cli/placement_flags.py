@@ -73,6 +73,20 @@ def check_experts(options: dict[str, Any], gguf: Any) -> None:
     allowed(options["experts_profile"], experts, gguf)
 
 
+def check_memory(options: dict[str, Any], gguf: Any) -> None:
+    """Refuses a model that RAM does not hold, before torch is imported. Where cards take a part,
+    loading does, by its plan: how large that is hangs on the model's modules.
+
+    Raises: UserError.
+    """
+    from ktransformers.optimize.gpus import cuda_devices
+    from ktransformers.runtime.memory import check_fits
+    from ktransformers.runtime.planning import memory_of
+
+    if not options.get("in_place") and not cuda_devices(options["gpu"]):
+        check_fits(memory_of(gguf, options), str(gguf.path))
+
+
 def load_options(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of load_model that these flags give."""
     given = {name: options[name] for name in ("device_map", "experts_per_token", "defer_experts")

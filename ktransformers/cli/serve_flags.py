@@ -10,7 +10,12 @@ from typing import Any
 from ktransformers.cli.chat_flags import FLAGS as CHAT_FLAGS
 from ktransformers.cli.chat_flags import at_least, note, sampling_of, within
 from ktransformers.cli.fire_flags import Flag, Parser
-from ktransformers.cli.placement_flags import PLACEMENT_FLAGS, check_experts, check_placement
+from ktransformers.cli.placement_flags import (
+    PLACEMENT_FLAGS,
+    check_experts,
+    check_memory,
+    check_placement,
+)
 from ktransformers.errors import UserError
 from ktransformers.optimize.cache_types import checked_kv_type
 
@@ -121,6 +126,7 @@ def check_serve(words: list[str]) -> ServeRequest:
     if options["model_path"]:
         options["model_path"] = str(resolve_config(options["model_path"]))
     model_config(gguf, options["model_path"])
+    check_memory(options, gguf)
     sampling = sampling_of({**options, "max_new_tokens": None}, gguf)
     key = options.pop("api_key") or os.environ.get("KT_API_KEY")
     if not key and options["host"] not in ("127.0.0.1", "localhost", "::1"):

@@ -17,6 +17,12 @@ ARITHMETIC = {
 }
 
 
+def cpu_kv_type(kv_type: str | None, activations: str) -> str | None:
+    """What keeps keys and values of layers on the CPU: None until a model's default is taken. "fp8"
+    is for cards; the reference arithmetic keeps everything in float."""
+    return (None if kv_type == "fp8" else kv_type) or ("f32" if activations == "f32" else None)
+
+
 @dataclass
 class Rows:
     """The rows of the forward under way, [batch * length] in module-by-module mode.
@@ -52,9 +58,7 @@ class Engine:
         self.arithmetic = ARITHMETIC[activations]
         self.context = _core.Context(threads)
         self.fp8_cache = kv_type == "fp8"
-        kv_type = None if self.fp8_cache else kv_type
-        # The reference arithmetic keeps everything in float.
-        self.kv_type = kv_type or ("f32" if activations == "f32" else None)
+        self.kv_type = cpu_kv_type(kv_type, activations)
         self.cache_lens = cache_lens
         self.kv: _core.KvPool | None = None
         self.rows: Rows | None = None

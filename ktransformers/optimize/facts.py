@@ -12,6 +12,7 @@ from typing import Any
 
 from ktransformers.checkpoint.pieces import fitting_type, type_bytes
 from ktransformers.operators.int4 import form_of, trouble
+from ktransformers.optimize.cache_types import grouped_bytes, latent_bytes
 
 # In the order in which they are worth a GPU's memory: all of the first four are read for every
 # token; attention also reads the cache, and shared experts run beside the routed ones.
@@ -117,8 +118,8 @@ def facts_of(
     latent = key("attention.kv_lora_rank")
     if latent:
         rope = key("rope.dimension_count")
-        facts.kv_bytes = 2 * (latent + rope)
-        facts.fp8_kv_bytes = latent + 2 * rope + 1  # the rotated part stays f16; an exponent
+        facts.kv_bytes = latent_bytes(latent, rope, fp8=False)
+        facts.fp8_kv_bytes = latent_bytes(latent, rope, fp8=True)
         facts.attention_ops = 2.0 * heads * (2 * latent + rope)
         per_head = key("attention.key_length_mla", key("attention.key_length", latent + rope))
         value = key("attention.value_length_mla", key("attention.value_length", latent))
@@ -127,8 +128,8 @@ def facts_of(
     else:
         width = key("attention.key_length", facts.hidden // heads)
         kv_heads = key("attention.head_count_kv", heads)
-        facts.kv_bytes = 2 * 2 * kv_heads * width
-        facts.fp8_kv_bytes = kv_heads * (3 * width + 1)  # keys stay f16; an exponent per head
+        facts.kv_bytes = grouped_bytes(kv_heads, width, fp8=False)
+        facts.fp8_kv_bytes = grouped_bytes(kv_heads, width, fp8=True)
         facts.attention_ops = facts.prompt_ops = 4.0 * heads * width
     tied = True
     for tensor, shape, nbytes in tensors:

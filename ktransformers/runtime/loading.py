@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ktransformers.checkpoint.weight_image import ImageWriter, WeightStore, open
 from ktransformers.errors import UserError
 from ktransformers.optimize.cache_types import check_has_card
 from ktransformers.optimize.prompt_chunk import LEAST, prompt_chunk
-from ktransformers.optimize.quant import as_loaded, auto_quant
+from ktransformers.optimize.quant import as_loaded
 from ktransformers.runtime import memory
 from ktransformers.runtime.collector import paused_collector
 
@@ -166,8 +166,7 @@ def load_model(
     good use of.
     Raises: UserError.
     """
-    from ktransformers.optimize.fit_here import rules_for_loading
-    from ktransformers.optimize.rules import load_rules
+    from ktransformers.runtime.planning import chosen_rules
 
     if gpu not in ("auto", "off"):
         raise UserError(f"gpu='{gpu}': choose auto or off")
@@ -177,10 +176,7 @@ def load_model(
     family, config = model_config(gguf, model_path)
     if experts_per_token is not None:
         config = with_experts(config, experts_per_token)
-    if optimize_config_path:
-        rules, expected = load_rules(optimize_config_path), []
-    else:
-        rules, expected = rules_for_loading(gguf, family, cache_lens, gpu, kv_type == "fp8")
+    rules, expected = chosen_rules(gguf, family, optimize_config_path, cache_lens, gpu, kv_type)
     for line in expected:
         log.warning("%s: %s", gguf.path, line)
 
@@ -216,16 +212,12 @@ def bind(
     """
     from ktransformers.checkpoint.weights import Weights
     from ktransformers.optimize.apply import apply
-    from ktransformers.optimize.card_steps import planned_ram
-    from ktransformers.optimize.gpus import cuda_devices
     from ktransformers.optimize.nvidia import pin_limit, vram_limit
-    from ktransformers.optimize.plan import PlanContext, plan
-    from ktransformers.optimize.tree import describe
     from ktransformers.runtime.lowering import cache_widths, lower
+    from ktransformers.runtime.planning import Asked, foretold, planned
     from ktransformers.runtime.torch_layers import ModuleProgram
 
-    context = PlanContext(device_map or {}, cuda_devices(place.gpu), auto_quant(gguf))
-    made = plan(describe(model, family, gguf), rules, context)
+    made = planned(model, gguf, family, rules, device_map, place.gpu)
     check_lowered(made, lowered)
     if engine.fp8_cache:
         check_has_card("fp8", (row.device for row in made.placements))
@@ -233,15 +225,11 @@ def bind(
     engine.pin_left = pin_limit()
     if place.in_place:  # no memory of ours, and it may be more than there is
         engine.pin_left, engine.unpinned_because = 0, "--in_place leaves them in the file"
-    for row in made.rows:
-        gguf.types.update(row.types)
     cpu_rows = prompt_chunk(config)
-    on_cards = sum(row.nbytes + row.smaller for row in made.placements if row.backend == "cuda")
-    steps = planned_ram(
-        config, made.placements, engine.cache_lens, cpu_rows, chunk_size,
-        defers=engine.defer_experts > 0, pins_all=engine.pin_left is None,
-    )  # fmt: skip
-    prepare_memory(gguf, config, engine, place, on_cards, steps)
+    engine.kv_type = engine.kv_type or memory.default_kv_type(memory.cache_widths(config))
+    asked = Asked(engine.cache_lens, engine.kv_type, engine.fp8_cache, engine.defer_experts,
+                  engine.pin_left, chunk_size)  # fmt: skip
+    prepare_memory(gguf, engine, place, foretold(made, gguf, config, asked))
     weights = Weights(gguf, model.config.to_dict() | config)
     try:
         apply(model, made.rows, weights, engine, progress)
@@ -330,17 +318,11 @@ def check_lowered(made, lowered: bool) -> None:
         )
 
 
-def prepare_memory(
-    gguf, config: dict, engine, place: WeightPlace, on_cards: int = 0, steps: int = 0
-) -> None:
+def prepare_memory(gguf, engine, place: WeightPlace, made: memory.MemoryPlan) -> None:
     """Checks that the model fits, warns of what slows it, and chooses where matrices come from.
-    on_cards: bytes of weights that cards hold; steps: what they take of RAM for steps.
 
     Raises: UserError with the numbers where memory does not hold the model.
     """
-    engine.kv_type = engine.kv_type or memory.default_kv_type(memory.cache_widths(config))
-    made = memory.memory_plan(gguf, config, engine.cache_lens, engine.kv_type)
-    made = replace(made, weights=max(0, made.weights - on_cards), cards=steps)
     if not place.in_place:
         memory.check_fits(made, str(gguf.path))
     for line in memory.warnings():

@@ -1,24 +1,29 @@
 """What a model will take of memory, said before it is taken. Imports no torch."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ktransformers import _core
 from ktransformers.checkpoint.pieces import type_bytes
 from ktransformers.errors import UserError
+from ktransformers.optimize.cache_types import card_cache_bytes
+from ktransformers.optimize.held import OnCards
 from ktransformers.optimize.quant import auto_quant
 
 # Scratch of a step, page tables, the interpreter's growth while loading.
 WORKING_BYTES = 256 << 20
 CACHE_LENS = 8192  # positions, where none are asked for
 SWAP_NOTICED = 64 << 20
+NO_CARDS = OnCards()
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes. weights: repacked matrices; embedding: read from the file's pages; cache: keys and
-    values of cache_lens positions; cards: what steps on GPUs take of RAM; total, available: what
-    this process may have in all and now."""
+    """Bytes, of RAM but for on_cards. weights: repacked matrices; embedding: read from the file's
+    pages; cache: keys and values of cache_lens positions; cards: what steps on GPUs take of RAM;
+    on_cards: {card: (weights, cache) there}; total, available: what this process may have in all
+    and now."""
 
     weights: int
     embedding: int
@@ -28,6 +33,7 @@ class MemoryPlan:
     available: int
     is_grouped: bool
     cards: int = 0
+    on_cards: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def needed(self) -> int:
@@ -56,6 +62,9 @@ class MemoryPlan:
             "needed": (self.needed, "in all"),
             "available": (self.available, f"of {where} {gib(self.total)}: {verdict}"),
         }
+        for device, (weights, cache) in self.on_cards.items():
+            parts = f"weights {gib(weights)}, cache {gib(cache)}; steps take what is left"
+            rows[device] = (weights + cache, f"on the card: {parts}")
         return [f"{name:10}{gib(count):>11}  {text}" for name, (count, text) in rows.items()]
 
 
@@ -80,42 +89,66 @@ def default_kv_type(widths: list[tuple[int, int, int]]) -> str:
     return "i16" if whole else "f16"
 
 
-def weight_bytes(gguf) -> tuple[int, int]:
-    """Of the embedding and of all tensors, in the types they will have: of a folder of floats for
-    which no plan has chosen them yet, those that `quant: auto` takes."""
+def tensor_bytes(gguf) -> dict[str, int]:
+    """Of each tensor, in the type it will have: of a folder of floats for which no plan has chosen
+    them yet, those that `quant: auto` takes."""
     tensors = gguf.tensors
     kind = None if gguf.types else auto_quant(gguf)
     if kind is None:
-        embedding = gguf.tensor("token_embd.weight").nbytes
-        return embedding, sum(gguf.tensor(name).nbytes for name in tensors)
-    sizes = {
+        return {name: gguf.tensor(name).nbytes for name in tensors}
+    return {
         name: info.nbytes
         if len(info.shape) < 2 or info.shape[-1] % 256
         else type_bytes(kind, math.prod(info.shape))
         for name, info in tensors.items()
     }
-    return sizes["token_embd.weight"], sum(sizes.values())
 
 
-def memory_plan(gguf, config: dict, cache_lens: int, kv_type: str | None) -> MemoryPlan:
-    """kv_type as load_model takes it. Raises: UserError for one this model cannot have."""
+def memory_plan(
+    gguf,
+    config: dict,
+    cache_lens: int,
+    kv_type: str | None,
+    there: OnCards = NO_CARDS,
+    fp8_cache: bool = False,
+    cards: int = 0,
+) -> MemoryPlan:
+    """kv_type: of layers on the CPU, as load_model takes it. there: what cards have, with
+    fp8_cache in FP8. cards: what their steps take of RAM.
+
+    Raises: UserError for a type this model cannot have.
+    """
     widths = cache_widths(config)
     k_type, _, v_type = (kv_type or default_kv_type(widths)).partition("+")
-    try:
-        position = _core.kv_bytes_per_position(widths, k_type, v_type or k_type)
+    own = [(0, 0, 1) if layer in there.layers else width for layer, width in enumerate(widths)]
+    try:  # a type is refused wherever the layers are
+        _core.kv_bytes_per_position(widths, k_type, v_type or k_type)
+        position = _core.kv_bytes_per_position(own, k_type, v_type or k_type)
     except ValueError as error:
         raise UserError(str(error)) from error
-    embedding, total = weight_bytes(gguf)
+    sizes = tensor_bytes(gguf)
     is_tied = "output.weight" not in gguf.tensors
+    held = sum(
+        nbytes - int(nbytes * there.tensors.get(name, 0.0))
+        for name, nbytes in sizes.items()
+        if is_tied or name != "token_embd.weight"
+    )
+    devices = [*there.layers.values()]
+    layer = card_cache_bytes(config, cache_lens, fp8_cache)
     info = _core.memory_info()
     return MemoryPlan(
-        weights=total - (0 if is_tied else embedding),
-        embedding=embedding,
+        weights=held,
+        embedding=sizes["token_embd.weight"],
         cache=position * cache_lens,
         cache_lens=cache_lens,
         total=info["total"],
         available=info["available"],
         is_grouped=info["is_grouped"],
+        cards=cards,
+        on_cards={
+            device: (nbytes, layer * devices.count(device))
+            for device, nbytes in there.weights.items()
+        },
     )
 
 
