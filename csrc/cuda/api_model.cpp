@@ -153,9 +153,8 @@ CardLayer kt_cuda_model::layer(int i) {
   w.shared_gate = floats(i, "shared_gate");
   w.ffn = number(i, "cpu_ffn") ? Ffn::kCpu : w.router ? Ffn::kRouted : Ffn::kDense;
   w.cpu_experts = number(i, "cpu_experts") != 0;
-  // What all of a layer's experts are alike in.
-  w.expert_gate = matrix("expert_gate"), w.expert_up = matrix("expert_up");
-  w.expert_down = matrix("expert_down");
+  w.slot_experts = {matrix("slot_gate"), matrix("slot_up"), matrix("slot_down")};
+  w.source_experts = {matrix("source_gate"), matrix("source_up"), matrix("source_down")};
   w.sources = sources[i];
   if (!slots[i].empty()) add_slots(i, w);
   return w;

@@ -33,6 +33,19 @@ class OnCard:
     def forward(self, *args, **kwargs):
         raise UserError(f"{self.name} is on {self.placed_on}: call the model, not the module")
 
+    def place(self, blocks):
+        """A matrix, on the card: in int4 where option `quant` says so. Rounding it is counted for
+        the line about all of them."""
+        quant = getattr(self.options, "quant", None)
+        if quant not in GROUPS:
+            return self.card.matrix(blocks)
+        form = form_of(quant, blocks.format)
+        threads = self.engine.context.threads
+        matrix, error, power = self.card.int4(blocks, form.group, threads)
+        values = blocks.rows * blocks.cols
+        self.engine.int4.add(form.nbytes(blocks.rows, blocks.cols), values, error, power)
+        return matrix
+
 
 class CardLinear(OnCard, Linear):
     """matrix: on the card; bias: float32 or None. kv_b has neither: attention takes it apart."""
@@ -44,19 +57,9 @@ class CardLinear(OnCard, Linear):
         if self.name.endswith(".kv_b_proj"):
             return
         blocks = weights.matrix(f"{self.name}.weight", self.out_features, self.in_features)
-        quant = getattr(self.options, "quant", None)
-        self.matrix = self.make_int4(blocks, quant) if quant in GROUPS else self.card.matrix(blocks)
+        self.matrix = self.place(blocks)
         if self.has_bias:
             self.bias = weights.floats(f"{self.name}.bias")
-
-    def make_int4(self, blocks, quant: str):
-        """Rounds the matrix, and counts what that costs for the line about all of them."""
-        form = form_of(quant, blocks.format)
-        threads = self.engine.context.threads
-        matrix, error, power = self.card.int4(blocks, form.group, threads)
-        values = blocks.rows * blocks.cols
-        self.engine.int4.add(form.nbytes(blocks.rows, blocks.cols), values, error, power)
-        return matrix
 
 
 class CardGqaAttention(OnCard, GqaAttention):
@@ -97,7 +100,8 @@ class CardRouter(OnCard, Router):
 
 class CardExperts(OnCard, Experts):
     """slots: {expert: (gate, up, down) on the card}; core: the CPU's experts, None where all have a
-    slot. Option `experts` says how many have one: the hottest of its profile, else the first."""
+    slot. Option `experts` says how many have one: the hottest of its profile, else the first. Those
+    in slots are in int4 where option `quant` says so, the others in the type they are stored in."""
 
     def load(self, weights) -> None:
         super().load(weights)
@@ -107,7 +111,7 @@ class CardExperts(OnCard, Experts):
         parts = [self.by_expert(part) for part in (gate, up, down)]
         chosen = self.chosen()
         self.slots = {
-            expert: tuple(self.card.matrix(part[expert]) for part in parts) for expert in chosen
+            expert: tuple(self.place(part[expert]) for part in parts) for expert in chosen
         }
         others = [expert for expert in range(self.num_experts) if expert not in self.slots]
         if not others:

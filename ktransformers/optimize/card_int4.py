@@ -1,4 +1,4 @@
-"""Which linears a card has in int4, by the rules of either dialect. No torch."""
+"""Which linears and experts a card has in int4, by the rules of either dialect. No torch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,8 +19,8 @@ def int4_of(
     options: Any,
     weights: Iterable,
 ) -> str | None:
-    """The `quant` a linear's matrix has on its card, one of GROUPS; None: another type. weights:
-    its WeightInfo.
+    """The `quant` that a linear's matrix, or those of a layer's experts, have on their card, one of
+    GROUPS; None: another type. weights: their WeightInfo, with the types they are loaded as.
 
     Raises RuleError where our dialect asks for what cannot be. In upstream's such a matrix keeps
     the file's type.
@@ -30,23 +30,24 @@ def int4_of(
     quant = getattr(options, "quant", None) if own else int4_of_op(rule)
     if quant not in GROUPS:
         return None
-    if spec.name != "linear" or rule.backend in ("cpu", "torch"):
+    if spec.name not in ("linear", "moe.experts") or rule.backend in ("cpu", "torch"):
         if own and quant in ONLY_CARDS:
             raise RuleError(
-                rule.place, f"option quant: {quant} is for operator linear with backend: cuda"
+                rule.place,
+                f"option quant: {quant} is for operators linear and moe.experts with backend: cuda",
             )
         return None
     # Attention takes kv_b apart, to f16.
     if not device.startswith("cuda") or module.endswith(".kv_b_proj"):
         return None
-    for weight in matrices(weights):
-        if why := trouble(quant, weight.type, weight.shape[1]):
+    for stored, _, cols in matrices(weights):
+        if why := trouble(quant, stored, cols):
             if own:
                 raise RuleError(rule.place, f"{module}: {why}; leave it out of the rule")
             return None
         # Upstream's files name this op wherever a GPU is: what it would round again stays as it is,
         # unless they name a group as well.
-        if not own and quant == "int4" and weight.type not in KEPT:
+        if not own and quant == "int4" and stored not in KEPT:
             return None
     return quant
 
@@ -63,17 +64,38 @@ def int4_of_op(rule: Rule) -> str | None:
     return quant if quant in GROUPS else None
 
 
-def matrices(weights: Iterable) -> list:
-    return [weight for weight in weights if len(weight.shape) == 2]
+def matrices(weights: Iterable) -> list[tuple[str, int, int]]:
+    """(type, rows, columns) of every matrix, of experts those of one."""
+    found = []
+    for weight in weights:
+        if len(weight.shape) < 2:
+            continue
+        rows, cols = weight.shape[-2:]
+        parts = parts_of(weight)
+        types = weight.type.split("+")
+        if len(types) != parts:
+            types = [types[0] if len(types) == 1 else weight.type] * parts
+        found += [(kind, rows // parts, cols) for kind in types]
+    return found
+
+
+def parts_of(weight) -> int:
+    """Matrices that one of its experts, or it itself, has: gate and up are one parameter."""
+    name = weight.tensors[0] if weight.tensors else ""
+    return 2 if len(weight.shape) == 3 and "gate" in name else 1
 
 
 def forms(quant: str, weights: Iterable) -> str:
-    """What the plan calls the form of a linear's matrix."""
-    return "+".join(form_of(quant, weight.type).name for weight in matrices(weights))
+    """What the plan calls the forms of a module's matrices."""
+    found = (form_of(quant, stored).name for stored, _, _ in matrices(weights))
+    return "+".join(dict.fromkeys(found))
 
 
 def int4_bytes(weight, quant: str) -> int:
     """Bytes of a parameter on a card that has matrices in int4."""
-    if len(weight.shape) != 2:
+    if len(weight.shape) < 2:
         return weight.nbytes
-    return form_of(quant, weight.type).nbytes(*weight.shape)
+    count = weight.shape[0] if len(weight.shape) == 3 else 1
+    return count * sum(
+        form_of(quant, stored).nbytes(rows, cols) for stored, rows, cols in matrices([weight])
+    )

@@ -18,9 +18,10 @@ from ktransformers.optimize.cache_types import grouped_bytes, latent_bytes
 # token; attention also reads the cache, and shared experts run beside the routed ones.
 KINDS = ("attention", "shared", "dense", "head", "experts", "embedding")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
-# Linears of a card, but for kv_b, which attention takes apart.
-_LINEAR = re.compile(
-    r"attn_(q|k|v|output|q_a|q_b|kv_a_mqa)\.weight$|ffn_(gate|up|down)(_shexp)?\.weight$"
+# What a card can have in int4: all matrices but kv_b, which attention takes apart.
+_INT4 = re.compile(
+    r"attn_(q|k|v|output|q_a|q_b|kv_a_mqa)\.weight$"
+    r"|ffn_(gate|up|down)(_shexp|_exps|\.\d+)?\.weight$"
     r"|^output\.weight$"
 )
 
@@ -184,7 +185,7 @@ def facts_of_model(
     gguf, quant: str | None = None, int4: Callable[[str, int], str | None] | None = None
 ) -> ModelFacts:
     """Of an open file or folder; reads its header only. quant: what matrices are loaded as.
-    int4(kind, layer): the int4 that a card has a group's linears in, or None."""
+    int4(kind, layer): the int4 that a card has a group's matrices in, or None."""
     keys = {k: gguf.metadata[k] for k in gguf.metadata if not k.startswith("tokenizer.")}
     tensors = []
     for info in gguf.tensors.values():
@@ -192,8 +193,10 @@ def facts_of_model(
         if quant and len(info.shape) > 1:
             kind = fitting_type(quant, info.shape[-1])
             nbytes = type_bytes(kind, math.prod(info.shape))
-        asked = int4(*kind_of(info.name)) if int4 and _LINEAR.search(info.name) else None
-        if asked and not trouble(asked, info.type, info.shape[-1]):
-            nbytes = form_of(asked, info.type).nbytes(*info.shape)
+        asked = int4(*kind_of(info.name)) if int4 and _INT4.search(info.name) else None
+        stored = kind if quant and "_exps" in info.name else info.type
+        if asked and not trouble(asked, stored, info.shape[-1]):
+            *count, rows, cols = info.shape
+            nbytes = math.prod(count) * form_of(asked, stored).nbytes(rows, cols)
         tensors.append((info.name, info.shape, nbytes))
     return facts_of(str(keys.get("general.name") or gguf.path), tensors, keys)

@@ -26,9 +26,10 @@ DECIDES = {
 SAMPLES = {"attention": "self_attn", "shared": "mlp.shared_experts", "dense": "mlp",
            "experts": "mlp.experts"}  # fmt: skip
 
-LINEARS = {
+MATRICES = {
     "attention": ("self_attn.o_proj",), "dense": ("mlp.down_proj",), "head": ("lm_head",),
     "shared": ("mlp.shared_experts.down_proj", "mlp.shared_expert.down_proj"),
+    "experts": ("mlp.experts",),
 }  # fmt: skip
 
 
@@ -162,14 +163,14 @@ def fixed_by(rules: RuleSet | None) -> Callable[[Group], str | None]:
 
 
 def int4_by(rules: RuleSet | None) -> Callable[[str, int], str | None] | None:
-    """What a user's partial rules want a group's linears on a GPU in, by one of them."""
+    """What a user's partial rules want a group's matrices on a GPU in, by one of them."""
     if rules is None:
         return None
 
     def quant(kind: str, layer: int) -> str | None:
-        if kind not in LINEARS:
+        if kind not in MATRICES:
             return None
-        names = [f"model.layers.{layer}.{one}" if layer >= 0 else one for one in LINEARS[kind]]
+        names = [f"model.layers.{layer}.{one}" if layer >= 0 else one for one in MATRICES[kind]]
         for rule in rules.rules:
             if rule.match.name is not None and any(map(rule.match.names_match, names)):
                 asked = getattr(rule.options, "quant", None)

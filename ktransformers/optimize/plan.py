@@ -244,12 +244,15 @@ class _Planner:
         how: dict[str, Any] = {}
         if rule and not self.own:
             how = describe(rule, spec, device, lambda written: self.device_of(rule, written))
-        quant = int4_of(rule, self.own, spec, device, module.name, options, weights.values())
+        # Experts that stay in RAM have the type that those on the card are made of.
+        source = "auto" if spec.name == "moe.experts" else "file"
+        made_of = self.as_types(weights.values(), self.loaded_types(weights.values(), source))
+        quant = int4_of(rule, self.own, spec, device, module.name, options, made_of)
         if quant:
             options = replace(options, quant=quant)
             how.pop("upstream", None)
-            how["weights"] = forms(quant, weights.values())
-        asked = "file" if quant else getattr(options, "quant", "file")
+            how["weights"] = forms(quant, made_of)
+        asked = source if quant else getattr(options, "quant", "file")
         types = self.loaded_types(weights.values(), asked)
         share = resident_share(rule, options, weights.values(), device)
         if rule and not self.own:
@@ -257,10 +260,10 @@ class _Planner:
             if floats and spec.backend == "cpu" and self.context.auto_quant:
                 types = self.loaded_types(weights.values(), floats)
         nbytes = sum(loaded_bytes(w, types) if in_file else w.float_bytes for w in weights.values())
-        smaller = 0
+        there = int(nbytes * share)
+        on_cpu, smaller = nbytes - there, 0
         if quant:
-            smaller = nbytes - sum(int4_bytes(w, quant) for w in weights.values())
-            nbytes -= smaller
+            smaller = there - int(sum(int4_bytes(w, quant) for w in made_of) * share)
         self.rows.append(
             PlanRow(
                 module=module.name,
@@ -271,8 +274,8 @@ class _Planner:
                 options=options,
                 rule=rule.place if rule else None,
                 why=rule.why if rule else "",
-                nbytes=int(nbytes * share),
-                on_cpu=nbytes - int(nbytes * share),
+                nbytes=there - smaller,
+                on_cpu=on_cpu,
                 smaller=smaller,
                 parameters=tuple(weights),
                 tensors=tuple(name for w in weights.values() for name in w.tensors),
@@ -293,6 +296,16 @@ class _Planner:
             if len(weight.shape) > 1 and weight.type != fitting_type(kind, weight.shape[-1])
             for name in weight.tensors
         }
+
+    @staticmethod
+    def as_types(weights: Iterable[WeightInfo], types: Mapping[str, str]) -> list[WeightInfo]:
+        """The parameters with the types they are loaded as."""
+        return [
+            replace(w, type="+".join(dict.fromkeys(types.get(name, w.type) for name in w.tensors)))
+            if any(name in types for name in w.tensors)
+            else w
+            for w in weights
+        ]
 
     def choose_own(self, module: ModuleInfo, rule: Rule | None) -> tuple[OperatorSpec, str]:
         if rule is None:

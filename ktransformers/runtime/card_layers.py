@@ -241,20 +241,20 @@ class CardLayers:
 
     def add_experts(self, index: int, experts, slots: dict) -> None:
         """What a layer's experts are alike in, and where those without a slot are in RAM."""
+        parts = ("gate", "up", "down")
         if slots:
-            alike = next(iter(slots.values()))
-        else:
-            first = [table[0] for table in experts.matrices]
-            alike = [Placed(None, m.rows, m.cols, FACTS[m.format]["gguf_id"]) for m in first]
-        try:
-            for name, placed in zip(("gate", "up", "down"), alike, strict=True):
-                self.made.matrix(index, f"expert_{name}", placed)
-        except CardError:
-            if slots:
-                raise
-            return  # the CPU's in prompts too: cards have no kernel for their type
+            for name, placed in zip(parts, next(iter(slots.values())), strict=True):
+                self.made.matrix(index, f"slot_{name}", placed)
         if experts.core is None:
             return
+        first = next(e for e in range(experts.num_experts) if e not in slots)
+        try:
+            for name, table in zip(parts, experts.matrices, strict=True):
+                m = table[first]
+                placed = Placed(None, m.rows, m.cols, FACTS[m.format]["gguf_id"])
+                self.made.matrix(index, f"source_{name}", placed)
+        except CardError:
+            return  # the CPU's in prompts too: cards have no kernel for their type
         for part, table in enumerate(experts.matrices):
             for expert, matrix in enumerate(table):
                 if expert not in slots:

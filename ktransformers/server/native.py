@@ -191,9 +191,10 @@ def placement_json(service: Service) -> dict[str, Any]:
     for row in plan["rows"]:
         if row["rule"]:
             row["rule"] = row["rule"].rsplit("/", 1)[-1]
-    for row in plan["rows"]:
-        stored = {kt.gguf.tensor(name).type for name in row["tensors"]}
-        row["formats"] = [row["how"]["weights"]] if "weights" in row["how"] else sorted(stored)
+    for row, planned in zip(plan["rows"], kt.plan.rows, strict=True):
+        stored = sorted({kt.gguf.tensor(name).type for name in row["tensors"]})
+        there = row["how"]["weights"].split("+") if "weights" in row["how"] else stored
+        row["formats"] = there + [one for one in stored if planned.on_cpu and one not in there]
     cache = kt.engine.kv
     return plan | {
         "capacity_bytes": capacity_bytes(plan["device_bytes"]),

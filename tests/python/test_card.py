@@ -181,8 +181,11 @@ def test_long_prompts_bring_their_experts_to_the_card(both, tmp_path, monkeypatc
         ("deepseek_v2_lite", "deepseek_v2", {}, False),  # all experts on the card
         ("qwen2moe", "qwen2_moe", {"moe.experts": "backend: cuda, options: {experts: 3}"}, False),
         ("qwen2moe", "qwen2_moe", {"moe.experts": "backend: cuda, options: {experts: 3}"}, True),
+        # In slots in int4, and as they are on their way through the ring.
+        ("qwen2moe", "qwen2_moe",
+         {"moe.experts": "backend: cuda, options: {experts: 3, quant: int4}"}, True),
     ],
-)
+)  # fmt: skip
 def test_long_prompts_dequantise(tmp_path, monkeypatch, name, architecture, changes, streams):
     path = write(small(name), tmp_path / "model.gguf")
     ids = [5, 9, 2, 7, 11, 4, 8, 6, 13, 3, 12]  # no choice of an expert is a near tie
@@ -605,13 +608,76 @@ def test_int4_takes_the_bytes_that_the_plan_says(both, tmp_path):
         assert taken[quant] - taken["int4"] == planned[quant] - planned["int4"]
 
 
+def experts_in(quant: str, count: int | None = None) -> dict[str, str]:
+    some = f"experts: {count}, " if count else ""
+    return {"moe.experts": f"backend: cuda, device: 'cuda:0', options: {{{some}quant: {quant}}}"}
+
+
+@pytest.mark.parametrize(
+    ("types", "count", "form"),
+    [("Q4_K", 5, "int4g32"), ("Q4_0", None, "int4g32"), ("Q4_0", 3, "int4g32")],
+)
+def test_experts_in_int4_say_what_their_codes_say(tmp_path, types, count, form):
+    """Those in slots are, the others as the file has them: prompts of several entries an expert,
+    steps of graphs."""
+    path = write(small("qwen3moe", types), tmp_path / "model.gguf")
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **experts_in("int4", count))
+    cpu, model = load(path), load(path, rules)
+    assert "their codes are the file's" in "".join(model.kt.notes)
+    row = model.kt.plan.row("model.layers.1.mlp.experts")
+    assert row.how == {"weights": form} and (row.on_cpu > 0) == (count is not None)
+    shown = {one["module"]: one for one in placement_json(SimpleNamespace(model=model))["rows"]}
+    kept = [types.lower()] if count else []
+    assert shown[row.module]["formats"] == [form, *kept]
+    ids = np.arange(20, 90)
+    results = []
+    for one in (Sequences(cpu), Sequences(model)):
+        logits = [one.step([("a", token) for token in ids], True)]
+        logits.append(one.step([("a", 5), ("b", 9), ("b", 2)], True))
+        logits.append(one.step([("a", 4), ("b", 8)]))
+        results.append(np.concatenate(logits))
+    assert 0 < divergence(*results) <= 1e-3
+
+
+def test_experts_in_int4_take_the_bytes_that_the_plan_says(both, tmp_path):
+    taken, planned = {}, {}
+    for quant in ("int4", "int4g64", "int4g128"):
+        model = load(both[2], rules_for("qwen3_moe", ALL, tmp_path, **experts_in(quant, 3)))
+        taken[quant] = model.kt.engine.card("cuda:0").bytes_taken
+        planned[quant] = model.kt.plan.device_bytes()["cuda:0"]
+        experts = model.kt.plan.row("model.layers.0.mlp.experts")
+        # Those on the CPU are not touched.
+        kept = both[1].kt.plan.row("model.layers.0.mlp.experts")
+        assert experts.on_cpu == kept.on_cpu and experts.nbytes + experts.smaller == kept.nbytes
+        if quant == "int4g64":
+            notes = "".join(model.kt.notes)
+            assert re.search(
+                r"int4 on cards: 18 matrices.* again costs [\d.]+ % of their rms", notes
+            )
+    for quant in ("int4g64", "int4g128"):  # what all three take beside weights is the same
+        assert taken[quant] - taken["int4"] == planned[quant] - planned["int4"] < 0
+
+
+def test_experts_in_int4_of_a_shape_that_does_not_fit_are_refused(tmp_path):
+    path = write(small("qwen3moe", "Q8_0", moe_intermediate_size=96), tmp_path / "model.gguf")
+    rules = rules_for("qwen3_moe", ALL, tmp_path, **experts_in("int4", 3))
+    told = r"rules\.yaml:\d+:\d+: model\.layers\.0\.mlp\.experts: int4 needs in_features that"
+    with pytest.raises(UserError, match=told + " are a multiple of 64, not 96") as error:
+        load(path, rules)
+    assert "\n" not in str(error.value)
+    assert load(path, rules, gpu="off").kt.engine.int4.matrices == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"linear": "backend: cpu, options: {quant: int4}"},
-         r"rules\.yaml:\d+:\d+: option quant: int4 is for operator linear with backend: cuda"),
-        ({"moe.experts": "backend: cuda, options: {quant: int4g64}"},
-         r"option quant: int4g64 is for operator linear with backend: cuda"),
+         r"rules\.yaml:\d+:\d+: option quant: int4 is for operators linear and moe\.experts with "
+         "backend: cuda"),
+        ({"moe.experts": "backend: cpu, options: {quant: int4g64}"},
+         r"option quant: int4g64 is for operators linear and moe\.experts with backend: cuda"),
+        ({"embedding": "backend: cuda, options: {quant: int4g32}"},
+         r"option quant: int4g32 is for operators linear and moe\.experts with backend: cuda"),
     ],
 )  # fmt: skip
 def test_int4_that_cannot_be_is_refused(both, tmp_path, changes, told):
@@ -654,6 +720,22 @@ UPSTREAM = r"""
   replace:
     class: ktransformers.operators.models.KDeepseekV2Model
 """
+
+
+@pytest.mark.parametrize(("types", "form"), [("Q4_K", "int4g32"), ("Q6_K", None)])
+def test_upstreams_experts_on_the_card_keep_codes_or_the_files_type(tmp_path, types, form):
+    path = write(small("deepseek_v2", types, num_attention_heads=2), tmp_path / "model.gguf")
+    rules = tmp_path / "upstream.yaml"
+    there = 'generate_device: "cuda",\n             generate_op: "KExpertsMarlin"'
+    here = 'generate_device: "cpu",\n             generate_op: "KExpertsCPU"'
+    assert here in UPSTREAM
+    rules.write_text(UPSTREAM.replace(here, there), "utf-8")
+    model = load(path, str(rules))
+    experts = [row for row in model.kt.plan.rows if row.operator == "moe.experts"]
+    assert experts and {row.device for row in experts} == {"cuda:0"}
+    assert {row.how.get("weights") for row in experts} == {form}
+    expected, got = (ours.logits(one, [5, 9], prompt=1) for one in (load(path), model))
+    assert divergence(expected, got) <= 1e-3
 
 
 def test_upstreams_names_mean_the_card_where_there_is_one(tmp_path, capsys):

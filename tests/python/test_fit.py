@@ -210,6 +210,16 @@ def test_partial_rules_in_int4_count_as_the_card_has_them(tmp_path):
             saved += info.nbytes - rows * info.shape[1] * 17 // 32  # 4.25 bits
     assert saved > 0 and plain.nbytes - int4.nbytes == saved
     assert plain.experts_bytes == int4.experts_bytes
+    mine = RULE.format(r"mlp\.experts$", "moe.experts", "cuda")
+    mine = mine.replace("backend: cuda", "backend: cuda, options: {quant: int4g64}")
+    int4 = facts_of_model(gguf, None, int4_by(parse_rules(mine)))
+    saved = 0
+    for name, info in gguf.tensors.items():
+        if "_exps" in name:
+            count, rows, cols = info.shape
+            saved += info.nbytes - count * -(-rows // 64) * 64 * cols * 17 // 32
+    assert saved > 0 and plain.nbytes - int4.nbytes == saved
+    assert plain.experts_bytes - int4.experts_bytes == saved
 
 
 def test_what_does_not_fit_is_said_with_figures(capsys):

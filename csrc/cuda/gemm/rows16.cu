@@ -22,7 +22,8 @@ struct Rows16 {
     if (row >= p.rows) return;
     const int source = p.source ? int{Global<const int32_t>(p.source)[row]} : row;
     const bool present = source >= 0;
-    const ActivatedRow<T> value{p.x, p.up, (present ? source : 0) * p.stride};
+    const int from = !present ? 0 : p.in_place ? row : source;
+    const ActivatedRow<T> value{p.x, p.up, from * p.stride};
     float largest = 0;
     if (present)
       for (int i = lane; i < p.k; i += 32) largest = max(largest, abs(value(i)));

@@ -18,6 +18,7 @@ struct Rows16Params {
   uint8_t type;   // 0 float, 1 f16, 2 bf16
   Stream stream;
   const int32_t* source = nullptr;  // [rows] row of x of every row, -1: zeros; null: the same
+  bool in_place = false;  // row i is row i where source[i] >= 0: results of grouped products
 };
 /// Throws InvalidArgument.
 void launch_rows16(const Rows16Params& params);

@@ -2,7 +2,9 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "cuda/int4_gemm/grouped.h"
 #include "cuda/int4_gemm/int4_gemm.h"
+#include "cuda/int4_gemm/stripes.h"
 
 namespace kt::cuda {
 
@@ -10,6 +12,22 @@ namespace {
 
 int64_t tile_count(const Int4GemmParams& p, const Int4Tile& tile) {
   return int64_t{div_up(p.n, tile.tile_n)} * div_up(p.m, 16 * tile.row_tiles);
+}
+
+/// Wide tiles use a loaded row of x for more columns; narrow ones waste less at the right edge.
+int width_of(int n, int row_tiles) {
+  const int waste = round_up(n, 256) - round_up(n, 128);
+  return row_tiles == 1 && (n <= 128 || waste * 8 > n) ? 128 : 256;
+}
+
+/// Turing has 64 KiB of shared memory per block, and nothing to overlap copies with.
+int stages_of(int arch) { return arch < 80 ? 2 : 4; }
+
+/// One stripe per resident block; two blocks of the smallest tile fit a multiprocessor.
+int block_count(int64_t units, int row_tiles, int sms, int arch) {
+  const int resident = sms * (row_tiles == 1 && arch != 75 ? 2 : 1);
+  return static_cast<int>(
+      std::min<int64_t>(resident, std::max<int64_t>(1, div_up<int64_t>(units, kLeastUnits))));
 }
 
 }  // namespace
@@ -28,18 +46,22 @@ Int4Tile choose_int4_tile(const Int4GemmParams& p, int sms, int arch) {
   // As many rows as there are: fewer passes over the weights. Beyond 64 the sums leave no
   // registers, and beyond 32 they take more than Turing's shared memory.
   tile.row_tiles = p.m <= 16 ? 1 : p.m <= 32 || arch < 80 ? 2 : 4;
-  // Wide tiles use a loaded row of x for more columns; narrow ones waste less at the right edge.
-  const int waste = round_up(p.n, 256) - round_up(p.n, 128);
-  tile.tile_n = tile.row_tiles == 1 && (p.n <= 128 || waste * 8 > p.n) ? 128 : 256;
-  // Turing has 64 KiB of shared memory per block, and nothing to overlap copies with.
-  tile.stages = arch < 80 ? 2 : 4;
-  // One stripe per resident block; two blocks of the smallest tile fit a multiprocessor. A stripe
-  // shorter than four units would spend more on its partial sums than on weights.
-  const int64_t units = tile_count(p, tile) * (p.k / 64);
-  const int resident = sms * (tile.row_tiles == 1 && arch != 75 ? 2 : 1);
-  tile.blocks = static_cast<int>(
-      std::min<int64_t>(resident, std::max<int64_t>(1, div_up<int64_t>(units, 4))));
+  tile.tile_n = width_of(p.n, tile.row_tiles);
+  tile.stages = stages_of(arch);
+  tile.blocks = block_count(tile_count(p, tile) * (p.k / 64), tile.row_tiles, sms, arch);
   return tile;
+}
+
+Int4Tile choose_int4_grouped_tile(const PlacedInt4& m, int max_items, int sms, int arch) {
+  KT_CHECK(max_items > 0 && sms > 0, "products of ", max_items, " matrices on ", sms,
+           " multiprocessors");
+  const int width = width_of(m.n, 1);
+  const int64_t units = int64_t{max_items} * div_up(m.n, width) * (m.k / 64);
+  return {1, width, stages_of(arch), block_count(units, 1, sms, arch)};
+}
+
+int int4_grouped_counters(const PlacedInt4& m, int max_items, const Int4Tile& tile) {
+  return max_items * div_up(m.n, tile.tile_n);
 }
 
 size_t int4_workspace_bytes(const Int4Tile& tile) {

@@ -15,21 +15,29 @@
 // where several blocks share the tile each leaves its part in the workspace (it stays in L2) and
 // the last to arrive adds the parts in order of block: results do not depend on timing.
 //
+// Grouped (grouped.h), the tiles are those of several matrices, as many as the device finds in a list;
+// a matrix has its scales and offsets behind its weights, and 16 rows of x and y of its own.
+//
 // Registers: 32 kRowTiles sums + 16 of W + 4 kRowTiles of A per thread; 255 at most.
 #pragma once
 
 #include "cuda/int4_gemm/dequantise.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/stripes.h"
+#include "cuda/quant_gemv/quant_gemv.h"
 
 namespace kt::cuda {
 
-template <class T, int kRowTiles, int kTileN, int kStages, bool kOffsets>
+template <class T, int kRowTiles, int kTileN, int kStages, bool kOffsets, bool kGrouped = false>
 struct Int4Gemm {
   struct Params {
     Int4GemmParams p;
     Stripes stripes;
     int row_blocks;  // blocks of 16 kRowTiles rows
+    // Grouped: what stands above of weights, rows and stripes is not read.
+    const GemvItem* items = nullptr;
+    const int32_t* num_items = nullptr;
+    int64_t scales_at = 0, offsets_at = 0;  // bytes behind an item's weights
   };
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = kRowTiles == 1 ? 2 : 1;
@@ -54,12 +62,42 @@ struct Int4Gemm {
     FragmentD d[kRowTiles][8];
   };
 
+  /// An output tile: its columns, its rows of x and y, its matrix.
+  struct Tile {
+    int column_tile, first_row, rows;
+    Global<const uint8_t> weights, scales, offsets;
+  };
+  KT_DEVICE static Tile tile_at(const Params& params, int index) {
+    const Int4GemmParams& p = params.p;
+    if constexpr (kGrouped) {
+      const int across = div_up(p.n, kTileN);
+      const GemvItem item = Global<const GemvItem>(params.items)[index / across];
+      const Global<const uint8_t> at(item.weights);
+      return {index % across, item.first_tile * 8, item.tiles * 8, at, at + params.scales_at,
+              at + params.offsets_at};
+    } else {
+      const int first_row = index % params.row_blocks * kRows;
+      return {index / params.row_blocks, first_row, p.m - first_row,
+              Global<const uint8_t>(p.weights),
+              Global<const uint8_t>(static_cast<const uint8_t*>(p.scales)),
+              Global<const uint8_t>(static_cast<const uint8_t*>(p.offsets))};
+    }
+  }
+  /// Grouped, the device deals the units out, when it knows how many there are.
+  KT_DEVICE static Stripes stripes_of(const Params& params) {
+    if constexpr (!kGrouped) return params.stripes;
+    const int items = Global<const int32_t>(params.num_items)[0];
+    Stripes s{items * div_up(params.p.n, kTileN), params.p.k / kUnit, 0};
+    const int64_t units = static_cast<int64_t>(s.tiles) * s.tile_units, blocks = grid_x();
+    s.per_block = max(kLeastUnits, static_cast<int>(div_up<int64_t>(units, blocks)));
+    return s;
+  }
+
   /// Where the 16-byte piece `piece` of row `row` of A lies: rows of 8 pieces, exchanged so that
   /// eight rows' equal pieces are in different banks.
   KT_DEVICE static unsigned a_at(int row, int piece) { return row * 64 + (piece ^ (row & 7)) * 8; }
 
-  KT_DEVICE static void load_unit(const Params& params, int stage, int n_tile, int row_block,
-                                  int unit) {
+  KT_DEVICE static void load_unit(const Params& params, int stage, const Tile& tile, int unit) {
     const Int4GemmParams& p = params.p;
     const int tid = thread_id();
     const unsigned base = stage * kStageBytes;
@@ -67,34 +105,34 @@ struct Int4Gemm {
     const Shared<T> a = shared_at<T>(base);
     KT_UNROLL
     for (int i = tid; i < kRows * 8; i += kThreads) {
-      const int row = i / 8, piece = i % 8, global_row = row_block * kRows + row;
-      const bool present = global_row < p.m;
-      const int64_t at = static_cast<int64_t>(present ? global_row : 0) * p.k + unit * kUnit;
+      const int row = i / 8, piece = i % 8;
+      const bool present = row < tile.rows;
+      const int64_t at =
+          static_cast<int64_t>(tile.first_row + (present ? row : 0)) * p.k + unit * kUnit;
       async_copy16(a + a_at(row, piece), x + (at + piece * 8), present);
     }
     const int strips = div_up(p.n, 64), units = p.k / kUnit;
-    const Global<const uint8_t> weights(p.weights);
     const Shared<Words4> w = shared_at<Words4>(base + kABytes);
     KT_UNROLL
     for (int i = tid; i < static_cast<int>(kWBytes / 16); i += kThreads) {
-      const int strip = n_tile * kStrips + i / 128;
+      const int strip = tile.column_tile * kStrips + i / 128;
       const bool present = strip < strips;
       const int64_t at = (static_cast<int64_t>(present ? strip : 0) * units + unit) * 2048;
-      async_copy16_once(w + i, weights + (at + i % 128 * 16), present);
+      async_copy16_once(w + i, tile.weights + (at + i % 128 * 16), present);
     }
     const int groups = p.group < kUnit ? kUnit / p.group : 1;
     const int first_group = unit * kUnit / p.group;
     for (int i = tid; i < groups * kStrips * 8; i += kThreads) {
-      const int strip = n_tile * kStrips + i / 8 % kStrips;
+      const int strip = tile.column_tile * kStrips + i / 8 % kStrips;
       const bool present = strip < strips;
       const int64_t at =
           ((first_group + i / 8 / kStrips) * int64_t{strips} + (present ? strip : 0)) * 64 +
           i % 8 * 8;
       async_copy16(shared_at<T>(base + kABytes + kWBytes) + i * 8,
-                   Global<const T>(static_cast<const T*>(p.scales)) + at, present);
+                   global_cast<const T>(tile.scales) + at, present);
       if constexpr (kOffsets)
         async_copy16(shared_at<T>(base + kABytes + kWBytes + kSBytes) + i * 8,
-                     Global<const T>(static_cast<const T*>(p.offsets)) + at, present);
+                     global_cast<const T>(tile.offsets) + at, present);
     }
   }
 
@@ -169,10 +207,11 @@ struct Int4Gemm {
     sync();
   }
 
-  KT_DEVICE static void store(const Params& params, int n_tile, int row_block, int row, int column,
+  KT_DEVICE static void store(const Params& params, const Tile& tile, int row, int column,
                               Float2 v) {
-    const int global_row = row_block * kRows + row, global_column = n_tile * kTileN + column;
-    if (global_row >= params.p.m || global_column >= params.p.n) return;
+    const int global_row = tile.first_row + row;
+    const int global_column = tile.column_tile * kTileN + column;
+    if (row >= tile.rows || global_column >= params.p.n) return;
     const int64_t at = static_cast<int64_t>(global_row) * params.p.n + global_column;
     if (params.p.row_scales) {
       const float scale = Global<const float>(params.p.row_scales)[global_row];
@@ -189,20 +228,19 @@ struct Int4Gemm {
     Global<uint32_t>(static_cast<uint32_t*>(params.p.y))[at / 2] = pack2<T>(v.x[0], v.x[1]);
   }
 
-  KT_DEVICE static void finish_tile(const Params& params, int tile) {
-    const Stripes& stripes = params.stripes;
-    const int n_tile = tile / params.row_blocks, row_block = tile % params.row_blocks;
-    const int participants = stripes.participants(tile);
+  KT_DEVICE static void finish_tile(const Params& params, const Stripes& stripes, const Tile& tile,
+                                    int index) {
+    const int participants = stripes.participants(index);
     const Shared<Float2> sums = shared_at<Float2>(0);
     constexpr int kPairs = kRows * kTileN / 2;
     if (participants == 1) {
       for (int i = thread_id(); i < kPairs; i += kThreads)
-        store(params, n_tile, row_block, i / (kTileN / 2), i % (kTileN / 2) * 2, sums[i]);
+        store(params, tile, i / (kTileN / 2), i % (kTileN / 2) * 2, sums[i]);
       return;
     }
     const Global<Float2> workspace(reinterpret_cast<Float2*>(params.p.workspace));
     const Global<Float2> mine =
-        workspace + static_cast<int64_t>(stripes.slot(block_x(), tile)) * kPairs;
+        workspace + static_cast<int64_t>(stripes.slot(block_x(), index)) * kPairs;
     for (int i = thread_id(); i < kPairs; i += kThreads) {
       const Float2 v = sums[i];
       mine[i] = v;
@@ -211,7 +249,7 @@ struct Int4Gemm {
     sync();
     const Shared<int> is_last = shared_at<int>(kSharedBytes - 16);
     if (thread_id() == 0) {
-      const Global<int32_t> counter = Global<int32_t>(params.p.counters) + tile;
+      const Global<int32_t> counter = Global<int32_t>(params.p.counters) + index;
       const bool last = atomic_add(counter, 1) == participants - 1;
       if (last) counter[0] = 0;
       is_last[0] = last;
@@ -219,45 +257,45 @@ struct Int4Gemm {
     sync();
     if (int{is_last[0]} == 0) return;
     fence();
-    const int first = stripes.first_block(tile);
+    const int first = stripes.first_block(index);
     for (int i = thread_id(); i < kPairs; i += kThreads) {
       Float2 total{{0, 0}};
       for (int b = first; b < first + participants; ++b) {
-        const Float2 v = (workspace + static_cast<int64_t>(stripes.slot(b, tile)) * kPairs)[i];
+        const Float2 v = (workspace + static_cast<int64_t>(stripes.slot(b, index)) * kPairs)[i];
         total.x[0] += v.x[0], total.x[1] += v.x[1];
       }
-      store(params, n_tile, row_block, i / (kTileN / 2), i % (kTileN / 2) * 2, total);
+      store(params, tile, i / (kTileN / 2), i % (kTileN / 2) * 2, total);
     }
   }
 
   KT_DEVICE static void run(const Params& params) {
-    const Stripes& stripes = params.stripes;
+    const Stripes stripes = stripes_of(params);
     const int64_t all = static_cast<int64_t>(stripes.tiles) * stripes.tile_units;
     int64_t unit = static_cast<int64_t>(block_x()) * stripes.per_block;
     const int64_t end = unit + stripes.per_block < all ? unit + stripes.per_block : all;
     while (unit < end) {
-      const int tile = static_cast<int>(unit / stripes.tile_units);
+      const int index = static_cast<int>(unit / stripes.tile_units);
       const int first = static_cast<int>(unit % stripes.tile_units);
       const int count = static_cast<int>(
           end - unit < stripes.tile_units - first ? end - unit : stripes.tile_units - first);
-      const int n_tile = tile / params.row_blocks, row_block = tile % params.row_blocks;
+      const Tile tile = tile_at(params, index);
       Sums sums{};
       KT_UNROLL
       for (int i = 0; i < kStages - 1; ++i) {
-        if (i < count) load_unit(params, i, n_tile, row_block, first + i);
+        if (i < count) load_unit(params, i, tile, first + i);
         async_commit();
       }
       for (int i = 0; i < count; ++i) {
         async_wait<kStages - 2>();
         sync();  // everyone's copies of unit i are there, and unit i - 1 is no longer read
         const int ahead = i + kStages - 1;
-        if (ahead < count) load_unit(params, ahead % kStages, n_tile, row_block, first + ahead);
+        if (ahead < count) load_unit(params, ahead % kStages, tile, first + ahead);
         async_commit();
         multiply_unit(params, i % kStages, sums);
       }
       async_wait<0>();
       add_warps(sums);
-      finish_tile(params, tile);
+      finish_tile(params, stripes, tile, index);
       sync();  // the next tile's copies overwrite the sums
       unit += count;
     }

@@ -6,6 +6,9 @@
 
 namespace kt::cuda {
 
+/// A stripe shorter than that would spend more on its partial sums than on weights.
+constexpr int kLeastUnits = 4;
+
 struct Stripes {
   int tiles;       // output tiles
   int tile_units;  // units per tile

@@ -58,6 +58,8 @@ class CardExperts {
   size_t products_bytes() const;
   /// What products of experts need; at most once, by models that have some on the card.
   void take_products();
+  /// What products of a layer's experts in int4 need besides; once, with all of them.
+  void take_int4(const std::vector<const CardLayer*>& layers);
   bool has_products() const { return num_items_ != nullptr; }
   /// Bytes of each row of a step, and of all together, that take_rows() takes where has_products.
   size_t row_bytes() const;
@@ -76,7 +78,7 @@ class CardExperts {
   bool streams_all(const CardLayer& w) const;
 
   /// By the router's choices: tiles of rows per expert with a slot, and what is left for the CPU.
-  void route(Stream stream, const ExpertSlot* slots, int rows) const;
+  void route(Stream stream, const CardLayer& w, int rows) const;
   /// [rows, top_k] experts that route() found no slot for; -1: there is one.
   const int32_t* cpu_ids() const { return cpu_ids_; }
   /// Whether experts get rows enough, on the average, to be dequantised, and the host knows which
@@ -96,15 +98,21 @@ class CardExperts {
   /// Whether the host has the table of slots, where there is one.
   static bool knows_slots(const CardLayer& w) { return !w.slots || !w.slot_table.empty(); }
   static std::vector<int> with_slots(const CardLayer& w);
-  /// To y_, those that route() found a slot for.
-  void few_rows(Stream stream, const CardLayer& w, int rows) const;
+  /// By a table of slots whose experts have these matrices.
+  void route_to(Stream stream, const ExpertSlot* slots, const ExpertMatrices& matrices,
+                int rows) const;
+  /// To y_, those that route_to() found a slot for.
+  void few_rows(Stream stream, const ExpertMatrices& matrices, int rows) const;
+  void few_rows_int4(Stream stream, const ExpertMatrices& matrices, int rows) const;
+  /// Of that many rows: entries of the list of products.
+  int most_items(int rows, bool int4) const;
   void sort_rows(Stream stream, const StepSize& size) const;
   /// Rows of every expert, after sort_rows: waits for the stream.
   std::vector<int32_t> sorted_counts(Stream stream) const;
   /// sum = addend, times a sigmoid where there is a gate; 0 without.
   void begin_sum(Stream stream, const float* addend, const float* gate, int rows) const;
   /// sum += what some of the experts give, which are `at` on the card.
-  void many_rows(Stream stream, const CardLayer& w, const std::vector<int>& experts,
+  void many_rows(Stream stream, const ExpertMatrices& matrices, const std::vector<int>& experts,
                  const std::vector<ExpertSlot>& at, const std::vector<int32_t>& counts,
                  const StepSize& size) const;
   void bring_round(const CardLayer& w, const ExpertRounds& rounds, size_t round) const;
@@ -119,12 +127,14 @@ class CardExperts {
   int32_t *cpu_ids_, *none_;
   int32_t *places_ = nullptr;   // [rows, top_k] of an assignment, among those of its expert
   int32_t *sources_ = nullptr;  // [places] the token
-  // Products of few rows: [experts] items, and of all places what goes in and comes out.
+  // Products of few rows: [max_tiles_] items, and of all places what goes in and comes out.
   int32_t* num_items_ = nullptr;
   GemvItem *gate_items_ = nullptr, *up_items_ = nullptr, *down_items_ = nullptr;
   float *gate_ = nullptr, *up_ = nullptr;  // [places, expert_inner]
   float* y_ = nullptr;                     // [places, hidden]
   Prepared prepared_{};
+  float* int4_workspace_ = nullptr;  // null: no layer has experts in int4
+  int32_t* int4_counters_ = nullptr;
   // Products of many rows; null where there is no room to dequantise.
   half_t* x_ = nullptr;                                 // [rows, hidden] what they multiply
   float* x_scales_ = nullptr;                           // [rows]

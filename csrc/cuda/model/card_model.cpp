@@ -100,7 +100,12 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
   take_jobs(memory);
   take_deferral();
   experts_ = std::make_unique<CardExperts>(s_, memory);
-  if (resident) experts_->take_products();
+  if (resident) {
+    experts_->take_products();
+    std::vector<const CardLayer*> all;
+    for (const Layer& layer : layers_) all.push_back(&layer.w);
+    experts_->take_int4(all);
+  }
   if (room == Room::kAll) take_room(usable_room(memory.room()));
 }
 
@@ -206,7 +211,7 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
     case StepOp::kRouter:
       for (const StepSize& part : slices_of(size)) router(stream, *layer, part);
       if (layer->w.slots && !s_.is_long(size.rows))
-        experts_->route(stream, layer->w.slots, size.rows);
+        experts_->route(stream, layer->w, size.rows);
       return;
     case StepOp::kCopyToHost:
       return launch_copy({{{normed_, host_x_, row},

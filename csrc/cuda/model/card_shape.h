@@ -73,6 +73,11 @@ struct ExpertSource {
   std::vector<Piece> gate, up, down;
 };
 
+/// What experts of a layer are alike in: shapes and formats, no pointers.
+struct ExpertMatrices {
+  CudaMatrix gate, up, down;
+};
+
 /// Pointers are to the card's memory. Norm weights and biases: float.
 struct CardLayer {
   const float *attention_norm, *ffn_norm;
@@ -95,7 +100,8 @@ struct CardLayer {
   std::vector<ExpertSlot> slot_table;    // the same for the host; empty: steps of many rows, too,
                                          // take the way of few
   bool cpu_experts = true;               // some have no slot
-  CudaMatrix expert_gate, expert_up, expert_down;  // shapes and formats of experts; no pointers
+  ExpertMatrices slot_experts;     // those with a slot: all three in int4, or none
+  ExpertMatrices source_experts;   // those in `sources`: in R16, or rows of floats
   /// Where experts without a slot are in RAM, in R16: [experts], no pieces for those with one.
   /// Empty: they are never streamed.
   std::vector<ExpertSource> sources;

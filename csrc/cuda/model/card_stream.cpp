@@ -17,7 +17,8 @@ namespace kt::cuda {
 
 size_t CardExperts::ring_bytes(const CardLayer& w) {
   size_t bytes = 0;  // each matrix on a boundary that copies like
-  for (const CudaMatrix* m : {&w.expert_gate, &w.expert_up, &w.expert_down})
+  for (const CudaMatrix* m :
+       {&w.source_experts.gate, &w.source_experts.up, &w.source_experts.down})
     bytes += round_up<size_t>(matrix_bytes(*m), 256);
   return bytes;
 }
@@ -25,7 +26,8 @@ size_t CardExperts::ring_bytes(const CardLayer& w) {
 ExpertRounds CardExperts::plan_rounds(const CardLayer& w, uint8_t* ring, size_t half_bytes) {
   KT_CHECK(int(w.sources.size()) == s_.experts, w.sources.size(), " sources of ", s_.experts,
            " experts");
-  const CudaMatrix* const matrices[] = {&w.expert_gate, &w.expert_up, &w.expert_down};
+  const ExpertMatrices& alike = w.source_experts;
+  const CudaMatrix* const matrices[] = {&alike.gate, &alike.up, &alike.down};
   std::vector<int> outside;
   for (int e = 0; e < s_.experts; ++e)
     if (!w.sources[e].gate.empty()) outside.push_back(e);
@@ -90,8 +92,8 @@ void CardExperts::streamed(Stream stream, const CardLayer& w, const ExpertRounds
   const bool many = has_many_rows(w, size);
   // The first sum takes the shared expert, every later one what is there already.
   bool begun = false;
-  const auto add = [&] {
-    few_rows(stream, w, size.rows);
+  const auto add = [&](const ExpertMatrices& matrices) {
+    few_rows(stream, matrices, size.rows);
     launch_combine({y_, places_, rows_.weights, begun ? nullptr : a.shared,
                     begun ? nullptr : a.gate, begun ? rows_.sum : nullptr, rows_.sum, size.rows,
                     s_.hidden, s_.top_k, stream});
@@ -108,18 +110,19 @@ void CardExperts::streamed(Stream stream, const CardLayer& w, const ExpertRounds
   const std::vector<int32_t> counts = many ? sorted_counts(stream) : std::vector<int32_t>{};
   if (w.slots) {
     if (many)
-      many_rows(stream, w, with_slots(w), w.slot_table, counts, size);
+      many_rows(stream, w.slot_experts, with_slots(w), w.slot_table, counts, size);
     else
-      add();  // routed by the router's operation
+      add(w.slot_experts);  // routed by the router's operation
   }
   for (size_t round = 0; round < rounds.count(); ++round) {
     const int half = static_cast<int>(round % 2);
     memory_.arrived(half, stream);
     if (many) {
-      many_rows(stream, w, rounds.experts[round], rounds.places[round], counts, size);
+      many_rows(stream, w.source_experts, rounds.experts[round], rounds.places[round], counts,
+                size);
     } else {
-      route(stream, rounds.slots[round], size.rows);
-      add();
+      route_to(stream, rounds.slots[round], w.source_experts, size.rows);
+      add(w.source_experts);
     }
     memory_.release(half, stream);
     if (round > 0) bring_round(w, rounds, round + 1);

@@ -42,7 +42,7 @@ struct ExpertSlot {
 struct RouteParams {
   const int32_t* ids;       // [m, top_k]
   const ExpertSlot* slots;  // [experts]
-  GemvItem* gate_items;     // [experts] the first *num_items are written: one per expert in use
+  GemvItem* gate_items;     // [max_tiles] the first *num_items are written, by expert
   GemvItem* up_items;
   GemvItem* down_items;
   int32_t* num_items;  // [1]
@@ -52,6 +52,7 @@ struct RouteParams {
   int m, experts, top_k;
   int max_tiles;  // of all items together: moe_max_tiles
   Stream stream;
+  int item_tiles = 1 << 30;  // of an item, at most; an expert with more has several
 };
 /// Tiles that assignments can fill at most.
 constexpr int moe_max_tiles(int m, int experts, int top_k) {

@@ -27,9 +27,10 @@ struct RouteKernel {
       for (int a = 0; a < assignments; ++a) count += int{ids[a]} == expert;
     const bool used = count > 0 && resident;
     const int tiles = used ? div_up(count, 8) : 0;
+    const int items = div_up(tiles, p.item_tiles);
     // Inclusive scan of (items, tiles) in one word: tiles in the low half.
     const Shared<uint32_t> warps = shared_at<uint32_t>(0);
-    uint32_t scan = (used ? 1u << 16 : 0u) | tiles;
+    uint32_t scan = static_cast<uint32_t>(items) << 16 | tiles;
     for (unsigned delta = 1; delta < 32; delta *= 2) {
       const uint32_t below = shuffle_up(scan, delta);
       if (lane_id() >= delta) scan += below;
@@ -47,10 +48,14 @@ struct RouteKernel {
     if (expert >= p.experts || count == 0) return;
     const int first_tile = static_cast<int>(scan & 0xFFFF) - tiles;
     if (used) {
-      const int item = static_cast<int>(scan >> 16) - 1;
-      Global<GemvItem>(p.gate_items)[item] = {slot.gate, nullptr, first_tile, tiles};
-      Global<GemvItem>(p.up_items)[item] = {slot.up, nullptr, first_tile, tiles};
-      Global<GemvItem>(p.down_items)[item] = {slot.down, nullptr, first_tile, tiles};
+      const int first_item = static_cast<int>(scan >> 16) - items;
+      for (int i = 0; i < items; ++i) {
+        const int begin = first_tile + i * p.item_tiles, item = first_item + i;
+        const int own = min(p.item_tiles, tiles - i * p.item_tiles);
+        Global<GemvItem>(p.gate_items)[item] = {slot.gate, nullptr, begin, own};
+        Global<GemvItem>(p.up_items)[item] = {slot.up, nullptr, begin, own};
+        Global<GemvItem>(p.down_items)[item] = {slot.down, nullptr, begin, own};
+      }
     }
     int place = first_tile * 8;
     for (int a = 0; a < assignments; ++a) {
@@ -95,6 +100,7 @@ void launch_route(const RouteParams& p) {
   KT_CHECK(p.experts > 0 && p.experts <= kMaxExperts, p.experts, " experts; 1 to ", kMaxExperts);
   KT_CHECK(p.max_tiles >= moe_max_tiles(p.m, p.experts, p.top_k), "room for ", p.max_tiles,
            " tiles, ", moe_max_tiles(p.m, p.experts, p.top_k), " may be needed");
+  KT_CHECK(p.item_tiles > 0, "items of ", p.item_tiles, " tiles");
   KT_CHECK(p.max_tiles < 1 << 16, p.max_tiles, " tiles are too many for one launch");
   launch<RouteKernel>({.threads = RouteKernel::kThreads, .shared_bytes = RouteKernel::kSharedBytes},
                       p, p.stream);

@@ -107,8 +107,11 @@ class Weights {
 
   /// A linear's matrix.
   Pair linear(int n, int k, int gguf_id) {
-    Pair p = matrix(n, k, gguf_id);
-    if (!int4_) return p;
+    const Pair p = matrix(n, k, gguf_id);
+    return int4_ ? in_int4(p) : p;
+  }
+  Pair in_int4(Pair p) {
+    const int n = p.n, k = p.k, gguf_id = p.gguf_id;
     const ConvertedInt4 made = convert_int4(p.blocks, gguf_id, n, k, 0, 1);
     PackedInt4 packed{n, k, made.matrix.group, FloatType::kF16, {}, {}, {}};
     const uint8_t* const at = made.bytes.data();
@@ -198,11 +201,14 @@ struct Scene {
   std::shared_ptr<program::Decoder> decoder;
   std::shared_ptr<program::KvPool> kv;
   std::vector<float> table;
+  bool int4_experts;
 
   /// resident: experts of the MoE layer with a slot. on_cpu: whether the CPU computes at all.
   /// int4: what the linears are on the card; of those that read one input not all.
-  Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false, int arch = 90)
-      : weights(memory, int4) {
+  /// int4_experts: those with a slot are, too.
+  Scene(const std::vector<int>& resident, bool on_cpu, bool int4 = false, int arch = 90,
+        bool int4_experts = false)
+      : weights(memory, int4), int4_experts(int4_experts) {
     CardShape s;
     s.rows = s.sequences = kBatch, s.hidden = kHidden, s.heads = kHeads;
     s.q_lora = kQLora, s.kv_lora = kKvLora;
@@ -302,17 +308,24 @@ struct Scene {
     std::vector<cpu::ExpertEntry> entries;
     std::vector<ExpertSlot> slots(kExperts, ExpertSlot{nullptr, nullptr, nullptr});
     for (int e = 0; e < kExperts; ++e) {
-      const auto gate = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
-      const auto up = weights.matrix(kInner, kHidden, quant::Q4_K::kGgufId);
-      const auto down = weights.matrix(kHidden, kInner, quant::Q6_K::kGgufId);
+      const bool has_slot = std::find(resident.begin(), resident.end(), e) != resident.end();
+      const auto expert = [&](int n, int k, int gguf_id) {
+        const auto file = weights.matrix(n, k, gguf_id);
+        return has_slot && int4_experts ? weights.in_int4(file) : file;
+      };
+      const auto gate = expert(kInner, kHidden, quant::Q4_K::kGgufId);
+      const auto up = expert(kInner, kHidden, quant::Q4_K::kGgufId);
+      const auto down = expert(kHidden, kInner, quant::Q6_K::kGgufId);
       const auto matrix = [](const Weights::Pair& p) {
         return std::shared_ptr<const cpu::Matrix>(p.linear, &p.linear->weight());
       };
       entries.push_back({cpu::Where::kRam, true, matrix(gate), matrix(up), matrix(down)});
-      if (std::find(resident.begin(), resident.end(), e) == resident.end()) continue;
-      w.expert_gate = weights.on_card({&gate}), w.expert_up = weights.on_card({&up});
-      w.expert_down = weights.on_card({&down});
-      slots[e] = {w.expert_gate.weights, w.expert_up.weights, w.expert_down.weights};
+      if (!has_slot) continue;
+      const auto on_card = [&](const Weights::Pair& p) {
+        return p.placed ? p.placed : weights.on_card({&p});
+      };
+      w.slot_experts = {on_card(gate), on_card(up), on_card(down)};
+      slots[e] = {w.slot_experts.gate.weights, w.slot_experts.up.weights, w.slot_experts.down.weights};
     }
     if (!resident.empty()) w.slots = memory.put(slots);
     auto all = std::make_shared<cpu::Experts>(entries);
@@ -379,10 +392,17 @@ TEST(CardModel, AgreesWithTheCpusDecoderOnInt4Linears) {
   check_steps(scene, 2);
 }
 
+TEST(CardModel, AgreesWithTheCpusDecoderOnExpertsInInt4) {
+  Scene scene({1, 2, 5}, true, false, 90, true);  // the CPU's keep the file's type
+  check_steps(scene, 2);
+  Scene all({0, 1, 2, 3, 4, 5, 6, 7}, false, true, 90, true);
+  check_steps(all, 1);
+}
+
 TEST(CardModel, AgreesWithTheCpusDecoderOnTuring) {
   for (const bool int4 : {false, true}) {
     emulated::options().arch = 75;
-    Scene scene({1, 2, 5}, true, int4, 75);
+    Scene scene({1, 2, 5}, true, int4, 75, int4);
     check_steps(scene, 1);
     emulated::options() = {};
   }

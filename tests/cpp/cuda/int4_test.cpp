@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <tuple>
 #include <vector>
@@ -12,6 +13,8 @@
 #include "buffer.h"
 #include "values.h"
 #include "cuda/common/device.h"
+#include "cuda/gemm/rows16.h"
+#include "cuda/int4_gemm/grouped.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/dequantise_int4.h"
 #include "cuda/int4_gemm/pack.h"
@@ -128,6 +131,118 @@ TEST(Int4Gemm, ScalesRowsAndGivesFloats) {
 TEST(Int4Gemm, TuringDoesWithoutAsynchronousCopies) {
   check_product<half_t>({5, 136, 256, 128, false, 3, 75}, Order::kForward);
   check_product<half_t>({70, 256, 128, 64, true, 2, 75}, Order::kForward);
+}
+
+struct Grouped {
+  int n, k, group;
+  bool symmetric;
+  std::vector<int> tokens;  // of each matrix; 0: it is not in the list
+  int sms, arch;
+};
+
+/// Experts that a step's tokens chose: matrices of one shape with their rows in tiles of 8, in
+/// entries of at most two tiles.
+void check_grouped(const Grouped& c, emulated::Order order) {
+  SCOPED_TRACE(concat("n=", c.n, " k=", c.k, " group=", c.group, " arch=", c.arch));
+  emulated::options() = {order, c.arch};
+  const PlacedInt4 placed{c.n, c.k, c.group, !c.symmetric};
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0, 300);
+  std::vector<Int4Matrix> exact;
+  std::vector<std::unique_ptr<Buffer<uint8_t>>> weights;
+  std::vector<GemvItem> items;
+  std::vector<int32_t> source;  // of every place: a row, -1: none
+  std::vector<int> matrix_of;   // of every tile
+  int rows = 0;
+  for (size_t e = 0; e < c.tokens.size(); ++e) {
+    const PackedInt4 packed =
+        pack_int4(random_matrix(c.n, c.k, c.group, c.symmetric, 7 + e), FloatType::kF16);
+    exact.push_back(unpack_int4(packed));
+    std::vector<uint8_t> bytes = packed.weights;
+    for (const std::vector<uint16_t>* part : {&packed.scales, &packed.offsets}) {
+      const auto* at = reinterpret_cast<const uint8_t*>(part->data());
+      bytes.insert(bytes.end(), at, at + part->size() * 2);
+    }
+    ASSERT_EQ(bytes.size(), placed.bytes());
+    weights.push_back(std::make_unique<Buffer<uint8_t>>(bytes));
+    const int count = div_up(c.tokens[e], 8);
+    for (int first = 0; first < count; first += kInt4ItemTiles)
+      items.push_back({weights[e]->data(), nullptr, int32_t(matrix_of.size()) + first,
+                       std::min(kInt4ItemTiles, count - first)});
+    matrix_of.insert(matrix_of.end(), count, int(e));
+    for (int i = 0; i < count * 8; ++i) source.push_back(i < c.tokens[e] ? rows++ : -1);
+  }
+  const size_t used = source.size();
+  source.insert(source.end(), 16, -1);  // room for more tiles than there are
+  std::vector<float> x(size_t(std::max(1, rows)) * c.k);
+  for (float& v : x) v = normal(random);
+  Buffer<float> xb(x), row_scales(source.size()), y(source.size() * c.n);
+  Buffer<int32_t> sources(source), count(std::vector<int32_t>{int32_t(items.size())});
+  Buffer<half_t> halves(source.size() * c.k);
+  launch_rows16({xb.data(), nullptr, c.k, halves.data(), row_scales.data(), int(source.size()),
+                 c.k, 0, {}, sources.data()});
+  const int most = int(items.size()) + 3;  // nobody wrote the last of the list
+  items.push_back({nullptr, nullptr, 0, 0});
+  Buffer<GemvItem> list(items);
+  Int4GroupedParams p{list.data(), count.data(), halves.data(), row_scales.data(), y.data(),
+                      nullptr,     nullptr,      most,          placed,            {}};
+  const Int4Tile tile = choose_int4_grouped_tile(placed, most, c.sms, c.arch);
+  Buffer<float> workspace(int4_workspace_bytes(tile) / 4);
+  Buffer<int32_t> counters(std::vector<int32_t>(int4_grouped_counters(placed, most, tile), 0));
+  p.workspace = workspace.data(), p.counters = counters.data();
+  for (int repeat = 0; repeat < 2; ++repeat) launch_int4_grouped(p, tile);
+  for (const int32_t counter : counters.values()) EXPECT_EQ(counter, 0);
+#if !defined(KT_TEST_ON_GPU)
+  for (size_t i = used * c.n; i < y.size(); ++i)  // rows of no item
+    ASSERT_FALSE(y.raw().written(i * sizeof(float), sizeof(float)));
+#endif
+  for (size_t slot = 0; slot < used; ++slot) {
+    const Int4Matrix& m = exact[matrix_of[slot / 8]];
+    double squared = 0, whole = 0;
+    for (int column = 0; column < c.n; ++column) {
+      double expected = 0;
+      for (int i = 0; i < c.k && source[slot] >= 0; ++i)
+        expected += double(x[size_t(source[slot]) * c.k + i]) * m.value(column, i);
+      const double d = y.data()[slot * c.n + column] - expected;
+      squared += d * d;
+      whole += expected * expected;
+    }
+    if (source[slot] < 0)
+      ASSERT_EQ(squared, 0.0) << "place " << slot;
+    else
+      ASSERT_LT(squared, 5e-7 * whole) << "place " << slot;
+  }
+  emulated::options() = {};
+}
+
+TEST(Int4Grouped, EveryMatrixMultipliesItsOwnRows) {
+  check_grouped({200, 128, 32, false, {1, 0, 3}, 3, 90}, Order::kForward);
+  check_grouped({128, 320, 64, true, {16, 2, 9, 41}, 2, 90}, Order::kShuffled);  // three entries
+  check_grouped({264, 128, 128, true, {7, 8}, 7, 90}, Order::kReverse);
+  check_grouped({64, 64, 32, true, {5, 1, 1, 1, 1, 1}, 1, 86}, Order::kForward);
+  check_grouped({72, 192, 64, false, {17, 1}, 2, 75}, Order::kShuffled);
+  check_grouped({256, 128, 32, false, {2, 1}, 2, 75}, Order::kForward);
+  check_grouped({64, 64, 64, true, {0, 0}, 2, 90}, Order::kForward);  // nobody was chosen
+}
+
+TEST(Int4Grouped, TileChoiceHoldsOverASweepOfShapes) {
+  for (const int arch : {75, 80, 86, 90, 120}) {
+    for (const int items : {1, 8, 60, 700}) {
+      for (const int n : {64, 128, 768, 1408, 2048, 7168}) {
+        const PlacedInt4 m{n, 2048, 64, false};
+        const Int4Tile tile = choose_int4_grouped_tile(m, items, 108, arch);
+        ASSERT_TRUE(tile.row_tiles == 1 && tile.blocks >= 1 && tile.blocks <= 2 * 108);
+        ASSERT_EQ(int4_grouped_counters(m, items, tile), items * div_up(n, tile.tile_n));
+        ASSERT_LT(tile.tile_n * (div_up(n, tile.tile_n) - 1), n);
+      }
+    }
+  }
+  EXPECT_THROW(choose_int4_grouped_tile({64, 64, 64, false}, 0, 108, 90), InvalidArgument);
+  Int4GroupedParams p{};
+  p.max_items = 1, p.matrix = {64, 96, 32, true};
+  EXPECT_THROW(launch_int4_grouped(p, {1, 128, 4, 1}), InvalidArgument);
+  p.matrix.k = 64;
+  EXPECT_THROW(launch_int4_grouped(p, {2, 256, 4, 1}), InvalidArgument);
 }
 
 TEST(Int4Gemm, TileChoiceHoldsOverASweepOfShapes) {

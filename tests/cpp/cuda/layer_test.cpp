@@ -326,7 +326,9 @@ TEST(Moe, RouterAgreesWithTheCpu) {
   check_router(160, options);
 }
 
-TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
+/// item_tiles: of an entry of the list.
+void check_route(int item_tiles) {
+  SCOPED_TRACE(item_tiles);
   const int m = 11, experts = 40, top_k = 3;
   std::mt19937 random(16);
   std::vector<int32_t> ids;
@@ -355,7 +357,8 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
                 experts,
                 top_k,
                 max_tiles,
-                {}});
+                {},
+                item_tiles});
   const auto sources = source.values(), places = place.values(), cpu_ids = cpu.values();
   const int items = count.values()[0];
   std::vector<bool> taken(sources.size(), false);
@@ -370,8 +373,11 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
     EXPECT_FALSE(taken[places[a]]);
     taken[places[a]] = true;
     int holders = 0;
+    const auto hot = [&](int i) { return gate.data()[i].weights == slots[7].gate; };
+    EXPECT_EQ(hot(0) && hot(1), item_tiles == 1);  // it has two tiles
     for (int i = 0; i < items; ++i) {
       const GemvItem& g = gate.data()[i];
+      EXPECT_LE(g.tiles, item_tiles);
       if (places[a] < g.first_tile * 8 || places[a] >= (g.first_tile + g.tiles) * 8) continue;
       ++holders;
       EXPECT_EQ(g.weights, slots[ids[a]].gate);
@@ -402,6 +408,11 @@ TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
       ASSERT_NEAR(got[t * n + c], expected, 1e-4);
     }
   }
+}
+
+TEST(Moe, RouteSortsByExpertAndLeavesTheRestToTheCpu) {
+  check_route(1 << 30);
+  check_route(1);
 }
 
 // ---- sampling ----
