@@ -9,6 +9,8 @@
 // byte dot product of VNNI, int16 pairs for the others), so results differ by float order alone.
 #pragma once
 
+#include <stddef.h>
+
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/simd_inl.h"
 
@@ -29,36 +31,69 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) <= kActBlockBytes);
 
-KT_INLINE void store_q(ActBlock& block, const int32_t* q) {
+#if defined(KT_ISA_AVX512)
+
+KT_INLINE void store_q(ActBlock& block, I first, I second) {
+  const auto highs = [](I q) {
+    const __m512i rounded = _mm512_add_epi32(q.v, _mm512_set1_epi32(128));
+    return _mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8));
+  };
+  const auto lows = [](I q) { return _mm512_cvtepi32_epi8(q.v); };  // q - 256 hi is its low byte
+  const __m256i hi = _mm256_set_m128i(highs(second), highs(first));
+  const __m256i lo = _mm256_set_m128i(lows(second), lows(first));
+  const __m512i bytes = _mm512_inserti64x4(_mm512_castsi256_si512(hi), lo, 1);
+  static_assert(offsetof(ActBlock, lo) == offsetof(ActBlock, hi) + 32);
+  _mm512_storeu_si512(block.hi, bytes);
+  // Per sixteen bytes their sum, in every lane of four.
+  __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes);
+  sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, (_MM_PERM_ENUM)0xB1));
+  sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, (_MM_PERM_ENUM)0x4E));
+  const __m512i one_each = _mm512_castsi128_si512(_mm_set_epi32(12, 8, 4, 0));
+  const __m128i four = _mm512_castsi512_si128(_mm512_permutexvar_epi32(one_each, sums));
+  const __m128i low_first = _mm_shuffle_epi32(four, 0x4E);
+  _mm_storel_epi64((__m128i*)block.sum, _mm_add_epi32(_mm_slli_epi32(four, 8), low_first));
+  const __m128i by_half = _mm_shuffle_epi32(_mm_slli_epi32(four, 2), 0x72);  // lo, hi, lo, hi
+  _mm_storel_epi64((__m128i*)block.four_sums, _mm_cvtepi32_epi16(by_half));
+}
+
+#elif defined(KT_ISA_AVX2)
+
+KT_INLINE void store_q(ActBlock& block, I first, I second) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  const I halves[2] = {first, second};
+  for (int half = 0; half < 2; ++half) {
+    const I q = halves[half];
+    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(q.a, q.b), 0xD8);
+    _mm256_storeu_si256((__m256i*)(block.q + 16 * half), _mm256_shuffle_epi8(pairs, order));
+    const __m256i eight = _mm256_add_epi32(q.a, q.b);
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    block.sum[half] = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
+  }
+}
+
+#else
+
+KT_INLINE void store_q(ActBlock& block, I first, I second) {
+  int32_t q[32];
+  store_i(q, first);
+  store_i(q + 16, second);
   for (int half = 0; half < 2; ++half) {
     int32_t sum = 0;
     for (int i = 0; i < 16; ++i) sum += q[half * 16 + i];
     block.sum[half] = sum;
   }
-#if defined(KT_ISA_AVX512)
-  for (int i = 0; i < 32; ++i) {
-    const int32_t hi = (q[i] + 128) >> 8;
-    block.hi[i] = (int8_t)hi;
-    block.lo[i] = (int8_t)(q[i] - hi * 256);
-  }
-  for (int half = 0; half < 2; ++half) {
-    int32_t lo = 0, hi = 0;
-    for (int i = 16 * half; i < 16 * half + 16; ++i) {
-      lo += block.lo[i];
-      hi += block.hi[i];
-    }
-    block.four_sums[half][0] = (int16_t)(4 * lo);
-    block.four_sums[half][1] = (int16_t)(4 * hi);
-  }
-#else
   for (int i = 0; i < 32; i += 4) {
     block.q[i] = (int16_t)q[i];
     block.q[i + 1] = (int16_t)q[i + 2];
     block.q[i + 2] = (int16_t)q[i + 1];
     block.q[i + 3] = (int16_t)q[i + 3];
   }
-#endif
 }
+
+#endif
 
 // 32 values, zero beyond the end of the row.
 struct Chunk {
@@ -72,16 +107,16 @@ KT_INLINE Chunk load_chunk(const float* x, int64_t left) {
 }
 
 KT_INLINE void quantize_chunk(const Chunk& x, float scale, ActBlock& out) {
-  int32_t q[32];
   // Below kTiniest the reciprocal would overflow; such rows are zero for every purpose.
   constexpr float kTiniest = 1e-30f;
   if (!(scale >= kTiniest)) scale = 0.0f;
-  const F inverse = set_f(scale > 0.0f ? 1.0f / scale : 0.0f);
-  store_i(q, to_int(mul(x.a, inverse)));
-  store_i(q + 16, to_int(mul(x.b, inverse)));
-  for (int i = 0; i < 32; ++i) q[i] = q[i] < -32512 ? -32512 : q[i] > 32512 ? 32512 : q[i];
+  const F inverse = set_f(scale > 0.0f ? 1.0f / scale : 0.0f), most = set_f(32512.0f);
+  // max() gives its second operand for a NaN.
+  const auto rounded = [&](F values) {
+    return to_int(min(max(mul(values, inverse), neg(most)), most));
+  };
   out.scale = scale;
-  store_q(out, q);
+  store_q(out, rounded(x.a), rounded(x.b));
 }
 
 KT_INLINE void quantize_exact_row(const float* x, int64_t k, ActBlock* out) {
