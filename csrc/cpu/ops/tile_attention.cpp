@@ -9,6 +9,7 @@ namespace {
 constexpr int kSegmentTiles = 8;    // positions whose states are folded into one another
 constexpr int kBlockRows = 256;     // query rows that share one pass over the tiles: they fill the L2
 constexpr int kSplitRows = 128;     // so few query rows of a run have their segments in parallel
+constexpr int kPartHeads = 16;      // query heads that a worker should have at least of a tile
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // The state of up to `rows` query rows.
@@ -39,11 +40,12 @@ struct Scratch {
   float* sums;  // of part
 };
 
-// Some rows of a run with one key head.
+// Some rows of a run with one key head, or some of the query heads that share it.
 struct Block {
   const int* rows;
   int count;
   int head;
+  int first, share;  // query heads of the key head's
 };
 
 class Job {
@@ -57,13 +59,15 @@ class Job {
     width_ = (queries_.k_dim + 1) / 2 * 2;
     rounded_ = context_.arena.take<int16_t>(int64_t{rows_.m} * heads * width_);
     steps_ = context_.arena.take<float>(int64_t{rows_.m} * heads);
-    context_.pool.run(int64_t{count} * queries_.key_heads, [&](int64_t index, int) {
-      const int64_t row = chosen[index / queries_.key_heads];
-      const int64_t first = index % queries_.key_heads * queries_.share;
-      const float* q = queries_.q + row * queries_.q_stride;
-      for (int64_t h = first; h < first + queries_.share; ++h)
+    const int64_t total = int64_t{count} * heads, pieces = pieces_for(context_, total, 8);
+    context_.pool.run(pieces, [&](int64_t index, int) {
+      const Range range = piece(total, pieces, index);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const int64_t row = chosen[i / heads], h = i % heads;
         steps_[row * heads + h] = context_.kernels.round_int16(
-            q + h * queries_.k_dim, queries_.k_dim, rounded_ + (row * heads + h) * width_);
+            queries_.q + row * queries_.q_stride + h * queries_.k_dim, queries_.k_dim,
+            rounded_ + (row * heads + h) * width_);
+      }
     });
   }
 
@@ -80,7 +84,7 @@ class Job {
     return scratch;
   }
 
-  int block_rows(const Block& block) const { return block.count * queries_.share; }
+  int block_rows(const Block& block) const { return block.count * block.share; }
   int64_t segments(const Block& block) const {
     constexpr int64_t kPositions = int64_t{kSegmentTiles} * kKvBlock;
     return (length(block) + kPositions - 1) / kPositions;
@@ -90,9 +94,10 @@ class Job {
   void begin(const Block& block, Scratch& scratch) const {
     const int64_t heads = int64_t{queries_.key_heads} * queries_.share;
     for (int i = 0; i < block.count; ++i) {
-      for (int h = 0; h < queries_.share; ++h) {
-        const int64_t row = block.rows[i], head = int64_t{block.head} * queries_.share + h;
-        const int r = i * queries_.share + h;
+      for (int h = 0; h < block.share; ++h) {
+        const int64_t row = block.rows[i];
+        const int64_t head = int64_t{block.head} * queries_.share + block.first + h;
+        const int r = i * block.share + h;
         scratch.q[r] = rounded_ + (row * heads + head) * width_;
         scratch.q_step[r] = steps_[row * heads + head];
         scratch.state.out[r] = queries_.out + row * queries_.out_stride + head * queries_.v_dim;
@@ -112,7 +117,7 @@ class Job {
         const int64_t seen = rows_.position[block.rows[i]] + 1 - page * kKvBlock;
         const int count = static_cast<int>(std::clamp<int64_t>(seen, 0, kKvBlock));
         most = std::max(most, count);
-        std::fill_n(scratch.count + i * queries_.share, queries_.share, count);
+        std::fill_n(scratch.count + i * block.share, block.share, count);
       }
       const int row = block.rows[0];
       const uint8_t* tile = tiles_.tile(row, block.head, page, most, scratch.tile);
@@ -252,23 +257,39 @@ void tile_attention(Context& context, const AttentionRows& rows, const int* chos
   RowRun* runs = arena.take<RowRun>(count);
   const int num_runs = sort_by_sequence(rows, order, count, runs);
   const int tokens = std::max(1, kBlockRows / queries.share);  // of a block
-  Block* few = arena.take<Block>(int64_t{count} * queries.key_heads);
+  const auto is_few = [&](const RowRun& run) { return run.count * queries.share <= kSplitRows; };
+  // Where the segments of the short runs are fewer than workers, query heads are dealt out too.
+  const int threads = context.pool.threads();
+  int64_t segments = 0;
+  for (int i = 0; i < num_runs; ++i) {
+    if (is_few(runs[i]))
+      segments += queries.key_heads * job.segments({order + runs[i].begin, runs[i].count, 0, 0, 0});
+  }
+  int parts = 1;
+  if (segments > 0)
+    parts = std::clamp<int64_t>((threads + segments - 1) / segments, 1,
+                                std::max(queries.share / kPartHeads, 1));
+  Block* few = arena.take<Block>(int64_t{count} * queries.key_heads * parts);
   Block* many = arena.take<Block>(int64_t{count} * queries.key_heads);
   int num_few = 0, num_many = 0;
   for (int i = 0; i < num_runs; ++i) {
     const int* first = order + runs[i].begin;
-    if (runs[i].count * queries.share <= kSplitRows) {
-      for (int head = 0; head < queries.key_heads; ++head)
-        few[num_few++] = {first, runs[i].count, head};
+    if (is_few(runs[i])) {
+      for (int head = 0; head < queries.key_heads; ++head) {
+        for (int part = 0; part < parts; ++part) {
+          const Range heads = piece(queries.share, parts, part);
+          few[num_few++] = {first, runs[i].count, head, static_cast<int>(heads.begin),
+                            static_cast<int>(heads.end - heads.begin)};
+        }
+      }
       continue;
     }
     for (int at = 0; at < runs[i].count; at += tokens) {
       for (int head = 0; head < queries.key_heads; ++head)
-        many[num_many++] = {first + at, std::min(tokens, runs[i].count - at), head};
+        many[num_many++] = {first + at, std::min(tokens, runs[i].count - at), head, 0, queries.share};
     }
   }
 
-  const int threads = context.pool.threads();
   Scratch* scratch = arena.take<Scratch>(threads);
   const int most = std::max(tokens * queries.share, kSplitRows);
   for (int t = 0; t < threads; ++t) scratch[t] = job.take_scratch(most);
