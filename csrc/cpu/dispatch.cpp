@@ -65,6 +65,7 @@ class WholeTable {
       if (own.many) format.many = own.many;
       if (own.unpack) format.unpack = own.unpack;
       if (own.transposed) format.transposed = own.transposed;
+      if (own.transposed_halves) format.transposed_halves = own.transposed_halves;
     }
   }
 

@@ -1,4 +1,4 @@
-// Matrix products on R16, by number of tokens; and the transposed product.
+// Matrix products on R16, by number of tokens.
 //
 // A row's result must not depend on how many rows come with it, so gemv and gemm take a row's sums
 // in one order (or gemv has all the rows: FormatKernels::few_for_all). For two int8 halves
@@ -18,31 +18,12 @@
 #include "cpu/kernels/gemv_k_inl.h"
 #include "cpu/kernels/gemv_k_small_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
+#include "cpu/kernels/transposed_inl.h"
 
 #include "cpu/kernels/gemv_inl.h"  // behind those
 
 namespace kt::cpu::KT_ISA {
 namespace {
-
-template <class Q>
-static void transposed(const TransposedTask& task) {
-  constexpr int kChunk = kFloatChunk<Q>;
-  alignas(64) float weights[kChunk][16];
-  for (int64_t group = task.row_begin / 16; group * 16 < task.row_end; ++group) {
-    // Lanes outside the rows asked for meet a zero.
-    alignas(64) float lanes[16];
-    for (int i = 0; i < 16; ++i) {
-      const int64_t row = group * 16 + i;
-      lanes[i] = row >= task.row_begin && row < task.row_end ? task.x[row - task.row_begin] : 0.0f;
-    }
-    const F x = load_f(lanes);
-    for (int64_t k = 0; k < task.k; k += kChunk) {
-      const int width = task.k - k < kChunk ? (int)(task.k - k) : kChunk;
-      unpack_floats<Q>(record_at<Q>(task, group, k / Q::kValues), width, weights);
-      for (int i = 0; i < width; ++i) task.y[k + i] += reduce_add(mul(load_f(weights[i]), x));
-    }
-  }
-}
 
 template <class Q>
 constexpr FormatKernels kernels_of_format() {
@@ -55,7 +36,8 @@ constexpr FormatKernels kernels_of_format() {
           .few_for_all = kOwnOrder<Q>,
           .many = gemm_of<Q>(),
           .unpack = unpack_of<Q>(),
-          .transposed = &transposed<Q>};
+          .transposed = &transposed<Q>,
+          .transposed_halves = transposed_halves_of<Q>()};
 }
 
 }  // namespace

@@ -155,36 +155,68 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
   float* queries = arena.take<float>(count * heads * width);
   float* mixed = arena.take<float>(count * heads * latent);
 
-  context.pool.run(heads, [&](int64_t h, int) {
+  // Neither the queries' parts nor the latent mix are rows of the model's input: near-exact rounding
+  // whatever the row's, so that absorbing or expanding does not change what a row reads.
+  const int total = count * static_cast<int>(heads);
+  Rounding* rounding = arena.take<Rounding>(total);
+  for (int i = 0; i < total; ++i)
+    rounding[i] = rows.rounding[chosen[i / heads]] == Rounding::kFloat ? Rounding::kFloat
+                                                                       : Rounding::kExact;
+  const int threads = context.pool.threads();
+  int* ids = arena.take<int>(size_t(threads) * count);
+  float** outputs = arena.take<float*>(size_t(threads) * count);
+  void** scratch = arena.take<void*>(size_t(threads) * 2 * count);
+  // y[i], `stride` floats apart from `first` on, = all rows of the matrix, of x's rows i * heads + h.
+  const auto multiply = [&](const Matrix& weight, Range groups, const Activations& x, int64_t h,
+                            int worker, auto&& y_of) {
+    int* tokens = ids + int64_t{worker} * count;
+    float** y = outputs + int64_t{worker} * count;
     for (int i = 0; i < count; ++i) {
-      const float* from = q + chosen[i] * heads * (nope + rope) + h * (nope + rope);
-      float* to = queries + (i * heads + h) * width;
-      std::copy(from + nope, from + nope + rope, to + latent);
-      if (w_.kv_b) {
-        const Matrix& weight = w_.kv_b->weight();
+      tokens[i] = static_cast<int>(i * heads + h);
+      y[i] = y_of(i);
+    }
+    matmul_rows(kernels, weight, x, tokens, count, groups, y, scratch + int64_t{worker} * 2 * count);
+  };
+
+  const auto query = [&](int64_t i, int64_t h) {
+    return q + (chosen[i] * heads + h) * (nope + rope);
+  };
+  const auto absorbed_query = [&](int64_t i, int64_t h) { return queries + (i * heads + h) * width; };
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t h = 0; h < heads; ++h)
+      std::copy_n(query(i, h) + nope, rope, absorbed_query(i, h) + latent);
+  }
+  if (w_.kv_b) {
+    const Matrix& weight = w_.kv_b->weight();
+    const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
+    context.pool.run(heads, [&](int64_t h, int) {
+      const int64_t first = h * (nope + v);
+      for (int64_t i = 0; i < count; ++i) {
+        float* to = absorbed_query(i, h);
         std::fill_n(to, latent, 0.0f);
-        const int64_t first = h * (nope + v);
         for (const RowSlice& slice : weight.slices()) {
           const int64_t begin = std::max(first, slice.row_begin);
           const int64_t end = std::min(first + nope, slice.row_begin + slice.rows);
           if (begin >= end) continue;
-          format_kernels(kernels, weight.gguf_id())
-              .transposed({slice.data, latent, slice.rows, begin - slice.row_begin,
-                           end - slice.row_begin, from + (begin - first), to});
-        }
-      } else {
-        const void* x[] = {from};
-        float* y[] = {to};
-        const Matrix& weight = *w_.k_b[h];
-        for (const RowSlice& slice : weight.slices()) {
-          matmul(
-              format_kernels(kernels, weight.gguf_id()),
-              {slice.data, nope, 0, (slice.rows + 15) / 16, slice.rows, Rounding::kFloat, 1, x, y});
-          y[0] += slice.rows;
+          const TransposedTask task = {slice.data, latent, slice.rows, begin - slice.row_begin,
+                                       end - slice.row_begin, query(i, h) + (begin - first), to};
+          if (rounding[i * heads] == Rounding::kExact && format.transposed_halves)
+            format.transposed_halves(task, format);
+          else
+            format.transposed(task);
         }
       }
-    }
-  });
+    });
+  } else {
+    float* parts = arena.take<float>(int64_t{total} * nope);
+    for (int64_t i = 0; i < total; ++i)
+      std::copy_n(query(i / heads, i % heads), nope, parts + i * nope);
+    const Activations x(context, parts, nope, total, nope, rounding);
+    context.pool.run(heads, [&](int64_t h, int worker) {
+      multiply(*w_.k_b[h], {0, (latent + 15) / 16}, x, h, worker,
+               [&](int i) { return absorbed_query(i, h); });
+    });
+  }
 
   if (in_floats) {
     const int64_t bundle = 8;  // heads that share one read of the latents
@@ -218,28 +250,11 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
                    RowTiles(kernels, own, kv_spec(), static_cast<int>(latent)));
   }
 
-  // The latent mix is not a row of the model's input: near-exact rounding whatever the row's, so
-  // that absorbing or expanding does not change what a row reads.
-  const int total = count * static_cast<int>(heads);
-  Rounding* rounding = arena.take<Rounding>(total);
-  for (int i = 0; i < total; ++i)
-    rounding[i] = rows.rounding[chosen[i / heads]] == Rounding::kFloat ? Rounding::kFloat
-                                                                       : Rounding::kExact;
   const Activations mix(context, mixed, latent, total, latent, rounding);
-  const int threads = context.pool.threads();
-  int* ids = arena.take<int>(size_t(threads) * count);
-  float** outputs = arena.take<float*>(size_t(threads) * count);
-  void** scratch = arena.take<void*>(size_t(threads) * 2 * count);
   context.pool.run(heads, [&](int64_t h, int worker) {
-    int* tokens = ids + int64_t{worker} * count;
-    float** y = outputs + int64_t{worker} * count;
-    for (int i = 0; i < count; ++i) {
-      tokens[i] = static_cast<int>(i * heads + h);
-      y[i] = heads_out + (chosen[i] * heads + h) * v;
-    }
     const int64_t first = w_.kv_b ? (h * (nope + v) + nope) / 16 : 0;
-    matmul_rows(kernels, w_.kv_b ? w_.kv_b->weight() : *w_.v_b[h], mix, tokens, count,
-                {first, first + (v + 15) / 16}, y, scratch + int64_t{worker} * 2 * count);
+    multiply(w_.kv_b ? w_.kv_b->weight() : *w_.v_b[h], {first, first + (v + 15) / 16}, mix, h,
+             worker, [&](int i) { return heads_out + (chosen[i] * heads + h) * v; });
   });
 }
 

@@ -263,6 +263,19 @@ TEST_P(Kernels, TransposedProductAddsTheRowsAskedFor) {
         for (int64_t i = 0; i < matrix.k; ++i)
           expected[i] += double{matrix.values[row * matrix.k + i]} * x[row - begin];
       ASSERT_LT(nmse(y.data(), expected), 1e-12) << F::kName << ", rows " << begin << " to " << end;
+
+      if (!format.transposed_halves) continue;
+      Guarded rounded(matrix.k);
+      std::fill_n(rounded.data(), matrix.k, 0.0f);
+      format.transposed_halves(
+          {matrix.records.get(), matrix.k, matrix.rows, begin, end, x.data(), rounded.data()}, format);
+      ASSERT_TRUE(rounded.intact()) << F::kName;
+      for (int64_t i = 0; i < matrix.k; ++i) expected[i] -= start[i];
+      if (begin == end)
+        ASSERT_EQ(std::count(rounded.data(), rounded.data() + matrix.k, 0.0f), matrix.k);
+      else
+        ASSERT_LT(nmse(rounded.data(), expected), 1e-8)
+            << F::kName << " in halves, rows " << begin << " to " << end;
     }
   });
 }
