@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import report
 
-PARTS = ("int4", "gemv", "prompts", "mla", "handoff")
+PARTS = ("int4", "gemv", "experts", "prompts", "mla", "handoff")
 COLUMNS = ["work", "us", "p99_us", "GB/s", "against", "ratio", "must", "nmse", "verdict"]
 
 
@@ -43,13 +43,14 @@ def verdict(row: dict) -> str:
 
 def measure(card, parts: list[str], say) -> tuple[dict, list[dict], dict]:
     """(limits, rows, {part: why it failed}): one part's failure leaves the others."""
-    from bench.cuda import attention, handoff, products, prompts
+    from bench.cuda import attention, experts, handoff, products, prompts
 
     limits = card.limits()
     work = {
         "handoff": lambda: handoff.rows(card),
         "int4": lambda: products.int4_rows(card),
         "gemv": lambda: products.gemv_rows(card, limits["copy_gbps"]),
+        "experts": lambda: experts.rows(card, limits["copy_gbps"]),
         "prompts": lambda: prompts.rows(card),
         "mla": lambda: attention.rows(card, limits),
     }

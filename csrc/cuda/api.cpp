@@ -9,6 +9,7 @@
 #include "cuda/gemm/dense_gemm.h"
 #include "cuda/graph/step.h"
 #include "cuda/int4_gemm/dequantise_int4.h"
+#include "cuda/int4_gemm/grouped.h"
 #include "cuda/int4_gemm/int4_gemm.h"
 #include "cuda/int4_gemm/pack.h"
 #include "cuda/layer/layer.h"
@@ -86,6 +87,34 @@ int kt_cuda_int4_gemm(const void* x, const void* weights, const void* scales, co
     p.offsets = offsets, p.y = y, p.workspace = static_cast<float*>(workspace);
     p.counters = static_cast<int32_t*>(counters), p.stream = stream;
     launch_int4_gemm(p, choose_int4_tile(p, sms, arch));
+  });
+}
+
+int kt_cuda_int4_grouped_sizes(int n, int k, int group, int max_items, int sms, int arch,
+                               size_t* workspace_bytes, int* counters) {
+  return guarded([&] {
+    const PlacedInt4 m{n, k, group, false};
+    const Int4Tile tile = choose_int4_grouped_tile(m, max_items, sms, arch);
+    *workspace_bytes = int4_workspace_bytes(tile);
+    *counters = int4_grouped_counters(m, max_items, tile);
+  });
+}
+
+int kt_cuda_int4_grouped(const void* items, const void* num_items, const void* x,
+                         const void* row_scales, void* y, void* workspace, void* counters,
+                         int max_items, int n, int k, int group, int sms, int arch, void* stream) {
+  return guarded([&] {
+    const Int4GroupedParams p{static_cast<const GemvItem*>(items),
+                              static_cast<const int32_t*>(num_items),
+                              static_cast<const half_t*>(x),
+                              static_cast<const float*>(row_scales),
+                              static_cast<float*>(y),
+                              static_cast<float*>(workspace),
+                              static_cast<int32_t*>(counters),
+                              max_items,
+                              {n, k, group, false},
+                              stream};
+    launch_int4_grouped(p, choose_int4_grouped_tile(p.matrix, max_items, sms, arch));
   });
 }
 

@@ -38,6 +38,15 @@ KT_API int kt_cuda_int4_gemm(const void* x, const void* weights, const void* sca
 KT_API int kt_cuda_int4_pack(const float* values, int n, int k, int group, int symmetric, int bf16,
                              void* weights, void* scales, void* offsets);
 
+/// Products of up to max_items int4 matrices with 8 or 16 rows of x each (int4_gemm/grouped.h).
+/// items: weights with their f16 scales, symmetric, behind them. num_items, row_scales: on the card.
+KT_API int kt_cuda_int4_grouped_sizes(int n, int k, int group, int max_items, int sms, int arch,
+                                      size_t* workspace_bytes, int* counters);
+KT_API int kt_cuda_int4_grouped(const void* items, const void* num_items, const void* x,
+                                const void* row_scales, void* y, void* workspace, void* counters,
+                                int max_items, int n, int k, int group, int sms, int arch,
+                                void* stream);
+
 /// f16 scales -> out [n, k] f16.
 KT_API int kt_cuda_dequantise_int4(const void* weights, const void* scales, const void* offsets,
                                    void* out, int n, int k, int group, void* stream);

@@ -34,7 +34,7 @@ def test_every_benchmark_runs_on_emulated_kernels(library, tmp_path, monkeypatch
     found = json.loads((tmp_path / "cuda_emulated.json").read_text())
     assert found["failed"] == {} and status == 0
     parts = {row["work"].split()[0] for row in found["rows"]}
-    assert parts == {"hand-off", "int4", "q4_k", "q6_k", "q8_0", "f16", "MLA"}
+    assert parts == {"hand-off", "int4", "q4_k", "q6_k", "q8_0", "f16", "MLA", "experts"}
     for row in found["rows"]:
         assert row["us"] > 0 and row["verdict"] == "", row
         assert row.get("nmse", 0) <= 5e-5, row
