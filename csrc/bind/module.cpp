@@ -32,6 +32,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of ktransformers.";
   register_errors(module);
   kt::bind::register_quant(module);
+  kt::bind::register_packed(module);
   kt::bind::register_cpu(module);
   kt::bind::register_bench(module);
   kt::bind::register_program(module);

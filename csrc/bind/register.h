@@ -7,6 +7,7 @@ namespace kt::bind {
 
 void register_gguf(pybind11::module_& module);
 void register_quant(pybind11::module_& module);
+void register_packed(pybind11::module_& module);
 void register_bench(pybind11::module_& module);
 void register_cpu(pybind11::module_& module);
 void register_program(pybind11::module_& module);

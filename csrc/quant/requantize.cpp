@@ -10,6 +10,7 @@
 #include "base/os_team.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
+#include "quant/packed.h"
 #include "quant/quantize.h"
 
 namespace kt::quant {
@@ -37,6 +38,11 @@ size_t source_row_bytes(const Source& source, size_t k) {
 
 void check_source(const Source& source, size_t n, size_t k) {
   KT_CHECK(n > 0 && k > 0, "requantize: a matrix of ", n, " x ", k);
+  if (source.gguf_id == Source::kPacked) {
+    KT_CHECK(source.packed != nullptr && source.packed->k == k, "requantize: no packed matrix of ",
+             k, " columns");
+    return;  // rows are checked as they are read
+  }
   KT_CHECK(source.bytes.size() == n * source_row_bytes(source, k), "requantize: ",
            source.bytes.size(), " bytes are no ", n, " rows of ", source_row_bytes(source, k));
   if (source.gguf_id != Source::kFp8) return;
@@ -49,6 +55,9 @@ void check_source(const Source& source, size_t n, size_t k) {
 
 // Rows first .. first + count as floats.
 void read_rows(const Source& source, size_t first, size_t count, size_t k, float* out) {
+  if (source.gguf_id == Source::kPacked) {
+    return packed_to_floats(*source.packed, source.first + first, count, {out, count * k});
+  }
   const size_t bytes = source_row_bytes(source, k);
   const auto part = source.bytes.subspan(first * bytes, count * bytes);
   if (source.gguf_id != Source::kFp8) return dequantize(source.gguf_id, part, {out, count * k});
@@ -165,6 +174,15 @@ class Worker {
 
 }  // namespace
 
+Requantized& Requantized::operator+=(const Requantized& other) {
+  error += other.error;
+  power += other.power;
+  largest = std::max(largest, other.largest);
+  not_finite += other.not_finite;
+  out_of_range += other.out_of_range;
+  return *this;
+}
+
 Requantized requantize(const Source& source, size_t n, size_t k, const Target& target,
                        std::span<const float> importance, std::span<uint8_t> out, int threads) {
   check_source(source, n, k);
@@ -174,8 +192,10 @@ Requantized requantize(const Source& source, size_t n, size_t k, const Target& t
            " importances for rows of ", k, " values");
   KT_CHECK(!target.group128 || (target.gguf_id == Q4_0::kGgufId && k % kGroup128 == 0),
            "requantize: one scale for 128 values needs q4_0 and rows of a multiple of 128, not ", k);
-  // Enough values to be worth a thread's turn, few enough to stay in its cache.
-  const size_t piece = std::clamp<size_t>((size_t{1} << 16) / k, 1, n);
+  // Enough values to be worth a thread's turn, few enough to stay in its cache. Words along rows
+  // share cache lines: 16 rows at least.
+  const size_t least = source.gguf_id == Source::kPacked ? 16 : 1;
+  const size_t piece = std::clamp<size_t>((size_t{1} << 16) / k, std::min(least, n), n);
   const size_t pieces = (n + piece - 1) / piece;
   const size_t team = std::clamp<size_t>(std::max(threads, 1), 1, pieces);
   os::Pieces left(pieces);
@@ -186,13 +206,7 @@ Requantized requantize(const Source& source, size_t n, size_t k, const Target& t
     results[self] = worker.result();
   });
   Requantized sum;
-  for (const Requantized& one : results) {
-    sum.error += one.error;
-    sum.power += one.power;
-    sum.largest = std::max(sum.largest, one.largest);
-    sum.not_finite += one.not_finite;
-    sum.out_of_range += one.out_of_range;
-  }
+  for (const Requantized& one : results) sum += one;
   return sum;
 }
 

@@ -8,13 +8,18 @@
 
 namespace kt::quant {
 
+struct Packed;  // quant/packed.h
+
 /// Rows of a matrix as a checkpoint has them.
 struct Source {
-  static constexpr int kFp8 = -1;  // E4M3 (finite, NaN = 0x7F) with one scale per square block
-  int gguf_id = 0;                 // or kFp8
+  static constexpr int kFp8 = -1;     // E4M3 (finite, NaN = 0x7F) with one scale per square block
+  static constexpr int kPacked = -2;  // integer codes in words; `bytes` is empty
+  int gguf_id = 0;                    // or kFp8, kPacked
   std::span<const uint8_t> bytes;  // n rows
   std::span<const float> scales;   // kFp8: [ceil(n / block), ceil(k / block)], factors of the values
   size_t block = 128;              // kFp8: rows and columns that share a scale
+  const Packed* packed = nullptr;  // kPacked: checked, of k columns
+  size_t first = 0;                // kPacked: the row of it that is row 0 here
 };
 
 /// What the rows become.
@@ -30,6 +35,8 @@ struct Requantized {
   float largest = 0;       // largest |value|
   size_t not_finite = 0;   // values of the source that are NaN or infinite
   size_t out_of_range = 0; // values the target cannot hold, and what was written that is not finite
+
+  Requantized& operator+=(const Requantized& other);
 };
 
 /// Rows [n, k] of `source` -> n rows of `target` in `out`, by up to `threads` threads; scratch is a

@@ -6,7 +6,9 @@ folder is imported or run: config.json is data, and pickles are refused unopened
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from ktransformers.checkpoint.gguf import GGUFFile, TensorInfo
 from ktransformers.checkpoint.hf_metadata import Config, metadata_of
 from ktransformers.checkpoint.hf_names import Part, Recipe, recipes
 from ktransformers.checkpoint.hf_tokenizer import tokenizer_keys
-from ktransformers.checkpoint.pieces import Piece, convert, fitting_type, type_bytes
+from ktransformers.checkpoint.packed import PackedTensor, gather
+from ktransformers.checkpoint.packed_config import FP8_BLOCK, packed_scheme
+from ktransformers.checkpoint.pieces import PLAIN, Piece, convert, fitting_type, type_bytes
 from ktransformers.checkpoint.safetensors import SafetensorsFolder
 from ktransformers.errors import UserError
 
-FP8_BLOCK = 128
-PLAIN = ("f32", "f16", "bf16")
+CODES = ("int4", "int8")
+ROUNDED_CODES = "q8_0"  # what integer codes become that no blocks can have as they are
 
 
 def is_folder_model(path: Path) -> bool:
@@ -74,7 +78,7 @@ class FolderMetadata(Mapping):
 
 class FolderModel(GGUFFile):
     """An open folder. types: {GGUF name: type it is handed out as}; what is not in it is handed out
-    as stored (fp8 as bf16).
+    as stored: fp8 as bf16, integer codes in the blocks that can have them.
 
     Raises: UserError for everything that is wrong with the folder.
     """
@@ -88,8 +92,12 @@ class FolderModel(GGUFFile):
         if values is None:
             raise UserError(f"{where}: missing; download the whole folder")
         self.config = Config(values, where)
-        check_quantization(self.config)
+        scheme = packed_scheme(self.config)
         self.stored = SafetensorsFolder(self.folder.path)
+        if scheme:
+            gather(self.stored, scheme)
+        self._kept: dict[str, str | None] = {}
+        self._instead: Counter[tuple[str, str]] = Counter()  # (type codes should have had, has)
         self._recipes, self.draft_tensors = recipes(self.stored, self.config)
         self.types: dict[str, str] = {}
         keys = metadata_of(self.config, self.folder.path.resolve().name)
@@ -123,16 +131,60 @@ class FolderModel(GGUFFile):
         if name in self.types:
             return fitting_type(self.types[name], self._recipes[name].shape[-1])
         stored = self.stored_type(name)
+        if stored in CODES:
+            return fitting_type(
+                self.kept_type(name) or ROUNDED_CODES, self._recipes[name].shape[-1]
+            )
         return stored if stored in PLAIN else "bf16" if stored == "fp8" else "f32"
 
+    def kept_type(self, name: str) -> str | None:
+        """The type whose blocks have a tensor's integer codes as they are; None: it has none, or
+        no blocks can have them."""
+        if name not in self._kept:
+            parts = [self.stored.tensors[part.stored] for part in self._recipes[name].parts]
+            packed = all(isinstance(part, PackedTensor) for part in parts)
+            kinds = {part.kept_type() for part in parts} if packed and parts else {None}
+            # Zero points in some of a layer's experts: blocks with a minimum hold the others, too.
+            self._kept[name] = kinds.pop() if len(kinds) == 1 else (
+                "q4_1" if kinds == {"q4_0", "q4_1"} else None
+            )  # fmt: skip
+        return self._kept[name]
+
+    def keeps_codes(self, name: str, kind: str) -> bool:
+        """Whether blocks of that type have a tensor's integer codes as they are."""
+        kept = self.kept_type(name)
+        return kept is not None and kind in (kept, "q8_0", *(("q4_1",) if kept == "q4_0" else ()))
+
+    @property
+    def coded(self) -> list[str]:
+        """Tensors that are stored as integer codes."""
+        return [name for name in self._recipes if self.stored_type(name) in CODES]
+
+    def remarks(self) -> list[str]:
+        """What became of integer codes that could not stay as they are, as far as it is known."""
+        lines = []
+        lost = [n for n in self.coded if n not in self.types and self.kept_type(n) is None]
+        if lost:
+            kinds = " and ".join(sorted({self.type_of(name) for name in lost}))
+            lines.append(
+                f"{len(lost)} tensors are rounded again, to {kinds}: their groups are no runs of "
+                "32 columns (desc_act, actorder), or their codes are of 8 bits with zero points"
+            )
+        for (asked, got), count in self._instead.items():
+            lines.append(
+                f"{count} tensors are {got} instead of {asked}, which cannot have their scales or "
+                "zero points"
+            )
+        return lines
+
     def stored_type(self, name: str) -> str:
-        """The type in the folder: f32, f16, bf16, fp8."""
+        """The type in the folder: f32, f16, bf16, fp8; int4 and int8 are codes in words."""
         recipe = self._recipes[name]
         return self.stored.tensors[recipe.parts[0].stored].dtype if recipe.parts else "f32"
 
     def stored_bytes(self) -> int:
         """Bytes of the folder's tensors."""
-        return sum(t.end - t.begin for t in self.stored.tensors.values())
+        return sum(tensor.nbytes for tensor in self.stored.tensors.values())
 
     def tensor(self, name: str) -> TensorInfo:
         """Raises: UserError naming a tensor that is missing."""
@@ -150,6 +202,12 @@ class FolderModel(GGUFFile):
 
     def _piece(self, recipe: Recipe, part: Part) -> Piece:
         tensor = self.stored.tensors[part.stored]
+        if isinstance(tensor, PackedTensor):
+            rows = None
+            if recipe.pair_heads:
+                rows = pair_rows(np.arange(part.rows, dtype=np.int32), recipe.pair_heads)
+            opened = partial(tensor.open, rows)
+            return Piece(part.stored, tensor.dtype, part.rows, part.cols, None, packed=opened)
         size = {"f64": 8, "f32": 4, "fp8": 1}.get(tensor.dtype, 2)
         row = part.cols * size
         first = part.first + (part.index or 0) * (tensor.shape[1] if part.index is not None else 0)
@@ -184,19 +242,31 @@ class FolderModel(GGUFFile):
     def data(self, name: str) -> np.ndarray:
         """The tensor's bytes in the type `types` says; a higher one where that is not good enough,
         which `types` then says."""
-        pieces = self.pieces(name)
-        out, outcome = convert(name, pieces, self.type_of(name), self.threads, self.path)
-        if outcome.type != self.type_of(name):
+        pieces, kind = self.pieces(name), self.type_of(name)
+        out, outcome = convert(name, pieces, kind, self.threads, self.path)
+        if outcome.type != kind:
             self.types[name] = outcome.type
+            if pieces[0].packed:
+                self._instead[kind, outcome.type] += 1
         for piece in pieces:
-            if piece.name in self.stored.tensors:
-                self.stored.drop(piece.name)
+            self.drop(piece)
         return out
+
+    def drop(self, piece: Piece) -> None:
+        """Lets the system take back the pages a piece came from."""
+        tensor = self.stored.tensors.get(piece.name)
+        if isinstance(tensor, PackedTensor):
+            tensor.drop()
+        elif tensor is not None:
+            self.stored.drop(piece.name)
 
     def dequantize(self, name: str) -> np.ndarray:
         """The stored values as float32, whatever `types` says."""
         parts = []
         for piece in self.pieces(name):
+            if piece.packed:
+                parts.append(piece.packed().to_floats(0, piece.rows))
+                continue
             scales = piece.scales() if piece.scales else None
             data = np.ascontiguousarray(piece.read())
             parts.append(_core.to_floats(data, piece.format, piece.rows, piece.cols, scales))
@@ -226,22 +296,6 @@ class FolderModel(GGUFFile):
         """As GGUFFile's."""
         extra = {} if default is ... else {"default": default}
         return md.get_str(self, key, **extra)
-
-
-def check_quantization(config: Config) -> None:
-    """Refuses folders whose weights are quantised in a way that cannot be read, by its name."""
-    given = config.values.get("quantization_config") or config.values.get("compression_config")
-    if given is None:
-        return
-    method = given.get("quant_method") if isinstance(given, dict) else None
-    block = given.get("weight_block_size") if isinstance(given, dict) else None
-    if method == "fp8" and block in ([FP8_BLOCK, FP8_BLOCK], (FP8_BLOCK, FP8_BLOCK)):
-        return
-    what = f"{method!r:.40}" + (f" with blocks of {block!r:.40}" if method == "fp8" else "")
-    raise UserError(
-        f"{config.path}: quantization_config: {what} cannot be read; unquantised folders and fp8 "
-        f"with blocks of [{FP8_BLOCK}, {FP8_BLOCK}] can, or a GGUF of the model"
-    )
 
 
 def pair_rows(rows: np.ndarray, heads: int) -> np.ndarray:

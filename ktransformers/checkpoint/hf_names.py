@@ -12,6 +12,7 @@ import numpy as np
 
 from ktransformers.checkpoint.hf_metadata import Config
 from ktransformers.checkpoint.naming import LAYER_TENSORS, TOP_TENSORS
+from ktransformers.checkpoint.packed import PackedTensor
 from ktransformers.checkpoint.safetensors import SafetensorsFolder
 from ktransformers.errors import UserError
 
@@ -55,6 +56,7 @@ def recipes(folder: SafetensorsFolder, config: Config) -> tuple[dict[str, Recipe
     layers, experts = config.integer("num_hidden_layers", 1), config.experts
     single: dict[tuple[int, str], dict[int, str]] = {}
     tied = config.truth("tie_word_embeddings", False)
+    is_llama = config.architecture == "llama"
     for stored in folder.tensors:
         if _IGNORED.search(stored) or (tied and stored == "lm_head.weight"):
             continue
@@ -74,12 +76,12 @@ def recipes(folder: SafetensorsFolder, config: Config) -> tuple[dict[str, Recipe
             single.setdefault((layer, expert[2]), {})[int(expert[1])] = stored
         elif rest == "mlp.experts.gate_up_proj":
             made |= _stacked_halves(folder, stored, layer)
-        elif rest in LAYER_TENSORS:
+        elif rest in LAYER_TENSORS and not (is_llama and _is_empty_bias(folder, stored)):
             name = f"blk.{layer}.{LAYER_TENSORS[rest]}"
             if rest == "post_attention_layernorm.weight" and config.architecture == "glm4moe":
                 name = f"blk.{layer}.post_attention_norm.weight"
             made[name] = _whole(folder, stored, name, _pair_heads(config, rest))
-        else:
+        elif not _is_empty_bias(folder, stored):
             raise _unknown(folder, stored)
     for (layer, part), stored_experts in single.items():
         made |= _stack(folder, layer, part, stored_experts, experts)
@@ -101,9 +103,17 @@ def _unknown(folder: SafetensorsFolder, stored: str) -> UserError:
     )
 
 
+def _is_empty_bias(folder: SafetensorsFolder, stored: str) -> bool:
+    """Whether it is the bias of zeros that GPTQ's writers gave modules which have none."""
+    module, _, ending = stored.rpartition(".")
+    if ending != "bias" or not isinstance(folder.tensors.get(f"{module}.weight"), PackedTensor):
+        return False
+    return not folder.bytes_of(stored).any()
+
+
 def _stored(folder: SafetensorsFolder, stored: str):
     tensor = folder.tensors[stored]
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in FLOATS and not isinstance(tensor, PackedTensor):
         raise UserError(
             f"{folder.paths[tensor.file]}: tensor {stored} has type {tensor.dtype}; "
             "f32, f16, bf16 and fp8 (E4M3 with weight_scale_inv) can be read"

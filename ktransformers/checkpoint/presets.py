@@ -5,10 +5,14 @@ head, the values and the down projections of the first and last eighth of the la
 between. That is the pattern llama.cpp's files of the same names follow, so that sizes and quality
 are what people expect. Where a model has eight experts or more, attention and shared experts, read
 for every token and small, get the better type throughout: they cost little.
+
+KEEP is for folders of integer codes: it leaves them as they are.
 """
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ktransformers.checkpoint.pieces import FACTS, fitting_type
@@ -32,6 +36,9 @@ class Preset:
     head: str
 
 
+# Of folders with integer codes: what is stored as floats becomes q8_0 beside them.
+KEEP = Preset("KEEP", 0, "q8_0", "q8_0", "q8_0")
+_FILE_TYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7}  # of KEEP, by the type of most values
 PRESETS = {
     preset.name.lower(): preset
     for preset in (
@@ -41,8 +48,24 @@ PRESETS = {
         Preset("IQ4_XS", 30, "iq4_xs", "q5_k", "q6_k"),
         Preset("BF16", 32, "bf16", "bf16", "bf16"),
         Preset("F16", 1, "f16", "f16", "f16"),
+        KEEP,
     )
 }
+
+
+def default_preset(model) -> Preset:
+    """Of an open model when none is named."""
+    return KEEP if getattr(model, "coded", ()) else PRESETS["q4_k_m"]
+
+
+def file_type(chosen: Preset, types: Mapping[str, str], model) -> int:
+    """`general.file_type` of the result."""
+    if chosen is not KEEP:
+        return chosen.file_type
+    values: Counter[str] = Counter()
+    for name in model.coded:
+        values[types[name]] += math.prod(model.tensor(name).shape)
+    return _FILE_TYPES.get(values.most_common(1)[0][0], _FILE_TYPES["q8_0"])
 
 
 def preset(name: str) -> Preset:
@@ -98,7 +121,11 @@ def preset_type(
 
 def choose_types(model, chosen: Preset, overrides: Sequence[Override]) -> dict[str, str]:
     """{tensor: type} for every tensor of an open model. Raises: UserError for an override that
-    matches nothing or asks for blocks that do not divide the rows."""
+    matches nothing or asks for blocks that do not divide the rows, and for KEEP where there is
+    nothing to keep."""
+    coded = set(getattr(model, "coded", ())) if chosen is KEEP else set()
+    if chosen is KEEP and not coded:
+        raise UserError(f"preset KEEP: {model.path} has no int4 or int8 codes; choose another one")
     arch = model.architecture
     layers = model.integer(f"{arch}.block_count", 1)
     experts = model.integer(f"{arch}.expert_count", 0, default=0)
@@ -107,7 +134,9 @@ def choose_types(model, chosen: Preset, overrides: Sequence[Override]) -> dict[s
     types = {}
     used: set[str] = set()
     for name, info in tensors.items():
-        types[name] = preset_type(name, info.shape, chosen, layers, experts, tied)
+        types[name] = info.type
+        if name not in coded:
+            types[name] = preset_type(name, info.shape, chosen, layers, experts, tied)
         for override in overrides:
             if override.search(name):
                 used.add(override.pattern)

@@ -16,7 +16,13 @@ from typing import Any
 from ktransformers import _core
 from ktransformers.checkpoint.folder_model import FolderModel
 from ktransformers.checkpoint.gguf import GGUFFile
-from ktransformers.checkpoint.pieces import Outcome, Requantizer, check_finite, type_bytes
+from ktransformers.checkpoint.pieces import (
+    KEPT_HIGHER,
+    Outcome,
+    Requantizer,
+    check_finite,
+    type_bytes,
+)
 from ktransformers.errors import UserError
 
 SYNC_BYTES = 1 << 30  # how much an interruption may cost, at most one tensor more
@@ -87,14 +93,16 @@ def _write_tensors(writer, model, types, threads, report, journal, progress) -> 
                 unsafe += chunk.size
                 if progress:
                     progress(at, total, name)
-            if isinstance(model, FolderModel) and piece.name in model.stored.tensors:
-                model.stored.drop(piece.name)
+            if isinstance(model, FolderModel):
+                model.drop(piece)
         outcome = requantizer.outcome
         check_finite(name, outcome, model.path)
         if outcome.out_of_range:
+            other = KEPT_HIGHER.get(types[name]) if outcome.is_kept else None
+            other = "bf16" if other in (None, types[name]) else other
             raise UserError(
                 f"{model.path}: {name}: {outcome.out_of_range} values are out of the range of "
-                f"{types[name]}; add --tensor '^{name}$=bf16'"
+                f"{types[name]}; add --tensor '^{name}$={other}'"
             )
         if trouble := outcome.trouble():
             report.notes.append(f"{name} as {types[name]}: {trouble}")

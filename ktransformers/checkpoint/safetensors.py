@@ -38,9 +38,16 @@ class StoredTensor:
     begin: int
     end: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
 
 class SafetensorsFolder:
-    """All tensors of one checkpoint. Raises: UserError naming file and tensor."""
+    """All tensors of one checkpoint. tensors: by name; packed.gather puts some of them together.
+
+    Raises: UserError naming file and tensor.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -49,6 +56,7 @@ class SafetensorsFolder:
         self.tensors: dict[str, StoredTensor] = {}
         for number, path in enumerate(self.paths):
             self._open(number, path)
+        self._stored = dict(self.tensors)
 
     def _open(self, number: int, path: Path) -> None:
         try:
@@ -65,13 +73,12 @@ class SafetensorsFolder:
 
     def bytes_of(self, name: str) -> np.ndarray:
         """The tensor's bytes, uint8: a read-only view that keeps the map alive."""
-        tensor = self.tensors[name]
-        count = tensor.end - tensor.begin
-        return np.frombuffer(self._maps[tensor.file], np.uint8, count, tensor.begin)
+        tensor = self._stored[name]
+        return np.frombuffer(self._maps[tensor.file], np.uint8, tensor.nbytes, tensor.begin)
 
     def drop(self, name: str) -> None:
         """Lets the system take back the pages that hold this tensor and nothing else."""
-        tensor = self.tensors[name]
+        tensor = self._stored[name]
         page = mmap.PAGESIZE
         begin, end = -(-tensor.begin // page) * page, tensor.end // page * page
         if end > begin and hasattr(mmap, "MADV_DONTNEED"):

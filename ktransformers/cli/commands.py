@@ -95,7 +95,11 @@ TensorTypes = Annotated[
 def quantize(
     source: str = typer.Argument(help="Hugging Face folder or GGUF file"),
     out: str = typer.Argument(help="the GGUF file to write"),
-    preset: str = typer.Argument("Q4_K_M", help="Q4_K_M, Q6_K, Q8_0, IQ4_XS, BF16 or F16"),
+    preset: str = typer.Argument(
+        None,
+        help="Q4_K_M, Q6_K, Q8_0, IQ4_XS, BF16, F16, or KEEP: int4 codes as they are; default: "
+        "KEEP for folders that have such, else Q4_K_M",
+    ),
     tensor: TensorTypes = (),
     recipe: str = typer.Option(None, "--recipe", help="YAML list of {tensor: REGEX, type: TYPE}"),
     threads: int = typer.Option(0, "--threads", min=0, help="0: all usable cores"),

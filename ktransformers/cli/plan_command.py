@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     from ktransformers.optimize.fit_here import fitted
     from ktransformers.optimize.gpus import cuda_devices
     from ktransformers.optimize.plan import PlanContext, plan
-    from ktransformers.optimize.quant import auto_quant
+    from ktransformers.optimize.quant import auto_quant, folder_notes
     from ktransformers.optimize.report import print_plan, to_json
     from ktransformers.optimize.rules import load_rules
     from ktransformers.optimize.shipped import shipped_rules
@@ -53,6 +54,7 @@ def run(
     from ktransformers.optimize.tree import describe
 
     made = plan(describe(build_on_meta(family, config), family, gguf), rules, planning)
+    made = replace(made, notes=(*made.notes, *folder_notes(gguf)))
     check_has_card(kv_type, (row.device for row in made.placements))
     if as_json:
         document = to_json(made) | ({"fit": fit_report.to_json(expected)} if expected else {})

@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ktransformers.checkpoint import quantize as work
+from ktransformers.checkpoint.folder_model import FolderModel
 from ktransformers.checkpoint.gguf import GGUFFile, open_model
-from ktransformers.checkpoint.presets import Override, choose_types, preset, writable
+from ktransformers.checkpoint.presets import (
+    KEEP,
+    Override,
+    choose_types,
+    default_preset,
+    file_type,
+    preset,
+    writable,
+)
 from ktransformers.cli.inspect import size
 from ktransformers.errors import UserError
 
@@ -40,26 +49,28 @@ class Bar:
 def run(
     source: str,
     out: str,
-    preset_name: str,
+    preset_name: str | None = None,
     tensors: Sequence[str] = (),
     recipe: str | None = None,
     threads: int = 0,
     dry_run: bool = False,
 ) -> None:
     """Checks everything that can be checked, then converts. Raises: UserError."""
-    chosen = preset(preset_name)
+    chosen = preset(preset_name) if preset_name else None
     overrides = [parse_override(text) for text in tensors]
     overrides += read_recipe(recipe) if recipe else []
     model = open_model(source)
+    chosen = chosen or default_preset(model)
     types = choose_types(model, chosen, overrides)
-    for line in remarks(model, types):
+    for line in remarks(model, types) + (model.remarks() if chosen is KEEP else []):
         print(f"note: {line}", file=sys.stderr)
     print_types(model, types, chosen.name)
     if dry_run:
         return
     start = time.monotonic()
     try:
-        report = work.quantize_model(model, out, types, chosen.file_type, threads, Bar())
+        kind = file_type(chosen, types, model)
+        report = work.quantize_model(model, out, types, kind, threads, Bar())
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on with {out}.part", file=sys.stderr)
         raise
@@ -100,6 +111,7 @@ def remarks(model: GGUFFile, types: dict[str, str]) -> list[str]:
         model.stored_type(name)
         for name, kind in types.items()
         if model.stored_type(name) not in (*ALREADY_ROUNDED, kind)
+        and not (isinstance(model, FolderModel) and model.keeps_codes(name, kind))
     )
     if rounded:
         kinds = ", ".join(f"{count} {kind}" for kind, count in rounded.most_common())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ktransformers.checkpoint.pieces import fitting_type, type_bytes
+from ktransformers.checkpoint.pieces import PLAIN, fitting_type, type_bytes
 from ktransformers.operators.int4 import form_of, trouble
 from ktransformers.optimize.cache_types import grouped_bytes, latent_bytes
 
@@ -190,7 +190,7 @@ def facts_of_model(
     tensors = []
     for info in gguf.tensors.values():
         nbytes = info.nbytes
-        if quant and len(info.shape) > 1:
+        if quant and len(info.shape) > 1 and info.type in PLAIN:
             kind = fitting_type(quant, info.shape[-1])
             nbytes = type_bytes(kind, math.prod(info.shape))
         asked = int4(*kind_of(info.name)) if int4 and _INT4.search(info.name) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ktransformers.checkpoint.pieces import fitting_type, type_bytes
+from ktransformers.checkpoint.pieces import PLAIN, fitting_type, type_bytes
 from ktransformers.errors import UserError
 from ktransformers.operators.int4 import ONLY_CARDS
 from ktransformers.operators.registry import OperatorSpec, Registry, operators
@@ -258,7 +258,7 @@ class _Planner:
         if rule and not self.own:
             floats = quant_of_backend(rule)
             if floats and spec.backend == "cpu" and self.context.auto_quant:
-                types = self.loaded_types(weights.values(), floats)
+                types = self.loaded_types(weights.values(), floats, floats_only=True)
         nbytes = sum(loaded_bytes(w, types) if in_file else w.float_bytes for w in weights.values())
         there = int(nbytes * share)
         on_cpu, smaller = nbytes - there, 0
@@ -285,8 +285,12 @@ class _Planner:
             )
         )
 
-    def loaded_types(self, weights: Iterable[WeightInfo], quant: str) -> dict[str, str]:
-        """{tensor: type} of matrices that `quant` has loaded as another type than the stored."""
+    def loaded_types(
+        self, weights: Iterable[WeightInfo], quant: str, floats_only: bool = False
+    ) -> dict[str, str]:
+        """{tensor: type} of matrices that `quant` has loaded as another type than the stored.
+        floats_only, and `auto`: what is quantised stays."""
+        floats_only = floats_only or quant == "auto"
         kind = self.context.auto_quant if quant == "auto" else quant
         if kind in (None, "file", *ONLY_CARDS):  # those, where a card's rule means the CPU here
             return {}
@@ -294,6 +298,7 @@ class _Planner:
             name: fitting_type(kind, weight.shape[-1])
             for weight in weights
             if len(weight.shape) > 1 and weight.type != fitting_type(kind, weight.shape[-1])
+            if weight.type in PLAIN or not floats_only
             for name in weight.tensors
         }
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ktransformers import _core
-from ktransformers.checkpoint.pieces import type_bytes
+from ktransformers.checkpoint.pieces import PLAIN, type_bytes
 from ktransformers.errors import UserError
 from ktransformers.optimize.cache_types import card_cache_bytes
 from ktransformers.optimize.held import OnCards
@@ -98,7 +98,7 @@ def tensor_bytes(gguf) -> dict[str, int]:
         return {name: gguf.tensor(name).nbytes for name in tensors}
     return {
         name: info.nbytes
-        if len(info.shape) < 2 or info.shape[-1] % 256
+        if len(info.shape) < 2 or info.shape[-1] % 256 or info.type not in PLAIN
         else type_bytes(kind, math.prod(info.shape))
         for name, info in tensors.items()
     }

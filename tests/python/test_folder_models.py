@@ -377,8 +377,8 @@ def test_bad_folders_are_refused_by_name(folders, tmp_path):
     assert "lies at" in told(**{"model.safetensors": stored[:-40]})
     asks = json.dumps(config | {"model_type": "x", "auto_map": {"A": "m.C"}}).encode()
     assert "never run" in told(**{"config.json": asks})
-    awq = json.dumps(config | {"quantization_config": {"quant_method": "awq"}}).encode()
-    assert "'awq' cannot be read" in told(**{"config.json": awq})
+    quip = json.dumps(config | {"quantization_config": {"quant_method": "quip"}}).encode()
+    assert "'quip' cannot be read" in told(**{"config.json": quip})
     hidden = json.dumps(config | {"num_local_experts": 9}).encode()
     assert "expert 8 is missing" in told(**{"config.json": hidden})
 
