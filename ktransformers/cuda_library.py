@@ -8,7 +8,7 @@ import ctypes
 import os
 from pathlib import Path
 
-VERSION = 7  # of the C functions' signatures
+VERSION = 8  # of the C functions' signatures
 NAME = "libkt_cuda.so"
 
 

@@ -65,7 +65,7 @@ class TextRecorder : public StepRecorder {
 
 }  // namespace
 
-int kt_cuda_version() { return 7; }
+int kt_cuda_version() { return 8; }
 const char* kt_cuda_error() { return last_api_error().c_str(); }
 
 int kt_cuda_int4_sizes(int m, int n, int k, int group, int bf16, int sms, int arch,

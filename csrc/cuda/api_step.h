@@ -32,6 +32,7 @@ typedef struct {
   const float* hidden;          // [rows, hidden]
   const int32_t* position;      // [rows]
   const int32_t* sequence;      // [rows], ascending: a sequence's rows follow one another
+  const uint8_t* is_prompt;     // [rows] 0: a generated token; null: all are
   const int32_t* const* pages;  // [sequences] numbers of the cache's pages
   const int32_t* num_pages;     // [sequences]
   int num_head_rows;            // rows whose logits are wanted; 0 where the card has no head

@@ -81,6 +81,7 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
   float* const hidden = in_place ? state.hidden + rows.front() * n : moved.data();
   std::vector<int32_t> position(m), sequence(m), counts, head_rows, tokens;
   std::vector<kt_cuda_sampling> sampling;
+  std::vector<uint8_t> is_prompt(m);
   std::vector<const int32_t*> pages;
   int last = -1;
   for (int i = 0; i < m; ++i) {
@@ -93,6 +94,7 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
     }
     position[i] = state.step.position[row];
     sequence[i] = static_cast<int32_t>(pages.size()) - 1;
+    is_prompt[i] = state.step.is_prompt[row] != 0;
     running.rounding.push_back(state.rounding[row]);
     if (!in_place) std::copy_n(state.hidden + row * n, n, hidden + i * n);
     if (options_.vocab == 0) continue;
@@ -107,6 +109,7 @@ void CardNode::run_piece(StepState& state, const std::vector<int>& rows,
   kt_cuda_step step{};
   step.rows = m, step.sequences = static_cast<int>(pages.size());
   step.hidden = hidden, step.position = position.data(), step.sequence = sequence.data();
+  step.is_prompt = is_prompt.data();
   step.pages = pages.data(), step.num_pages = counts.data();
   step.num_head_rows = static_cast<int>(head_rows.size()), step.head_rows = head_rows.data();
   step.sampling = sampling.empty() ? nullptr : sampling.data(), step.tokens = tokens.data();

@@ -2,7 +2,7 @@
 
 A rule says `quant: int4`, or how many values share a scale: int4g32, int4g64, int4g128. Groups of
 32 have an offset as well. Plain int4 keeps the codes of types that have such groups, and rounds
-the others 64 to a scale. csrc/cuda/int4_gemm/placed.h does it; plans are made where there is no CUDA
+the others 64 to a scale. csrc/cuda/int4_gemm/placed.h does it; plans are made without any CUDA
 library, so tests/python/test_int4_forms.py holds what is said here to it.
 """
 

@@ -443,14 +443,15 @@ def test_runs_on_one_card_share_its_room(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "layers", "defer", "slots"),
+    ("name", "architecture", "layers", "defer", "slots", "prompt"),
     [
-        ("deepseek_v3", "deepseek_v3", 3, 2, 0),  # one dense layer; shared experts
-        ("qwen3moe", "qwen3_moe", 3, 2, 3),  # what has a slot is never deferred
+        ("deepseek_v3", "deepseek_v3", 3, 2, 0, [5, 9]),  # one dense layer; shared experts
+        # What has a slot is never deferred, nor a prompt, be it as long as a decode step.
+        ("qwen3moe", "qwen3_moe", 3, 2, 3, [5]),
     ],
 )
 def test_deferred_experts_are_added_by_the_next_layer(
-    tmp_path, name, architecture, layers, defer, slots
+    tmp_path, name, architecture, layers, defer, slots, prompt
 ):
     path = write(small(name, num_hidden_layers=layers), tmp_path / "model.gguf")
     where = f"backend: cuda, device: 'cuda:0', options: {{experts: {slots}}}"
@@ -458,7 +459,7 @@ def test_deferred_experts_are_added_by_the_next_layer(
     rules = rules_for(architecture, ALL if slots else BUT_EXPERTS, tmp_path, **changes)
     reference = Reference.load(path, small_family(name, num_hidden_layers=layers)).model
     deferral = Deferral(reference, defer, lambda _layer, ids: ids >= slots)
-    prompt, tokens = [5, 9], [7, 4]
+    tokens = [7, 4]
     expected = {}
     for on in (False, True):
         deferral.on = False  # prompts are as ever
@@ -473,9 +474,10 @@ def test_deferred_experts_are_added_by_the_next_layer(
                 rows.append(step.logits[0])
         expected[on] = torch.cat(rows).numpy()
     model = load(path, rules, defer_experts=defer)
-    got = ours.logits(model, prompt + tokens, prompt=len(prompt))[1:]
+    got = ours.logits(model, prompt + tokens, prompt=len(prompt))[len(prompt) - 1 :]
     assert divergence(expected[True], got) <= 1e-3
     away = {on: ((logits - got)[1:] ** 2).sum() for on, logits in expected.items()}
+    assert ((expected[True] - got)[0] ** 2).sum() < 0.01 * away[False]  # of the prompt
     assert away[True] < 0.01 * away[False]  # it is this sum and not the model's own
     assert any("--defer_experts" in note for note in model.kt.notes)
 

@@ -8,7 +8,8 @@
 //   added by layer k = shared_k(x_k) + sum over R_k of w e(x_k) + sum over D_k-1 of w e(x_k-1)
 //
 // D_k is empty where the next layer does not wait for the CPU; so nothing is left at the end, and
-// nothing passes from one card, or one step, to another.
+// nothing passes from one card, or one step, to another. It is empty for rows of a prompt as well,
+// whichever rows they share a step with.
 #include "base/error.h"
 #include "cuda/model/card_model.h"
 
@@ -27,7 +28,7 @@ void CardModel::take_deferral() {
   for (size_t i = 0; i + 1 < layers_.size(); ++i)
     layers_[i].defers = waits(layers_[i]) && waits(layers_[i + 1]);
   const size_t picks = size_t(s_.slice) * s_.top_k, values = size_t(s_.slice) * s_.hidden;
-  now_ids_.resize(picks), later_ids_.resize(picks);
+  now_ids_.resize(picks), later_ids_.resize(picks), is_prompt_.resize(s_.slice);
   deferred_ = memory_.take<float>(values);
   now_ = later_ = host_;
   now_.ids = now_ids_.data(), later_.ids = later_ids_.data();
@@ -43,7 +44,7 @@ void CardModel::split_job() {
       int before = 0;  // choices with more weight
       for (int j = 0; j < k; ++j)
         before += weights[j] > weights[i] || (weights[j] == weights[i] && j < i);
-      const bool later = before >= k - s_.deferred;
+      const bool later = !is_prompt_[row] && before >= k - s_.deferred;
       now_ids_[row * k + i] = later ? -1 : ids[i];
       later_ids_[row * k + i] = later ? ids[i] : -1;
     }

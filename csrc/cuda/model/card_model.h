@@ -209,6 +209,7 @@ class CardModel {
   int32_t* host_tokens_ = nullptr;
   kt_cuda_job host_{}, now_{}, later_{};  // whole; its two parts in a step that defers
   std::vector<int32_t> now_ids_, later_ids_;
+  std::vector<uint8_t> is_prompt_;  // [slice] of the step under way, where the model defers
   std::vector<int> job_layers_;  // of the layers with work for the CPU
   bool defers_ = false;          // the step under way does
   float* deferred_ = nullptr;

@@ -92,6 +92,8 @@ StepSize CardModel::write_input(const kt_cuda_step& step, int padded, int index)
   size.dense = padded == 0 && dense_.weights && m >= s_.dense_rows;
   size.graph = padded > 0 && m <= kMostGraphRows;
   size.defers = defers_ = s_.deferred > 0 && size.graph;
+  if (defers_)
+    for (int i = 0; i < step.rows; ++i) is_prompt_[i] = step.is_prompt && step.is_prompt[i];
   write_head_rows(step, padded, size);
   return size;
 }

@@ -13,6 +13,7 @@ PartOfStep::PartOfStep(const kt_cuda_step& whole, int first, int rows, int hidde
   step.rows = rows, step.sequences = sequence_.back() + 1;
   step.hidden += int64_t{first} * hidden, step.position += first;
   step.sequence = sequence_.data(), step.pages += base, step.num_pages += base;
+  if (step.is_prompt) step.is_prompt += first;
   step.num_head_rows = static_cast<int>(head_rows_.size()), step.head_rows = head_rows_.data();
   if (step.logits) step.logits += int64_t{before} * vocab;
   if (step.sampling) step.sampling += before, step.tokens += before;

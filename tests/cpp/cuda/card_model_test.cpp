@@ -532,6 +532,44 @@ TEST(CardModel, OnlyGraphsDefer) {
   EXPECT_FALSE(defers(1, 0));  // the last row of a longer step
 }
 
+TEST(CardModel, RowsOfAPromptNeverDefer) {
+  constexpr int kRows = 3, kDeferred = 2;
+  TwoMoeLayers two(kRows, kRows, kDeferred);
+  std::vector<int32_t> numbers{0, 1, 2}, positions(kRows, 0), pages(kRows, 1);
+  std::vector<const int32_t*> tables;
+  for (const int32_t& number : numbers) tables.push_back(&number);
+  const std::vector<uint8_t> is_prompt{0, 1, 0};
+  kt_cuda_step step{};
+  step.rows = step.sequences = kRows, step.hidden = two.embeddings.data();
+  step.position = positions.data(), step.sequence = numbers.data();
+  step.pages = tables.data(), step.num_pages = pages.data();
+  step.num_head_rows = kRows, step.head_rows = numbers.data();
+  const int k = two.v3.shape.top_k;
+  const auto run = [&](int rows, const uint8_t* marks) {
+    std::vector<std::vector<int>> counts(2, std::vector<int>(kRows, 0));
+    step.rows = step.sequences = step.num_head_rows = rows, step.is_prompt = marks;
+    const StepSize size = two.model->begin_step(step, rows);
+    EXPECT_TRUE(size.defers);
+    Eagerly recorder(*two.model, size, [&](uint64_t number) {
+      const int job = static_cast<int>(number) - 1;
+      const kt_cuda_job& data = two.model->host_job(job);
+      for (int i = 0; i < data.rows * k; ++i) counts[job >= 2][i / k] += data.ids[i] >= 0;
+      std::fill_n(data.out, data.rows * TwoMoeLayers::kWidth, 0.f);
+    });
+    record_step(two.model->step_layers(size), false, recorder);
+#if defined(KT_TEST_ON_GPU)
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+#endif
+    return counts;
+  };
+  // Experts computed at once in the two layers together, and later in the first.
+  using Counts = std::vector<std::vector<int>>;
+  EXPECT_EQ(run(3, is_prompt.data()), (Counts{{2 * k - kDeferred, 2 * k, 2 * k - kDeferred},
+                                              {kDeferred, 0, kDeferred}}));
+  EXPECT_EQ(run(1, is_prompt.data() + 1), (Counts{{2 * k, 0, 0}, {0, 0, 0}}));
+  EXPECT_EQ(run(1, nullptr), (Counts{{2 * k - kDeferred, 0, 0}, {kDeferred, 0, 0}}));
+}
+
 TEST(CardModel, JobsOfASliceSayWhichRowsTheyHave) {
   constexpr int kRows = 9, kSlice = 4;
   TwoMoeLayers two(kRows, kSlice, 0);

@@ -19,11 +19,13 @@ struct FakeCard {
   std::vector<int> rows;
   std::vector<std::vector<float>> first_values;  // of each step's rows
   std::vector<const float*> hidden;
+  std::vector<std::vector<int>> is_prompt;
 
   static int step(void* self, const kt_cuda_step* s) {
     FakeCard& card = *static_cast<FakeCard*>(self);
     card.rows.push_back(s->rows), card.hidden.push_back(s->hidden);
     card.first_values.emplace_back();
+    card.is_prompt.emplace_back(s->is_prompt, s->is_prompt + s->rows);
     for (int i = 0; i < s->rows; ++i) card.first_values.back().push_back(s->hidden[i * kHidden]);
     for (int i = 0; i < s->num_head_rows; ++i) {
       const int row = s->head_rows[i];
@@ -42,12 +44,13 @@ struct Scene {
       std::vector<cpu::KvSpec>{cpu::KvSpec{}}, KvOptions{cpu::KvType::kF32, cpu::KvType::kF32, 512});
   std::vector<float> hidden, logits;
 
-  void run(std::vector<int32_t> sequence, std::vector<int32_t> wanted, int sequences, int most_rows) {
+  void run(std::vector<int32_t> sequence, std::vector<int32_t> wanted, int sequences, int most_rows,
+           std::vector<uint8_t> is_prompt = {}) {
     const int m = static_cast<int>(sequence.size());
     std::vector<std::shared_ptr<Sequence>> all;
     for (int i = 0; i < sequences; ++i) all.push_back(kv->make_sequence());
     std::vector<int32_t> position(m), next(sequences, 0), token(m, 0);
-    std::vector<uint8_t> is_prompt(m, 1);
+    is_prompt.resize(m, 1);
     for (int i = 0; i < m; ++i) position[i] = next[sequence[i]]++;
     for (int i = 0; i < m; ++i) hidden.insert(hidden.end(), kHidden, float(10 * i));
     const Step step{token, position, sequence, is_prompt, all, wanted, true};
@@ -81,6 +84,12 @@ TEST(CardNode, RowsGoBySequenceAndTheirResultsBack) {
   for (int i = 0; i < 4 * kHidden; ++i) EXPECT_EQ(scene.hidden[i], 10 * (i / kHidden) + 1);
   // In the order of the wanted rows, one of them twice.
   EXPECT_EQ(scene.logits, (std::vector<float>{30, 1, 1, 0, 1, 2, 30, 1, 1}));
+}
+
+TEST(CardNode, TheCardIsToldWhichRowsAreAPrompts) {
+  Scene scene;
+  scene.run({1, 0, 1, 0}, {3}, 2, 8, {1, 0, 2, 0});  // by sequence on the card; 2: of a long one
+  EXPECT_EQ(scene.card.is_prompt, (std::vector<std::vector<int>>{{0, 0, 1, 1}}));
 }
 
 TEST(CardNode, NoStepHasMoreRowsWithLogitsThanTheCardTakes) {
