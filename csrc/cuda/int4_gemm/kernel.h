@@ -62,30 +62,40 @@ struct Int4Gemm {
     FragmentD d[kRowTiles][8];
   };
 
-  /// An output tile: its columns, its rows of x and y, its matrix.
+  /// An output tile: its columns, and its rows of x and y. What all tiles have in common is read
+  /// from the parameters where it is needed: registers are scarce.
   struct Tile {
-    int column_tile, first_row, rows;
-    Global<const uint8_t> weights, scales, offsets;
+    int column_tile, first_row;
+    int own_rows;                 // grouped, and so below
+    Global<const uint8_t> matrix;
   };
   KT_DEVICE static Tile tile_at(const Params& params, int index) {
-    const Int4GemmParams& p = params.p;
     if constexpr (kGrouped) {
-      const int across = div_up(p.n, kTileN);
+      const int across = div_up(params.p.n, kTileN);
       const GemvItem item = Global<const GemvItem>(params.items)[index / across];
-      const Global<const uint8_t> at(item.weights);
-      return {index % across, item.first_tile * 8, item.tiles * 8, at, at + params.scales_at,
-              at + params.offsets_at};
+      return {index % across, item.first_tile * 8, item.tiles * 8,
+              Global<const uint8_t>(item.weights)};
     } else {
-      const int first_row = index % params.row_blocks * kRows;
-      return {index / params.row_blocks, first_row, p.m - first_row,
-              Global<const uint8_t>(p.weights),
-              Global<const uint8_t>(static_cast<const uint8_t*>(p.scales)),
-              Global<const uint8_t>(static_cast<const uint8_t*>(p.offsets))};
+      return {index / params.row_blocks, index % params.row_blocks * kRows, 0, {}};
     }
   }
+  KT_DEVICE static bool has_row(const Params& params, const Tile& tile, int row) {
+    return kGrouped ? row < tile.own_rows : tile.first_row + row < params.p.m;
+  }
+  KT_DEVICE static Global<const uint8_t> weights(const Params& params, const Tile& tile) {
+    if constexpr (kGrouped) return tile.matrix;
+    return Global<const uint8_t>(params.p.weights);
+  }
+  KT_DEVICE static Global<const T> scales(const Params& params, const Tile& tile) {
+    if constexpr (kGrouped) return global_cast<const T>(tile.matrix + params.scales_at);
+    return Global<const T>(static_cast<const T*>(params.p.scales));
+  }
+  KT_DEVICE static Global<const T> offsets(const Params& params, const Tile& tile) {
+    if constexpr (kGrouped) return global_cast<const T>(tile.matrix + params.offsets_at);
+    return Global<const T>(static_cast<const T*>(params.p.offsets));
+  }
   /// Grouped, the device deals the units out, when it knows how many there are.
-  KT_DEVICE static Stripes stripes_of(const Params& params) {
-    if constexpr (!kGrouped) return params.stripes;
+  KT_DEVICE static Stripes deal_out(const Params& params) {
     const int items = Global<const int32_t>(params.num_items)[0];
     Stripes s{items * div_up(params.p.n, kTileN), params.p.k / kUnit, 0};
     const int64_t units = static_cast<int64_t>(s.tiles) * s.tile_units, blocks = grid_x();
@@ -106,7 +116,7 @@ struct Int4Gemm {
     KT_UNROLL
     for (int i = tid; i < kRows * 8; i += kThreads) {
       const int row = i / 8, piece = i % 8;
-      const bool present = row < tile.rows;
+      const bool present = has_row(params, tile, row);
       const int64_t at =
           static_cast<int64_t>(tile.first_row + (present ? row : 0)) * p.k + unit * kUnit;
       async_copy16(a + a_at(row, piece), x + (at + piece * 8), present);
@@ -118,7 +128,7 @@ struct Int4Gemm {
       const int strip = tile.column_tile * kStrips + i / 128;
       const bool present = strip < strips;
       const int64_t at = (static_cast<int64_t>(present ? strip : 0) * units + unit) * 2048;
-      async_copy16_once(w + i, tile.weights + (at + i % 128 * 16), present);
+      async_copy16_once(w + i, weights(params, tile) + (at + i % 128 * 16), present);
     }
     const int groups = p.group < kUnit ? kUnit / p.group : 1;
     const int first_group = unit * kUnit / p.group;
@@ -129,10 +139,10 @@ struct Int4Gemm {
           ((first_group + i / 8 / kStrips) * int64_t{strips} + (present ? strip : 0)) * 64 +
           i % 8 * 8;
       async_copy16(shared_at<T>(base + kABytes + kWBytes) + i * 8,
-                   global_cast<const T>(tile.scales) + at, present);
+                   scales(params, tile) + at, present);
       if constexpr (kOffsets)
         async_copy16(shared_at<T>(base + kABytes + kWBytes + kSBytes) + i * 8,
-                     global_cast<const T>(tile.offsets) + at, present);
+                     offsets(params, tile) + at, present);
     }
   }
 
@@ -211,7 +221,7 @@ struct Int4Gemm {
                               Float2 v) {
     const int global_row = tile.first_row + row;
     const int global_column = tile.column_tile * kTileN + column;
-    if (row >= tile.rows || global_column >= params.p.n) return;
+    if (!has_row(params, tile, row) || global_column >= params.p.n) return;
     const int64_t at = static_cast<int64_t>(global_row) * params.p.n + global_column;
     if (params.p.row_scales) {
       const float scale = Global<const float>(params.p.row_scales)[global_row];
@@ -269,7 +279,12 @@ struct Int4Gemm {
   }
 
   KT_DEVICE static void run(const Params& params) {
-    const Stripes stripes = stripes_of(params);
+    if constexpr (kGrouped)
+      run(params, deal_out(params));
+    else
+      run(params, params.stripes);
+  }
+  KT_DEVICE static void run(const Params& params, const Stripes& stripes) {
     const int64_t all = static_cast<int64_t>(stripes.tiles) * stripes.tile_units;
     int64_t unit = static_cast<int64_t>(block_x()) * stripes.per_block;
     const int64_t end = unit + stripes.per_block < all ? unit + stripes.per_block : all;

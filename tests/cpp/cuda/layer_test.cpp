@@ -328,7 +328,7 @@ TEST(Moe, RouterAgreesWithTheCpu) {
 
 /// item_tiles: of an entry of the list.
 void check_route(int item_tiles) {
-  SCOPED_TRACE(item_tiles);
+  SCOPED_TRACE(concat("items of ", item_tiles, " tiles"));
   const int m = 11, experts = 40, top_k = 3;
   std::mt19937 random(16);
   std::vector<int32_t> ids;
