@@ -238,8 +238,8 @@ struct Int4Gemm {
     Global<uint32_t>(static_cast<uint32_t*>(params.p.y))[at / 2] = pack2<T>(v.x[0], v.x[1]);
   }
 
-  KT_DEVICE static void finish_tile(const Params& params, const Stripes& stripes, const Tile& tile,
-                                    int index) {
+  KT_DEVICE static void finish_tile(const Params& params, const Stripes& stripes, int index) {
+    const Tile tile = tile_at(params, index);  // anew: nothing of it has to last
     const int participants = stripes.participants(index);
     const Shared<Float2> sums = shared_at<Float2>(0);
     constexpr int kPairs = kRows * kTileN / 2;
@@ -310,7 +310,7 @@ struct Int4Gemm {
       }
       async_wait<0>();
       add_warps(sums);
-      finish_tile(params, stripes, tile, index);
+      finish_tile(params, stripes, index);
       sync();  // the next tile's copies overwrite the sums
       unit += count;
     }
