@@ -158,9 +158,13 @@ def figures_of(step: Step) -> dict:
     path = ROOT / step.result if step.result else None
     if path is None or not path.exists():
         return {}
-    figures = json.loads(path.read_text())
+    text = path.read_text(errors="replace")
     path.unlink()  # the next step that writes it must not be taken for this one
-    return figures
+    try:
+        figures = json.loads(text)
+    except ValueError:  # its step was ended while it wrote
+        return {}
+    return figures if isinstance(figures, dict) else {}
 
 
 def batches(chosen: list[Step]) -> list[list[Step]]:
@@ -187,7 +191,14 @@ def run_all(chosen: list[Step], out: Path) -> list[Outcome]:
             for outcome in list(pool.map(one, batch)):
                 outcomes[outcome.name] = outcome
                 tell(outcome, out)
+                write_report(list(outcomes.values()), time.monotonic() - begin, out)
     return list(outcomes.values())
+
+
+def write_report(outcomes: list[Outcome], seconds: float, out: Path) -> None:
+    """After every step: whoever ends this run finds what is known by then."""
+    report = {"seconds": seconds, "steps": [vars(o) for o in outcomes]}
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def tell(outcome: Outcome, out: Path) -> None:
@@ -274,10 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     (ROOT / "bench" / "results").mkdir(exist_ok=True)
     begin = time.monotonic()
     outcomes = run_all(chosen, out)
-    report = {"seconds": time.monotonic() - begin, "steps": [vars(o) for o in outcomes]}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(outcomes))
-    print(f"{report['seconds']:.0f} s; report.json and log.txt in {out}")
+    print(f"{time.monotonic() - begin:.0f} s; report.json and log.txt in {out}")
     return int(any(o.verdict == "FAILED" for o in outcomes))
 
 

@@ -178,3 +178,19 @@ def test_the_table_of_what_the_emulator_ran():
     ]
     text = "".join("\t".join(map(str, line)) + "\n" for line in [*lines, lines[0]])
     assert kernel_table.rows(text) == [("CopyKernel", 1, 2, 2, 1.5), ("Flash", 2, 7, 26, 1.25)]
+
+
+def test_what_is_known_is_written_after_every_step(tmp_path, monkeypatch):
+    """Also where a step was ended while it wrote its figures."""
+    half = tmp_path / "half.json"
+    half.write_text('{"rows": [')
+    chosen = [check.Step("first", [["true"]], 5, result=str(half)),
+              check.Step("second", [["false"]], 5)]  # fmt: skip
+    seen, write = [], check.write_report
+    monkeypatch.setattr(
+        check, "write_report", lambda found, *more: seen.append(len(found)) or write(found, *more)
+    )
+    outcomes = check.run_all(chosen, tmp_path)
+    assert [o.verdict for o in outcomes] == ["ok", "FAILED"] and seen == [1, 2]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [step["figures"] for step in report["steps"]] == [{}, {}] and not half.exists()
