@@ -227,6 +227,22 @@ void Decoder::step(const Step& step, StepOut& out) {
   }
 }
 
+// Node after node, each of which knows what the next one reads first.
+void Decoder::run_nodes(StepState& state) const {
+  struct Forgotten {
+    cpu::Context& context;
+    ~Forgotten() { context.next = {}; }
+  } const forgotten{*context_};
+  const cpu::Matrix* const head[] = {lm_head_ ? &lm_head_->weight() : nullptr};
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    if (i + 1 < nodes_.size())
+      context_->next = nodes_[i + 1]->first_weights();
+    else
+      context_->next = {head, lm_head_ ? size_t{1} : size_t{0}};
+    nodes_[i]->run(state);
+  }
+}
+
 void Decoder::run(const Step& step, StepOut& out) {
   cpu::Arena& arena = context_->arena;
   cpu::Arena::Scope scope(arena);
@@ -267,7 +283,7 @@ void Decoder::run(const Step& step, StepOut& out) {
   StepState state{*context_, step, rounding, kind, kv_.get(), pages, m, hidden, &out.logits,
                   &out.tokens};
   out.tokens.assign(step.sampling.size(), -1);
-  for (const auto& node : nodes_) node->run(state);
+  run_nodes(state);
   tokens_sampled_ += static_cast<int64_t>(out.tokens.size());
 
   const int wanted = static_cast<int>(step.logits_rows.size());

@@ -85,6 +85,8 @@ class Node {
   virtual void run(StepState& state) const = 0;
   virtual const char* kind() const = 0;
   virtual const char* device() const { return "cpu"; }
+  /// The matrices it multiplies first, together, where they are the CPU's.
+  virtual std::span<const cpu::Matrix* const> first_weights() const { return {}; }
   /// Of a node that gives the step's logits itself; 0: the decoder does.
   virtual int64_t vocab_size() const { return 0; }
   /// Whether it chooses tokens from them.
@@ -104,6 +106,9 @@ class AttentionNode : public Node {
                 std::shared_ptr<const cpu::Attention> attention, int layer);
   void run(StepState& state) const override;
   const char* kind() const override { return "attention"; }
+  std::span<const cpu::Matrix* const> first_weights() const override {
+    return attention_->first_weights();
+  }
 
  private:
   std::shared_ptr<const cpu::RmsNorm> norm_;
@@ -118,6 +123,9 @@ class FeedForwardNode : public Node {
                   std::shared_ptr<const cpu::FeedForward> ffn);
   void run(StepState& state) const override;
   const char* kind() const override { return "feed_forward"; }
+  std::span<const cpu::Matrix* const> first_weights() const override {
+    return ffn_->first_weights();
+  }
 
  private:
   std::shared_ptr<const cpu::RmsNorm> norm_;
@@ -172,6 +180,7 @@ class Decoder {
  private:
   void check(const Step& step) const;
   void run(const Step& step, StepOut& out);
+  void run_nodes(StepState& state) const;
 
   std::shared_ptr<cpu::Context> context_;
   std::shared_ptr<const Embedding> embedding_;

@@ -81,6 +81,8 @@ class Attention {
   virtual void forward(Context& context, const AttentionRows& rows, const float* x,
                        float* out) const = 0;
   virtual KvSpec kv_spec() const = 0;
+  /// The matrices it multiplies first, together.
+  virtual std::span<const Matrix* const> first_weights() const = 0;
   virtual int64_t hidden_size() const = 0;
 };
 
@@ -102,6 +104,7 @@ class GqaAttention : public Attention {
     const int64_t width = int64_t{w_.num_kv_heads} * w_.head_dim;
     return {width, width, w_.num_kv_heads};
   }
+  std::span<const Matrix* const> first_weights() const override { return first_; }
   int64_t hidden_size() const override { return w_.q->cols(); }
 
  private:
@@ -109,6 +112,7 @@ class GqaAttention : public Attention {
                      const float* q, float* heads) const;
 
   GqaWeights w_;
+  std::vector<const Matrix*> first_, last_;
 };
 
 enum class Expand : uint8_t { kLongPrompts, kNever, kAlways };
@@ -140,6 +144,7 @@ class MlaAttention : public Attention {
   void forward(Context& context, const AttentionRows& rows, const float* x,
                float* out) const override;
   KvSpec kv_spec() const override { return {w_.kv_lora_rank + w_.qk_rope_head_dim, 0, 1}; }
+  std::span<const Matrix* const> first_weights() const override { return first_; }
   int64_t hidden_size() const override { return w_.kv_a->cols(); }
 
  private:
@@ -153,6 +158,7 @@ class MlaAttention : public Attention {
   void value_rows(const KernelTable& kernels, int64_t head, float* out) const;
 
   MlaWeights w_;
+  std::vector<const Matrix*> first_, widen_, kv_b_, last_;
 };
 
 }  // namespace kt::cpu

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/os.h"
@@ -14,6 +15,8 @@
 #include "cpu/pool/weight_memory.h"
 
 namespace kt::cpu {
+
+class Matrix;
 
 /// Bump allocator for what lives no longer than a step. It grows to the largest step seen and then
 /// allocates nothing.
@@ -62,6 +65,8 @@ struct Context {
   const KernelTable& kernels;
   Arena arena;
   WeightMemory weights;
+  /// What the operator after the one that runs reads first; set by whoever runs them in a row.
+  std::span<const Matrix* const> next = {};
   PhaseTimes* phases = nullptr;  // set while a step's time is taken apart
 };
 

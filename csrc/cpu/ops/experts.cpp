@@ -60,27 +60,34 @@ class Step {
 
   bool is_few() const { return total_ <= kFewAssignments; }
 
+  // The matrices of the jobs below, in their order.
+  void prepare_few() {
+    const Matrix** both = context_.arena.take<const Matrix*>(2 * work_.size());
+    const Matrix** down = context_.arena.take<const Matrix*>(work_.size());
+    for (size_t i = 0; i < work_.size(); ++i) {
+      both[2 * i] = work_[i].expert->gate.get();
+      both[2 * i + 1] = work_[i].expert->up.get();
+      down[i] = work_[i].expert->down.get();
+    }
+    gate_and_up_ = {both, 2 * work_.size()};
+    down_ = {down, work_.size()};
+    expect_rows(context_, gate_and_up_);
+  }
+
   // gate = gate x, up = up x
   void run_gate_and_up_of_few(const Activations& x) const {
-    const Matrix** matrices = context_.arena.take<const Matrix*>(2 * work_.size());
-    for (size_t i = 0; i < work_.size(); ++i) {
-      matrices[2 * i] = work_[i].expert->gate.get();
-      matrices[2 * i + 1] = work_[i].expert->up.get();
-    }
-    run_rows({matrices, 2 * work_.size()}, [&](const RowChunk& chunk, int worker, NextRows next) {
+    run_rows(gate_and_up_, down_, [&](const RowChunk& chunk, int worker, NextRows next) {
       const Work& w = work_[chunk.matrix / 2];
-      multiply(*matrices[chunk.matrix], x, w.token, w.count, chunk.groups,
+      multiply(*gate_and_up_[chunk.matrix], x, w.token, w.count, chunk.groups,
                chunk.matrix % 2 == 0 ? w.gate : w.up, worker, next);
     });
   }
 
   // out = sum of share * down(gate), expert by expert
   void run_down_of_few(float* out) const {
-    const Matrix** matrices = context_.arena.take<const Matrix*>(work_.size());
-    for (size_t i = 0; i < work_.size(); ++i) matrices[i] = work_[i].expert->down.get();
-    run_rows({matrices, work_.size()}, [&](const RowChunk& chunk, int worker, NextRows next) {
+    run_rows(down_, context_.next, [&](const RowChunk& chunk, int worker, NextRows next) {
       const Work& w = work_[chunk.matrix];
-      multiply(*matrices[chunk.matrix], *w.activated, w.rows, w.count, chunk.groups, w.answers,
+      multiply(*down_[chunk.matrix], *w.activated, w.rows, w.count, chunk.groups, w.answers,
                worker, next);
     });
     const int64_t groups = (hidden_ + 15) / 16;
@@ -161,13 +168,15 @@ class Step {
   }
 
  private:
-  // Calls body(chunk, worker, next) for all rows of the matrices.
+  // Calls body(chunk, worker, next) for all rows of the matrices, behind which come `after`.
   template <class Body>
-  void run_rows(std::span<const Matrix* const> matrices, Body&& body) const {
+  void run_rows(std::span<const Matrix* const> matrices, std::span<const Matrix* const> after,
+                Body&& body) const {
     const std::span<const RowChunk> chunks = row_chunks(context_, matrices);
+    expect_rows(context_, after);
     context_.pool.run(static_cast<int64_t>(chunks.size()), [&](int64_t index, int worker) {
-      const RowChunk& after = chunk_after(chunks, index);
-      body(chunks[index], worker, {matrices[after.matrix], after.groups.begin});
+      const RowChunk& next = chunk_after(chunks, index);
+      body(chunks[index], worker, {matrices[next.matrix], next.groups.begin});
     });
   }
 
@@ -186,6 +195,7 @@ class Step {
   int m_;
   int64_t hidden_;
   std::span<const Work> work_;
+  std::span<const Matrix* const> gate_and_up_, down_;  // only for few
   int64_t total_ = 0;
   int most_tokens_ = 0;
   int64_t pieces_ = 1;
@@ -289,6 +299,7 @@ void Experts::forward(Context& context, const float* x, int m, int k, const int3
 
   Step step(context, m, hidden);
   step.set_work({work, active});
+  if (step.is_few()) step.prepare_few();
   const Activations input(context, x, hidden, m, hidden, rounding);
   Rounding* marks = arena.take<Rounding>(assignments);
   for (int a = 0; a < assignments; ++a) marks[a] = rounding[sorted.token[a]];

@@ -15,6 +15,8 @@ Mlp::Mlp(std::shared_ptr<const Linear> gate, std::shared_ptr<const Linear> up,
            gate_->weight().name(), ": gate ", gate_->rows(), " x ", gate_->cols(), ", up ",
            up_->rows(), " x ", up_->cols(), " and down ", down_->rows(), " x ", down_->cols(),
            " do not fit together");
+  first_ = {&gate_->weight(), &up_->weight()};
+  last_ = {&down_->weight()};
 }
 
 bool Mlp::is_plain() const {
@@ -38,7 +40,7 @@ void Mlp::forward(Context& context, const float* x, int m, const Rounding* round
   float* gate = context.arena.take<float>(m * n);
   float* up = context.arena.take<float>(m * n);
   const LinearCall first[] = {{gate_.get(), &input, gate, n}, {up_.get(), &input, up, n}};
-  run_linears(context, first);
+  run_linears(context, first, last_);
   const int64_t pieces = pieces_for(context, m * n, 4096);
   context.pool.run(pieces, [&](int64_t index, int) {
     const Range range = piece(m * n, pieces, index);
@@ -47,7 +49,7 @@ void Mlp::forward(Context& context, const float* x, int m, const Rounding* round
   });
   const Activations inner(context, gate, n, m, n, rounding);
   const LinearCall second[] = {{down_.get(), &inner, out, down_->rows()}};
-  run_linears(context, second);
+  run_linears(context, second, context.next);
 }
 
 MoeBlock::MoeBlock(std::shared_ptr<const Router> router, std::shared_ptr<const Experts> experts,
@@ -65,6 +67,7 @@ MoeBlock::MoeBlock(std::shared_ptr<const Router> router, std::shared_ptr<const E
            experts_->hidden_size());
   KT_CHECK(!shared_gate_ || (shared_ && shared_gate_->rows() == 1),
            "a shared expert's gate needs a shared expert and one row");
+  first_ = {&router_->weight()};
 }
 
 void MoeBlock::forward(Context& context, const float* x, int m, const Rounding* rounding,

@@ -16,6 +16,8 @@ class FeedForward {
   /// out must not overlap x; rows are hidden_size floats, contiguous.
   virtual void forward(Context& context, const float* x, int m, const Rounding* rounding,
                        float* out) const = 0;
+  /// The matrices it multiplies first, together.
+  virtual std::span<const Matrix* const> first_weights() const = 0;
   virtual int64_t hidden_size() const = 0;
 };
 
@@ -37,6 +39,7 @@ class Mlp : public FeedForward {
       std::shared_ptr<const Linear> down);
   void forward(Context& context, const float* x, int m, const Rounding* rounding,
                float* out) const override;
+  std::span<const Matrix* const> first_weights() const override { return first_; }
   int64_t hidden_size() const override { return gate_->cols(); }
   /// Whether it is nothing but its three matrices: no bias, no adapter.
   bool is_plain() const;
@@ -45,6 +48,7 @@ class Mlp : public FeedForward {
 
  private:
   std::shared_ptr<const Linear> gate_, up_, down_;
+  std::vector<const Matrix*> first_, last_;
 };
 
 /// How a router turns logits into num_experts_per_tok weighted experts.
@@ -66,6 +70,7 @@ class Router {
   Router(std::shared_ptr<const Linear> weight, RouterOptions options);
   /// x: [m, hidden]; ids, weights: [m, num_experts_per_tok].
   void forward(Context& context, const float* x, int m, int32_t* ids, float* weights) const;
+  const Matrix& weight() const { return weight_->weight(); }
   int num_experts() const { return static_cast<int>(weight_->rows()); }
   int num_experts_per_tok() const { return options_.num_experts_per_tok; }
   int64_t hidden_size() const { return weight_->cols(); }
@@ -114,6 +119,7 @@ class MoeBlock : public FeedForward {
            std::shared_ptr<const Mlp> shared, std::shared_ptr<const Linear> shared_gate);
   void forward(Context& context, const float* x, int m, const Rounding* rounding,
                float* out) const override;
+  std::span<const Matrix* const> first_weights() const override { return first_; }
   int64_t hidden_size() const override { return experts_->hidden_size(); }
 
  private:
@@ -121,6 +127,7 @@ class MoeBlock : public FeedForward {
   std::shared_ptr<const Experts> experts_;
   std::shared_ptr<const Mlp> shared_;
   std::shared_ptr<const Linear> shared_gate_;
+  std::vector<const Matrix*> first_;
 };
 
 }  // namespace kt::cpu

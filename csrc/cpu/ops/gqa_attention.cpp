@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "cpu/ops/attention.h"
+#include "cpu/ops/row_chunks.h"
 #include "cpu/ops/tile_attention.h"
 
 namespace kt::cpu {
@@ -57,6 +58,8 @@ GqaAttention::GqaAttention(GqaWeights weights) : w_(std::move(weights)) {
              "attention norm of ", norm ? norm->weight.size() : 0, " values for heads of ",
              w_.head_dim);
   }
+  first_ = {&w_.q->weight(), &w_.k->weight(), &w_.v->weight()};
+  last_ = {&w_.o->weight()};
 }
 
 void GqaAttention::forward(Context& context, const AttentionRows& rows, const float* x,
@@ -77,7 +80,9 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
   const LinearCall project[] = {{w_.q.get(), &input, q, q_width},
                                 {w_.k.get(), &input, k, kv_width},
                                 {w_.v.get(), &input, v, kv_width}};
-  run_linears(context, project);
+  // Behind a long context what was fetched of o before would be gone.
+  const bool is_short = m <= kFewTokens && *std::max_element(rows.position, rows.position + m) < 512;
+  run_linears(context, project, is_short ? std::span<const Matrix* const>(last_) : std::span<const Matrix* const>());
 
   std::optional<PhaseScope> phase(std::in_place, context.phases, Phase::kAttention);
   const int half = w_.rope->dim() / 2, share = w_.num_heads / w_.num_kv_heads;
@@ -140,9 +145,10 @@ void GqaAttention::forward(Context& context, const AttentionRows& rows, const fl
   }
 
   phase.reset();
+  if (m <= kFewTokens && !is_short) expect_rows(context, last_);
   const Activations attended(context, heads, q_width, m, q_width, rows.rounding);
   const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
-  run_linears(context, project_out);
+  run_linears(context, project_out, context.next);
 }
 
 // The reference: float products, one piece per row and key head.

@@ -87,20 +87,6 @@ int64_t groups_of_l2(const FormatKernels& format, const Matrix& weight) {
   return std::max<int64_t>(kBytes / band, 1) * quant::kBandGroups;
 }
 
-// The first record of a row group; null where the matrix has no such group.
-const uint8_t* first_record(const KernelTable& kernels, const Matrix& matrix, int64_t group) {
-  for (const RowSlice& slice : matrix.slices()) {
-    const int64_t first = slice.row_begin / 16, groups = (slice.rows + 15) / 16;
-    if (group < first || group >= first + groups) continue;
-    const FormatKernels& format = format_kernels(kernels, matrix.gguf_id());
-    const int64_t blocks = matrix.cols() / format.values;
-    return slice.data + quant::r16_record(groups, blocks, group - first, 0,
-                                          quant::kPanelValues / format.values) *
-                            format.record_bytes;
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 void matmul_rows(const KernelTable& kernels, const Matrix& weight, const Activations& x,
@@ -197,7 +183,8 @@ std::span<const RowChunk> chunks_for_many(Context& context, std::span<const Line
 
 }  // namespace
 
-void run_linears(Context& context, std::span<const LinearCall> calls) {
+void run_linears(Context& context, std::span<const LinearCall> calls,
+                 std::span<const Matrix* const> next) {
   Arena::Scope scope(context.arena);
   int64_t total = 0;
   int most_rows = 0;
@@ -208,6 +195,7 @@ void run_linears(Context& context, std::span<const LinearCall> calls) {
     most_rows = std::max(most_rows, call.x->rows());
   }
   if (most_rows == 0) return;
+  if (most_rows <= kFewTokens) expect_rows(context, next);
   const std::span<const RowChunk> chunks = most_rows <= kFewTokens
                                                ? chunks_for_few(context, calls)
                                                : chunks_for_many(context, calls, total);

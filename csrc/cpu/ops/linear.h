@@ -77,8 +77,10 @@ struct LinearCall {
   int64_t y_stride;
 };
 
-/// Runs independent products as one job of the pool (q, k and v; gate and up).
-void run_linears(Context& context, std::span<const LinearCall> calls);
+/// Runs independent products as one job of the pool (q, k and v; gate and up). next: matrices that
+/// the same rows meet next, or none.
+void run_linears(Context& context, std::span<const LinearCall> calls,
+                 std::span<const Matrix* const> next = {});
 
 /// What a worker probably multiplies next: rows of a matrix, from a row group on.
 struct NextRows {

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "cpu/isa.h"
 #include "cpu/ops/attention.h"
+#include "cpu/ops/row_chunks.h"
 #include "cpu/ops/tile_attention.h"
 
 namespace kt::cpu {
@@ -53,6 +54,10 @@ MlaAttention::MlaAttention(MlaWeights weights) : w_(std::move(weights)) {
                ", v ", v);
     }
   }
+  first_ = {&(w_.q ? w_.q : w_.q_a)->weight(), &w_.kv_a->weight()};
+  if (!w_.q) widen_ = {&w_.q_b->weight()};
+  if (w_.kv_b) kv_b_ = {&w_.kv_b->weight()};
+  last_ = {&w_.o->weight()};
 }
 
 void MlaAttention::forward(Context& context, const AttentionRows& rows, const float* x,
@@ -69,20 +74,20 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
   if (w_.q) {
     const LinearCall project[] = {{w_.q.get(), &input, q, q_width},
                                   {w_.kv_a.get(), &input, kv, kv_width}};
-    run_linears(context, project);
+    run_linears(context, project, kv_b_);
   } else {
     const int64_t rank = w_.q_a->rows();
     float* low = arena.take<float>(m * rank);
     const LinearCall project[] = {{w_.q_a.get(), &input, low, rank},
                                   {w_.kv_a.get(), &input, kv, kv_width}};
-    run_linears(context, project);
+    run_linears(context, project, widen_);
     context.pool.run(m, [&](int64_t row, int) {
       float* p = low + row * rank;
       kernels.rms_norm(p, w_.q_a_norm->weight.data(), w_.q_a_norm->eps, rank, p);
     });
     const Activations inner(context, low, rank, m, rank, rows.rounding);
     const LinearCall widen[] = {{w_.q_b.get(), &inner, q, q_width}};
-    run_linears(context, widen);
+    run_linears(context, widen, kv_b_);
   }
 
   std::optional<PhaseScope> phase(std::in_place, context.phases, Phase::kAttention);
@@ -141,7 +146,7 @@ void MlaAttention::forward(Context& context, const AttentionRows& rows, const fl
   phase.reset();
   const Activations attended(context, heads, o_width, m, o_width, rows.rounding);
   const LinearCall project_out[] = {{w_.o.get(), &attended, out, hidden_size()}};
-  run_linears(context, project_out);
+  run_linears(context, project_out, context.next);
 }
 
 // scores = (W_k^T q_nope) . latent + q_rope . k_rope;  out = W_v (sum p latent), per head.
@@ -251,6 +256,7 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
   }
 
   const Activations mix(context, mixed, latent, total, latent, rounding);
+  if (count <= kFewTokens) expect_rows(context, last_);
   context.pool.run(heads, [&](int64_t h, int worker) {
     const int64_t first = w_.kv_b ? (h * (nope + v) + nope) / 16 : 0;
     multiply(w_.kv_b ? w_.kv_b->weight() : *w_.v_b[h], {first, first + (v + 15) / 16}, mix, h,

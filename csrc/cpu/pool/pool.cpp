@@ -67,6 +67,7 @@ Pool::Pool(int threads, std::vector<int> nodes) {
   for (int& node : node_index_)
     node = static_cast<int>(std::lower_bound(nodes_.begin(), nodes_.end(), node) - nodes_.begin());
   shares_ = std::make_unique<Share[]>(threads);
+  ahead_ = std::make_unique<Ahead[]>(threads);
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -83,7 +84,7 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
   const auto indices = static_cast<uint32_t>(count);
   const uint32_t grain = (indices + kMostUnits - 1) / kMostUnits;
   const uint64_t units = (indices + grain - 1) / grain;
-  const int members = std::clamp(active_.load(std::memory_order_relaxed), 1, threads());
+  const int members = active();
   count_.store(indices, std::memory_order_relaxed);
   grain_.store(grain, std::memory_order_relaxed);
   members_.store(members, std::memory_order_relaxed);
@@ -100,6 +101,7 @@ void Pool::dispatch(int64_t count, Call call, void* context) {
   if (sleepers_.load() != 0) os::wake_all(epoch_);
   take(epoch, 0);
   for (int spins = 0; done_.load(std::memory_order_acquire) != count; ++spins) {
+    if (fetcher_.step(ahead_[0])) continue;
     // The worker at the last index may want this very core.
     if (spins < kSpins)
       os::spin_pause();
@@ -157,9 +159,11 @@ bool Pool::take_one(uint32_t epoch, int owner, int worker) noexcept {
 void Pool::work(int worker) {
   os::pin_current_thread(cpus_[worker]);
   uint32_t seen = 0;
+  Fetcher fetcher;
   for (;;) {
     uint32_t epoch;
     for (int spins = 0; (epoch = epoch_.load(std::memory_order_acquire)) == seen;) {
+      if (fetcher.step(ahead_[worker])) continue;
       if (++spins < kSpins) {
         os::spin_pause();
         continue;

@@ -16,6 +16,7 @@
 // being written for the next.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -25,6 +26,7 @@
 #include <vector>
 
 #include "base/os.h"
+#include "cpu/pool/fetcher.h"
 
 namespace kt::cpu {
 
@@ -43,6 +45,13 @@ class Pool {
 
   /// From the next run() on, only workers 0..count-1 take part; at least one, at most all do.
   void use(int count) { active_.store(count, std::memory_order_relaxed); }
+
+  /// How many take part.
+  int active() const { return std::clamp(active_.load(std::memory_order_relaxed), 1, threads()); }
+
+  /// What a worker will read in a job to come, in place of what was said before: while it has nothing
+  /// else to do it brings that into its core's L2. For the thread that calls run().
+  void expect(int worker, const uint8_t* data, int64_t bytes) { ahead_[worker].set(data, bytes); }
 
   /// The NUMA nodes that workers are on, ascending.
   std::span<const int> nodes() const { return nodes_; }
@@ -113,6 +122,8 @@ class Pool {
     std::atomic<uint64_t> units{0};
   };
   std::unique_ptr<Share[]> shares_;
+  std::unique_ptr<Ahead[]> ahead_;  // of each worker
+  Fetcher fetcher_;  // of worker 0
   // The job. Atomic because a late worker may look while the next one is written; what it reads
   // then is not used, as its compare-and-swap fails.
   std::atomic<uint32_t> count_{0}, grain_{1};
