@@ -145,7 +145,8 @@ static void gemv_halves(const MatmulTask& task) {
 
 // Whether a format's kernel takes its sums in an order of its own, so that no other may take them.
 #if defined(KT_ISA_AVX512)
-using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K>;
+using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K, quant::TQ1_0, quant::TQ2_0, quant::IQ1_M,
+                                 quant::IQ2_XS, quant::IQ2_S>;
 #else
 using OwnOrder = quant::TypeList<quant::Q2_K, quant::Q3_K, quant::Q4_K, quant::Q5_K>;
 #endif

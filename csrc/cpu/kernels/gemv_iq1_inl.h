@@ -142,7 +142,6 @@ template <int T>
 KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ1_M;
-  const F d = iq1_m_head(record);
   alignas(64) uint16_t index[8][2][32];
   alignas(64) float scale[8][2][16];
   __mmask16 up[8][4];  // rows whose point has an eighth more, for each of four points
@@ -157,12 +156,15 @@ KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* 
     for (int p = 0; p < 4; ++p)
       up[g][p] = _mm512_testn_epi32_mask(more.v, _mm512_set1_epi32(8 << 4 * p));
     const I s = iq1_m_scales(record, g);
-    store_f(scale[g][0], iq1_scale(d, bits_of(s, 0, 7)));
-    store_f(scale[g][1], iq1_scale(d, bits_of(s, 3, 7)));
+    store_f(scale[g][0], odd_scale(set_f(1.0f), bits_of(s, 0, 7)));
+    store_f(scale[g][1], odd_scale(set_f(1.0f), bits_of(s, 3, 7)));
   }
   const __m512i two = _mm512_set1_epi8(2);
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
+    I dot[2][T];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       Iq1Acc acc[T];
@@ -178,12 +180,13 @@ KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* 
           iq1_mac(acc[t], r, v, x[t] + g, 16 * half + 8);
         }
       }
-      KT_TOKENS {
-        const I dot = add(iq1_sum(acc[t]), set_i(-Q::kOffset * x[t][g].sum[half]));
-        total[t] = add_dot(total[t], dot, x[t] + g, load_f(scale[g][half]));
-      }
+      KT_TOKENS dot[half][t] = add(iq1_sum(acc[t]), set_i(-Q::kOffset * x[t][g].sum[half]));
     }
+    KT_TOKENS sum[t] = add_two_dots(sum[t], dot[0][t], load_f(scale[g][0]), dot[1][t],
+                                    load_f(scale[g][1]), x[t] + g);
   }
+  const F d = mul(iq1_m_head(record), set_f(0.125f));
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
 }
 
 #elif defined(KT_HAS_GEMV)

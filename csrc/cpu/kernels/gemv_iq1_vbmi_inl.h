@@ -85,9 +85,9 @@ KT_INLINE void gemv_record(quant::IQ1_S, const uint8_t* record, const ActBlock* 
   const F d = mul(head_halves(record), set_f(0.125f));
   const I three = bytes_of(3);
   const auto find = [&](int g) __attribute__((always_inline)) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 8 + g / 2));
-    const I low[2] = {take_line<T>(quant::r16_word<Q>(record, g)),
-                      take_line<T>(quant::r16_word<Q>(record, g + 1))};
+    const I more = take_slow_line(quant::r16_word<Q>(record, 8 + g / 2));
+    const I low[2] = {take_slow_line(quant::r16_word<Q>(record, g)),
+                      take_slow_line(quant::r16_word<Q>(record, g + 1))};
     const I upper[2] = {bit_fields<-4, -1, 2, 5>(more), bit_fields<12, 15, 18, 21>(more)};
     return find_iq1(low, upper);
   };
@@ -159,11 +159,12 @@ template <int T>
 KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::IQ1_M;
-  const F d = mul(iq1_m_head(record), set_f(0.125f));
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
   const auto find = [&](int g) __attribute__((always_inline)) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 8 + g / 2));
-    const I low[2] = {take_line<T>(quant::r16_word<Q>(record, g)),
-                      take_line<T>(quant::r16_word<Q>(record, g + 1))};
+    const I more = take_slow_line(quant::r16_word<Q>(record, 8 + g / 2));
+    const I low[2] = {take_slow_line(quant::r16_word<Q>(record, g)),
+                      take_slow_line(quant::r16_word<Q>(record, g + 1))};
     const I upper[2] = {bit_fields<-4, 0, 4, 8>(more), bit_fields<12, 16, 20, 24>(more)};
     return find_iq1(low, upper);
   };
@@ -176,26 +177,28 @@ KT_INLINE void gemv_record(quant::IQ1_M, const uint8_t* record, const ActBlock* 
     for (int i = 0; i < 2; ++i) {
       const I a = {codes.low[i]}, b = {codes.high[i]};
       I code[2] = {low_halves(a, b), high_halves(a, b)};
+      const ActBlock* y[T];
+      Acc acc[2][T];
+      KT_TOKENS y[t] = x[t] + g + i;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const ActBlock* y[T];
-        Acc acc[T];
-        KT_TOKENS {
-          y[t] = x[t] + g + i;
-          acc[t] = acc_from(y[t]->sum[half]);
-        }
+        KT_TOKENS acc[half][t] = acc_from(y[t]->sum[half]);
 #pragma GCC unroll 2
         for (int pair = 0; pair < 2; ++pair, code[half] = shr(code[half], 4)) {
           const I z = select(nibble, code[half], deltas[i][half]);
           const I u = find_in_64(kIq1Shifted.first, z), v = find_in_64(kIq1Shifted.second, z);
-          KT_TOKENS mac(acc[t], u, y[t], 16 * half + 8 * pair);
-          KT_TOKENS mac(acc[t], v, y[t], 16 * half + 8 * pair + 4);
+          KT_TOKENS mac(acc[half][t], u, y[t], 16 * half + 8 * pair);
+          KT_TOKENS mac(acc[half][t], v, y[t], 16 * half + 8 * pair + 4);
         }
-        const F scale = mul(d, pick_float(shr(scales, 6 * i + 3 * half), kIq1Factors.at));
-        KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
       }
+      const F first = pick_float(shr(scales, 6 * i), kIq1Factors.at);
+      const F second = pick_float(shr(scales, 6 * i + 3), kIq1Factors.at);
+      KT_TOKENS sum[t] = add_two_dots(sum[t], acc_sum(acc[0][t]), first, acc_sum(acc[1][t]), second,
+                                      y[t]);
     }
   });
+  const F d = mul(iq1_m_head(record), set_f(0.125f));
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
 }
 
 }  // namespace

@@ -98,9 +98,9 @@ KT_INLINE void gemv_record(quant::IQ2_XXS, const uint8_t* record, const ActBlock
     Indices index[2];
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const I low = take_line<T>(quant::r16_word<Q>(record, 2 * (g + i)));
+      const I low = take_slow_line(quant::r16_word<Q>(record, 2 * (g + i)));
       index[i] = {low.v, {_mm512_movepi8_mask(low.v)}};
-      const I more = take_line<T>(quant::r16_word<Q>(record, 2 * (g + i) + 1));
+      const I more = take_slow_line(quant::r16_word<Q>(record, 2 * (g + i) + 1));
       points.signs[i] = find_in_128(kEvenSigns.eight, bit_fields<0, 7, 14, 21>(more));
     }
     find_bytes<256, 2>(kIq2xxsBytes.first, index, points.first);
@@ -143,7 +143,8 @@ KT_INLINE void order_activations(quant::IQ2_S, const ActBlock* from, int64_t n, 
 template <class Q, int T, int n, class IndicesOf>
 KT_INLINE void iq2_record(const uint8_t* record, int scales, const Iq2Bytes<n>& book,
                           const ActBlock* const* x, F* total, IndicesOf indices) {
-  const F d = mul(head_halves(record), set_f(kIq2Factor));
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
   const auto find = [&](int g) __attribute__((always_inline)) {
     Iq2Points points;
     const Indices index[2] = {indices(g, points.signs[0]), indices(g + 1, points.signs[1])};
@@ -161,20 +162,22 @@ KT_INLINE void iq2_record(const uint8_t* record, int scales, const Iq2Bytes<n>& 
       const I signs = points.signs[i], above = shr(signs, 2);
       const I codes[2] = {low_halves(a, b), high_halves(a, b)};
       const I both[2] = {low_halves(signs, above), high_halves(signs, above)};
+      const ActBlock* y[T];
+      Acc acc[2][T];
+      KT_TOKENS y[t] = x[t] + g + i;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const ActBlock* y[T];
-        Acc acc[T];
-        KT_TOKENS {
-          y[t] = x[t] + g + i;
-          acc[t] = acc_from(y[t]->sum[half]);
-        }
-        iq2_values<T>(codes[half], both[half], y, 16 * half, acc);
-        const F scale = mul(d, pick_float(shr(s, 8 * i + 4 * half), kHalfSteps.at));
-        KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale);
+        KT_TOKENS acc[half][t] = acc_from(y[t]->sum[half]);
+        iq2_values<T>(codes[half], both[half], y, 16 * half, acc[half]);
       }
+      const F first = pick_float(shr(s, 8 * i), kHalfSteps.at);
+      const F second = pick_float(shr(s, 8 * i + 4), kHalfSteps.at);
+      KT_TOKENS sum[t] = add_two_dots(sum[t], acc_sum(acc[0][t]), first, acc_sum(acc[1][t]), second,
+                                      y[t]);
     }
   });
+  const F d = mul(head_halves(record), set_f(kIq2Factor));
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
 }
 
 template <int T>
@@ -182,8 +185,8 @@ KT_INLINE void gemv_record(quant::IQ2_XS, const uint8_t* record, const ActBlock*
                            F* total) {
   using Q = quant::IQ2_XS;
   const auto indices = [&](int g, I& signs) __attribute__((always_inline)) -> Indices {
-    const I v = take_line<T>(quant::r16_word<Q>(record, 2 * g));
-    const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + 1));
+    const I v = take_slow_line(quant::r16_word<Q>(record, 2 * g));
+    const I w = take_slow_line(quant::r16_word<Q>(record, 2 * g + 1));
     const I above = pick_of_two<1, 3, 5, 7>(v, w);  // bit 8 of the index, seven signs
     const I low = pick_of_two<0, 2, 4, 6>(v, w);
     signs = find_in_128(kEvenSigns.eight, shr(above, 1));
@@ -199,8 +202,8 @@ KT_INLINE void gemv_record(quant::IQ2_S, const uint8_t* record, const ActBlock* 
   const auto indices = [&](int g, I& signs) __attribute__((always_inline)) -> Indices {
     // Bits 8 and 9 of point p are bits 2 p and 2 p + 1 of one byte.
     const I above = bit_fields<0, 2, 4, 6>(shr(word<Q>(record, 16 + g / 4), g % 4 * 8));
-    const I low = take_line<T>(quant::r16_word<Q>(record, g));
-    signs = take_line<T>(quant::r16_word<Q>(record, 8 + g));
+    const I low = take_slow_line(quant::r16_word<Q>(record, g));
+    signs = take_slow_line(quant::r16_word<Q>(record, 8 + g));
     return {low.v,
             {_mm512_movepi8_mask(low.v), any_set(above, 0x01010101), any_set(above, 0x02020202)}};
   };

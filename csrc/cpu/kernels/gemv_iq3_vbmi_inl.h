@@ -91,11 +91,11 @@ KT_INLINE void gemv_record(quant::IQ3_XXS, const uint8_t* record, const ActBlock
   const F d = mul(head_halves(record), set_f(kIq3xxsFactor));
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
-    const I more = take_line<T>(quant::r16_word<Q>(record, 16 + g));
+    const I more = take_slow_line(quant::r16_word<Q>(record, 16 + g));
     Indices index[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + half));
+      const I w = take_slow_line(quant::r16_word<Q>(record, 2 * g + half));
       index[half] = {w.v, {_mm512_movepi8_mask(w.v)}};
     }
     const ActBlock* y[T];
@@ -115,12 +115,12 @@ KT_INLINE void gemv_record(quant::IQ3_S, const uint8_t* record, const ActBlock* 
   const F d = head_halves(record);
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
-    const I signs = take_line<T>(quant::r16_word<Q>(record, 18 + g));
+    const I signs = take_slow_line(quant::r16_word<Q>(record, 18 + g));
     const I bits = shr(word<Q>(record, 16 + g / 4), g % 4 * 8);
     Indices index[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const I w = take_line<T>(quant::r16_word<Q>(record, 2 * g + half));
+      const I w = take_slow_line(quant::r16_word<Q>(record, 2 * g + half));
       const I bit = half == 0 ? bit_fields<0, 1, 2, 3>(bits) : bit_fields<4, 5, 6, 7>(bits);
       index[half] = {w.v, {_mm512_movepi8_mask(w.v), any_set(bit, 0x01010101)}};
     }

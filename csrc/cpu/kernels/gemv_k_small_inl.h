@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cpu/kernels/k_scales_inl.h"
+#if defined(__AVX512VBMI__)
+#include "cpu/kernels/vbmi_inl.h"
+#endif
 
 namespace kt::cpu::KT_ISA {
 namespace {
@@ -14,7 +17,8 @@ namespace {
 //     dot = sum over two groups of s (256 hi + lo)      exact: 16-bit sums times 16-bit scales, in pairs
 //     a = fma(float(dot), x.scale, a)                   per 32, from 0
 //     b = fma(float(sum of m sum q), x.scale, b)        minima
-// and a record ends with total = fma(a, d, total), total = fma(b, -dmin, total). The order is another one
+// and a record ends with total = fma(a, d, total), total = fma(b, -dmin, total). Q2_K has an a for runs
+// that are used once and one for those used fourfold. The order is another one
 // than that of gemm_inl.h, so these kernels take any number of tokens (FormatKernels::few_for_all).
 //
 // Bounds: sums of 16 products of bytes up to 12 and halves are below 2^15, as pairs with (s, 256 s),
@@ -50,6 +54,20 @@ KT_INLINE I four_sums(const ActBlock* x, int half) {
   return set_i(pair);
 }
 
+// A line in a register: GCC would rather load it anew for every use, and lines are what there is
+// least of.
+KT_INLINE I load_once(const uint8_t* p) {
+  I w = load_i(p);
+  asm("" : "+v"(w.v));
+  return w;
+}
+template <int T>
+KT_INLINE I take_once(const uint8_t* p) {
+  I w = take_line<T>(p);
+  asm("" : "+v"(w.v));
+  return w;
+}
+
 // 128 values of a record: four runs of 32, in each two groups of 16. step(j, u) gives four values of
 // each run, j = 0..7; finish(run, half, acc, token) takes a group's sums.
 template <int T, class Step, class Finish>
@@ -76,41 +94,31 @@ KT_INLINE void scaled_runs(const ActBlock* const* y, Step step, Finish finish) {
 template <int T>
 KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ActBlock* const* x, F* total) {
   using Q = quant::Q2_K;
-  const I head = word<Q>(record, 20);
-  // Both the values and the sums of activations count fourfold.
-  const F d = mul(half_lanes(head), set_f(0.25f));
-  const F dmin = mul(half_lanes(shr(head, 16)), set_f(-0.25f));
-  // Runs 0 and 2 are used as they are and have fourfold scales, runs 1 and 3 in place, fourfold.
-  alignas(64) uint8_t even[4][64], odd[4][64], low[4][64];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const I w = word<Q>(record, i);
-    store_i(even[i], band(shl(w, 2), bytes_of(0x3C)));
-    store_i(odd[i], band(w, bytes_of(0x0F)));
-    store_i(low[i], band(shr(w, 4), bytes_of(0x0F)));
-  }
-  const I three = bytes_of(0x03), twelve = bytes_of(0x0C);
+  const I three = bytes_of(0x03), twelve = bytes_of(0x0C), nibble = bytes_of(0x0F);
   const uint8_t* p = quant::r16_word<Q>(record, 4);
-  F a[T], b[T];
-  KT_TOKENS a[t] = b[t] = zero_f();
+  // Runs 1 and 3 are used in place, fourfold; the sums of activations are fourfold too.
+  F a[2][T], b[T];
+  KT_TOKENS a[0][t] = a[1][t] = b[t] = zero_f();
 #pragma GCC unroll 1
   for (int h = 0; h < 2; ++h, p += 512) {
     const ActBlock* y[T];
     KT_TOKENS y[t] = x[t] + 4 * h;
+    const I bytes[2] = {word<Q>(record, 2 * h), word<Q>(record, 2 * h + 1)};
+    const I scales[2] = {band(bytes[0], nibble), band(bytes[1], nibble)};
+    const I mins[2] = {band(shr(bytes[0], 4), nibble), band(shr(bytes[1], 4), nibble)};
     I dot[4][T], min[4][T];
     scaled_runs<T>(
         y,
         [&](int j, I* u) __attribute__((always_inline)) {
-          const I w = take_line<T>(p + 64 * j), above = shr(w, 4);
+          const I w = take_once<T>(p + 64 * j), above = shr(w, 4);
           u[0] = band(w, three);
           u[1] = band(w, twelve);
           u[2] = band(above, three);
           u[3] = band(above, twelve);
         },
         [&](int v, int half, const Acc* acc) __attribute__((always_inline)) {
-          const int at = 2 * h + v / 2, byte = v % 2 * 2 + half;
-          const I s = scale_pair(load_i(v % 2 ? odd[at] : even[at]), byte);
-          const I m = scale_pair(load_i(low[at]), byte);
+          const int byte = v % 2 * 2 + half;
+          const I s = scale_pair(scales[v / 2], byte), m = scale_pair(mins[v / 2], byte);
           KT_TOKENS {
             dot[v][t] = add_pairs(half ? dot[v][t] : set_i(0), sum_pair(acc[t]), s);
             min[v][t] = add_pairs(half ? min[v][t] : set_i(0), m, four_sums(y[t] + v, half));
@@ -120,32 +128,70 @@ KT_INLINE void gemv_record(quant::Q2_K, const uint8_t* record, const ActBlock* c
     for (int v = 0; v < 4; ++v) {
       KT_TOKENS {
         const F scale = set_f(y[t][v].scale);
-        a[t] = fma(to_float(dot[v][t]), scale, a[t]);
+        a[v % 2][t] = fma(to_float(dot[v][t]), scale, a[v % 2][t]);
         b[t] = fma(to_float(min[v][t]), scale, b[t]);
       }
     }
   }
-  KT_TOKENS total[t] = fma(b[t], dmin, fma(a[t], d, total[t]));
+  const I head = word<Q>(record, 20);
+  const F d = half_lanes(head), dmin = mul(half_lanes(shr(head, 16)), set_f(-0.25f));
+  KT_TOKENS {
+    total[t] = fma(fma(a[1][t], set_f(0.25f), a[0][t]), d, total[t]);
+    total[t] = fma(b[t], dmin, total[t]);
+  }
 }
+
+#if defined(__AVX512VBMI__)
+
+// Two values of Q3_K in six bits: both low parts, then both third bits.
+struct ThreeBits {
+  alignas(64) uint8_t first[64], second[64];
+  constexpr ThreeBits() : first(), second() {
+    for (int i = 0; i < 64; ++i) {
+      first[i] = (uint8_t)((i & 3) | (i >> 4 & 1) << 2);
+      second[i] = (uint8_t)((i >> 2 & 3) | (i >> 5 & 1) << 2);
+    }
+  }
+};
+constexpr ThreeBits kThreeBits;
+
+// u = four values of each byte of w, whose third bits are bits 4 h to 4 h + 3 of q.
+KT_INLINE void third_bits(I q, I w, int h, I* u) {
+  const I nibble = bytes_of(0x0F);
+  const I z[2] = {select(nibble, w, h == 0 ? shl(q, 4) : q),
+                  select(nibble, shr(w, 4), h == 0 ? shl(q, 2) : shr(q, 2))};
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v)
+    u[v] = find_in_64(v % 2 == 0 ? kThreeBits.first : kThreeBits.second, z[v / 2]);
+}
+
+#else
+
+KT_INLINE void third_bits(I q, I w, int h, I* u) {
+  const I three = bytes_of(0x03), seven = bytes_of(0x07);
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const int left = 2 - 4 * h - v;
+    const I third = left > 0 ? shl(q, left) : left < 0 ? shr(q, -left) : q;
+    u[v] = band(select(three, v == 0 ? w : shr(w, 2 * v), third), seven);
+  }
+}
+
+#endif
 
 template <int T>
 KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* const* x, F* total) {
   using Q = quant::Q3_K;
   // Both the values and the scales count once; (lo, hi) have the offset of four taken off.
   const F d = head_halves(record);
-  I bytes[4];
-  six_bit_scales(record, bytes);
-  alignas(64) uint8_t six[4][64];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) store_i(six[i], bytes[i]);
-  const I three = bytes_of(0x03), seven = bytes_of(0x07), middle = set_i(32 | 8192 << 16);
+  I six[4];
+  six_bit_scales(record, six);
+  const I middle = set_i(32 | 8192 << 16);
+  const uint8_t* thirds = quant::r16_word<Q>(record, 0);
   F a[T];
   KT_TOKENS a[t] = zero_f();
-#pragma GCC unroll 1
+#pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
-    // Third bits: bit 4 h + v of a byte goes above the low bits.
-    const I turn[4] = {set_i(2 - 4 * h), set_i(1 - 4 * h), set_i(-4 * h), set_i(-1 - 4 * h)};
-    const uint8_t* thirds = quant::r16_word<Q>(record, 0);
     const uint8_t* p = thirds + (h == 0 ? 64 : 1024);
     const int stride = h == 0 ? 128 : 64;
     const ActBlock* y[T];
@@ -154,13 +200,11 @@ KT_INLINE void gemv_record(quant::Q3_K, const uint8_t* record, const ActBlock* c
     scaled_runs<T>(
         y,
         [&](int j, I* u) __attribute__((always_inline)) {
-          const I q = load_i(thirds + 128 * j), w = take_line<T>(p + stride * j);
-#pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v)
-            u[v] = band(select(three, shr(w, 2 * v), rotate(q, turn[v])), seven);
+          const I q = load_once(thirds + 128 * j), w = take_once<T>(p + stride * j);
+          third_bits(q, w, h, u);
         },
         [&](int v, int half, const Acc* acc) __attribute__((always_inline)) {
-          const I s = sub_pairs(scale_pair(load_i(six[2 * h + v / 2]), v % 2 * 2 + half), middle);
+          const I s = sub_pairs(scale_pair(six[2 * h + v / 2], v % 2 * 2 + half), middle);
           KT_TOKENS {
             const I sums = sub_pairs(sum_pair(acc[t]), four_sums(y[t] + v, half));
             dot[v][t] = add_pairs(half ? dot[v][t] : set_i(0), sums, s);

@@ -4,6 +4,9 @@
 #pragma once
 
 #include "cpu/kernels/byte_halves_inl.h"
+#if defined(__AVX512VBMI__)
+#include "cpu/kernels/vbmi_inl.h"
+#endif
 
 namespace kt::cpu::KT_ISA {
 namespace {
@@ -42,14 +45,23 @@ KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ByteBlock*
 
 #else
 
+// On AVX-512 a record's sums wait for its one scale:
+//     a = fma(float(dot), x.scale, a)      per 32 values, from 0
+// and it ends with total = fma(a, d, total): another order than that of gemm_inl.h, so these kernels
+// take any number of tokens (FormatKernels::few_for_all). Digits used in place are multiples of 2^shift,
+// and so are their sums.
+KT_INLINE F add_digits(F a, I sum, int shift, const ActBlock* x) {
+  return fma(to_float(shift == 0 ? sum : sar(sum, shift)), set_f(x->scale), a);
+}
+
 template <int T>
 KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::TQ2_0;
-  const F d = head_halves(record);
-  const float in_place[4] = {1.0f, 1.0f / 4, 1.0f / 16, 1.0f / 64};
   const I bits[4] = {bytes_of(0x03), bytes_of(0x0C), bytes_of(0x30), bytes_of(0xC0)};
   const uint8_t* p = quant::r16_word<Q>(record, 0);
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
 #pragma GCC unroll 1
   for (int h = 0; h < 2; ++h, p += 512) {
     Acc a[4][T];
@@ -61,7 +73,7 @@ KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* 
     }
 #pragma GCC unroll 2
     for (int j = 0; j < 8; ++j) {
-      const I w = take_line<T>(p + 64 * j);
+      const I w = take_slow_line(p + 64 * j);
       KT_TOKENS {
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) mac(a[v][t], band(w, bits[v]), y[t] + v, 4 * j);
@@ -69,10 +81,11 @@ KT_INLINE void gemv_record(quant::TQ2_0, const uint8_t* record, const ActBlock* 
     }
     KT_TOKENS {
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v)
-        total[t] = add_dot(total[t], acc_sum(a[v][t]), y[t] + v, mul(d, set_f(in_place[v])));
+      for (int v = 0; v < 4; ++v) sum[t] = add_digits(sum[t], acc_sum(a[v][t]), 2 * v, y[t] + v);
     }
   }
+  const F d = head_halves(record);
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
 }
 
 #endif
@@ -93,34 +106,49 @@ struct TernaryBook {
 };
 constexpr TernaryBook kTernary;
 
-KT_INLINE I ternary_fields(const uint8_t (&table)[256], I bytes) {
-  const __m512i a =
-      _mm512_permutex2var_epi8(_mm512_load_si512(table), bytes.v, _mm512_load_si512(table + 64));
-  const __m512i b = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), bytes.v,
-                                             _mm512_load_si512(table + 192));
-  return {_mm512_mask_mov_epi8(a, _mm512_movepi8_mask(bytes.v), b)};
+// The tables in registers, for one token: loading them for every word costs more than its products.
+// More tokens' accumulators need the registers.
+struct TernaryTables {
+  __m512i four[4], fifth[4];
+};
+template <int T>
+KT_INLINE TernaryTables ternary_tables() {
+  TernaryTables tables;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    tables.four[i] = _mm512_load_si512(kTernary.four + 64 * i);
+    tables.fifth[i] = _mm512_load_si512(kTernary.fifth + 64 * i);
+    if constexpr (T == 1) asm("" : "+v"(tables.four[i]), "+v"(tables.fifth[i]));
+  }
+  return tables;
+}
+
+KT_INLINE I ternary_fields(const __m512i (&table)[4], I bytes) {
+  const __m512i low = find_in_two(table[0], table[1], bytes.v),
+                high = find_in_two(table[2], table[3], bytes.v);
+  return {_mm512_mask_mov_epi8(low, _mm512_movepi8_mask(bytes.v), high)};
 }
 
 template <int T>
 KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* const* x,
                            F* total) {
   using Q = quant::TQ1_0;
-  const F d = head_halves(record);
   const I digit = bytes_of(3);
+  const TernaryTables tables = ternary_tables<T>();
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
   {
     // The first eight words: digit n belongs to group n. Fields are used in place.
-    const F scale[5] = {d, mul(d, set_f(1.0f / 4)), mul(d, set_f(1.0f / 16)),
-                        mul(d, set_f(1.0f / 64)), d};
     const I field[4] = {digit, bytes_of(0x0C), bytes_of(0x30), bytes_of(0xC0)};
     Acc a[5][T];
     KT_TOKENS {
 #pragma GCC unroll 5
       for (int n = 0; n < 5; ++n) a[n][t] = acc_from(-(n < 4 ? 1 << 2 * n : 1) * sum32(x[t] + n));
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
-      const I w = take_line<T>(quant::r16_word<Q>(record, j));
-      const I four = ternary_fields(kTernary.four, w), fifth = ternary_fields(kTernary.fifth, w);
+      const I w = take_slow_line(quant::r16_word<Q>(record, j));
+      const I four = ternary_fields(tables.four, w), fifth = ternary_fields(tables.fifth, w);
       KT_TOKENS {
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) mac(a[n][t], band(four, field[n]), x[t] + n, 4 * j);
@@ -130,19 +158,22 @@ KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* 
     KT_TOKENS {
 #pragma GCC unroll 5
       for (int n = 0; n < 5; ++n)
-        total[t] = add_dot(total[t], acc_sum(a[n][t]), x[t] + n, scale[n]);
+        sum[t] = add_digits(sum[t], acc_sum(a[n][t]), n < 4 ? 2 * n : 0, x[t] + n);
     }
   }
   // Four words: digit n of word j are the values from 160 + 16 n + 4 j. The last: from 240 + 4 n.
   Acc a[3][2][T];
   KT_TOKENS {
 #pragma GCC unroll 3
-    for (int g = 0; g < 3; ++g) a[g][0][t] = a[g][1][t] = acc_from(0);
+    for (int g = 0; g < 3; ++g) {
+      a[g][0][t] = acc_from(-sum32(x[t] + 5 + g));
+      a[g][1][t] = acc_from(0);
+    }
   }
 #pragma GCC unroll 1
   for (int j = 0; j < 4; ++j) {
-    const I w = take_line<T>(quant::r16_word<Q>(record, 8 + j));
-    const I four = ternary_fields(kTernary.four, w), fifth = ternary_fields(kTernary.fifth, w);
+    const I w = take_slow_line(quant::r16_word<Q>(record, 8 + j));
+    const I four = ternary_fields(tables.four, w), fifth = ternary_fields(tables.fifth, w);
     KT_TOKENS {
 #pragma GCC unroll 4
       for (int n = 0; n < 4; ++n)
@@ -151,7 +182,7 @@ KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* 
       mac(a[2][0][t], fifth, x[t] + 7, 4 * j);
     }
   }
-  const I last = ternary_fields(kTernary.four, take_line<T>(quant::r16_word<Q>(record, 12)));
+  const I last = ternary_fields(tables.four, take_slow_line(quant::r16_word<Q>(record, 12)));
   KT_TOKENS {
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n)
@@ -159,9 +190,11 @@ KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* 
 #pragma GCC unroll 3
     for (int g = 0; g < 3; ++g) {
       const I dot = add(acc_sum(a[g][0][t]), acc_sum(a[g][1][t]));
-      total[t] = add_dot(total[t], add(dot, set_i(-sum32(x[t] + 5 + g))), x[t] + 5 + g, d);
+      sum[t] = add_digits(sum[t], dot, 0, x[t] + 5 + g);
     }
   }
+  const F d = head_halves(record);
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
 }
 
 #else
@@ -205,10 +238,20 @@ KT_INLINE void gemv_record(quant::TQ1_0, const uint8_t* record, const ActBlock* 
   ternary_words<0, 32, 5, T>(quant::r16_word<Q>(record, 0), 8, x, acc);
   ternary_words<160, 16, 5, T>(quant::r16_word<Q>(record, 8), 4, x, acc);
   ternary_words<240, 4, 4, T>(quant::r16_word<Q>(record, 12), 1, x, acc);
+#if defined(KT_ISA_AVX512)
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    KT_TOKENS sum[t] = add_digits(sum[t], acc_sum(acc[g][t]), 6, x[t] + g);
+  const F d = head_halves(record);
+  KT_TOKENS total[t] = fma(sum[t], d, total[t]);
+#else
   const F scale = mul(head_halves(record), set_f(1.0f / 64));
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g)
     KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[g][t]), x[t] + g, scale);
+#endif
 }
 
 #endif

@@ -168,6 +168,24 @@ KT_INLINE F add_dot(F total, I dot, const Block* x, F scale) {
   return fma(mul(to_float(dot), set_f(x->scale)), scale, total);
 }
 
+#if defined(KT_ISA_AVX512)
+
+// One line of weights whose instructions take longer than reading: the core does not run ahead far
+// enough of one token's either.
+KT_INLINE I take_slow_line(const uint8_t* p) {
+  __builtin_prefetch(p + 4096, 0, 3);
+  return load_i(p);
+}
+
+// sum += (a * first + b * second) * x.scale, for two groups of 16 values; a factor that the record has
+// for all waits for its end. Another order than that of gemm_inl.h (FormatKernels::few_for_all), with
+// half of the multiplications.
+KT_INLINE F add_two_dots(F sum, I a, F first, I b, F second, const ActBlock* x) {
+  return fma(fma(to_float(b), second, mul(to_float(a), first)), set_f(x->scale), sum);
+}
+
+#endif
+
 KT_INLINE int32_t sum32(const ActBlock* x) { return x->sum[0] + x->sum[1]; }
 
 // The dot product of a group, of which values 0..15 (part 0), 16..31 (1) or all 32 (2) are a

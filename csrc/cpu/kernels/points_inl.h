@@ -69,14 +69,16 @@ template <class Q, int T, class LookUp>
 KT_INLINE void iq2_record(const uint8_t* record, int scales, const ActBlock* const* x, F* total,
                           LookUp look_up) {
   const F d = head_halves(record);
+#if defined(KT_ISA_AVX512)
+  F sum[T];
+  KT_TOKENS sum[t] = zero_f();
+#endif
 #pragma GCC unroll 1
   for (int g = 0; g < 8; ++g) {
     I points[2];
     const I signs = look_up(g, points);
-    const I s = word<Q>(record, scales + g / 4);
-    const F scale[2] = {half_step_scale(d, bits_of(s, g % 4 * 8, 15), kIq2Factor),
-                        half_step_scale(d, bits_of(s, g % 4 * 8 + 4, 15), kIq2Factor)};
     const ActBlock* y[T];
+    I dot[2][T];
     KT_TOKENS y[t] = x[t] + g;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -84,9 +86,24 @@ KT_INLINE void iq2_record(const uint8_t* record, int scales, const ActBlock* con
       KT_TOKENS acc[t] = acc_from(-kIq2Offset * y[t]->sum[half]);
       iq2_pair<T>(points[half], half == 0 ? first_signs(signs) : second_signs(signs), y, 16 * half,
                   acc);
-      KT_TOKENS total[t] = add_dot(total[t], acc_sum(acc[t]), y[t], scale[half]);
+      KT_TOKENS dot[half][t] = acc_sum(acc[t]);
     }
+    const I s = word<Q>(record, scales + g / 4);
+    const I first = bits_of(s, g % 4 * 8, 15), second = bits_of(s, g % 4 * 8 + 4, 15);
+#if defined(KT_ISA_AVX512)
+    const F half_step = set_f(0.5f);
+    KT_TOKENS sum[t] = add_two_dots(sum[t], dot[0][t], add(to_float(first), half_step), dot[1][t],
+                                    add(to_float(second), half_step), y[t]);
+#else
+    KT_TOKENS {
+      total[t] = add_dot(total[t], dot[0][t], y[t], half_step_scale(d, first, kIq2Factor));
+      total[t] = add_dot(total[t], dot[1][t], y[t], half_step_scale(d, second, kIq2Factor));
+    }
+#endif
   }
+#if defined(KT_ISA_AVX512)
+  KT_TOKENS total[t] = fma(sum[t], mul(d, set_f(kIq2Factor)), total[t]);
+#endif
 }
 
 // Levels of IQ3 with the offset; index 15 does not occur.

@@ -8,6 +8,7 @@
 #include "cpu/kernels/gemv_iq1_vbmi_inl.h"
 #include "cpu/kernels/gemv_iq2_vbmi_inl.h"
 #include "cpu/kernels/gemv_iq3_vbmi_inl.h"
+#include "cpu/kernels/gemv_k_small_inl.h"
 #include "cpu/kernels/gemv_ternary_inl.h"
 
 #include "cpu/kernels/gemv_inl.h"  // behind those
@@ -16,9 +17,11 @@ namespace kt::cpu::KT_ISA {
 namespace {
 
 constinit const auto kFormats = make_formats(
-    quant::TypeList<quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS, quant::IQ2_S,
-                    quant::IQ3_XXS, quant::IQ3_S, quant::TQ1_0>{},
-    []<class Q>(Q) -> FormatKernels { return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>()}; });
+    quant::TypeList<quant::Q3_K, quant::IQ1_S, quant::IQ1_M, quant::IQ2_XXS, quant::IQ2_XS,
+                    quant::IQ2_S, quant::IQ3_XXS, quant::IQ3_S, quant::TQ1_0>{},
+    []<class Q>(Q) -> FormatKernels {
+      return {.gguf_id = Q::kGgufId, .few = gemv_of<Q>(), .few_for_all = kOwnOrder<Q>};
+    });
 
 }  // namespace
 
