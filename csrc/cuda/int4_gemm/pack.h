@@ -54,16 +54,4 @@ struct Int4Error {
 Int4Matrix int4_from_gguf(std::span<const uint8_t> blocks, int gguf_id, int n, int k, int group,
                           bool symmetric, FloatType type, Int4Error* error);
 
-/// From checkpoints: words of eight codes.
-///   GPTQ (v1): qweight [k / 8, n], qzeros [k / group, n / 8] (one less than the zero point)
-///   AWQ:       qweight [k, n / 8], qzeros [k / group, n / 8], codes in the order 0 2 4 6 1 3 5 7
-///   compressed-tensors (pack-quantized): qweight [n, k / 8], symmetric or qzeros [n / 8, k /
-///   group]
-/// scales: [k / group, n], for compressed-tensors [n, k / group], as floats. Empty qzeros: the zero
-/// point is 8. Throws InvalidArgument where sizes do not fit.
-enum class Int4Source : uint8_t { kGptq, kAwq, kCompressedTensors };
-Int4Matrix int4_from_checkpoint(Int4Source source, std::span<const uint32_t> qweight,
-                                std::span<const uint32_t> qzeros, std::span<const float> scales,
-                                int n, int k, int group);
-
 }  // namespace kt::cuda

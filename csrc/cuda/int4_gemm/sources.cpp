@@ -1,4 +1,4 @@
-// Where 4-bit weights come from: floats, GGUF blocks, int4 checkpoints.
+// Where 4-bit weights come from: floats, GGUF blocks.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -153,65 +153,6 @@ Int4Matrix int4_from_gguf(std::span<const uint8_t> blocks, int gguf_id, int n, i
         error->squared += difference * difference;
         error->power += double{values[i]} * values[i];
       }
-    }
-  }
-  return m;
-}
-
-Int4Matrix int4_from_checkpoint(Int4Source source, std::span<const uint32_t> qweight,
-                                std::span<const uint32_t> qzeros, std::span<const float> scales,
-                                int n, int k, int group) {
-  KT_CHECK(n > 0 && k > 0 && n % 8 == 0 && k % 8 == 0, "an int4 matrix of ", n, " x ", k,
-           ": both must be multiples of 8");
-  KT_CHECK(group > 0 && k % group == 0, "k=", k, " must be a multiple of the group of ", group);
-  const int groups = k / group;
-  KT_CHECK(qweight.size() == size_t(n) * k / 8, qweight.size(), " words for ", n, " x ", k,
-           " codes");
-  KT_CHECK(scales.size() == size_t(n) * groups, scales.size(), " scales for ", n, " x ", groups,
-           " groups");
-  KT_CHECK(qzeros.empty() || qzeros.size() == size_t(n) * groups / 8, qzeros.size(),
-           " words of zero points for ", n, " x ", groups, " groups");
-  constexpr int kAwqPlace[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // where value i of a word stands
-  const auto code = [](uint32_t word, int place) {
-    return static_cast<int>(word >> 4 * place & 15);
-  };
-  Int4Matrix m{
-      n, k, group, std::vector<uint8_t>(size_t(n) * k), std::vector<float>(size_t(n) * groups), {}};
-  if (!qzeros.empty()) m.offsets.resize(m.scales.size());
-  for (int row = 0; row < n; ++row) {
-    for (int column = 0; column < k; ++column) {
-      int q = 0;
-      switch (source) {
-        case Int4Source::kGptq:
-          q = code(qweight[size_t(column / 8) * n + row], column % 8);
-          break;
-        case Int4Source::kAwq:
-          q = code(qweight[size_t(column) * (n / 8) + row / 8], kAwqPlace[row % 8]);
-          break;
-        case Int4Source::kCompressedTensors:
-          q = code(qweight[size_t(row) * (k / 8) + column / 8], column % 8);
-          break;
-      }
-      m.codes[size_t(row) * k + column] = static_cast<uint8_t>(q);
-    }
-    for (int g = 0; g < groups; ++g) {
-      const bool by_row = source == Int4Source::kCompressedTensors;
-      const float scale = by_row ? scales[size_t(row) * groups + g] : scales[size_t(g) * n + row];
-      m.scales[size_t(row) * groups + g] = scale;
-      if (qzeros.empty()) continue;
-      int zero = 0;
-      switch (source) {
-        case Int4Source::kGptq:
-          zero = code(qzeros[size_t(g) * (n / 8) + row / 8], row % 8) + 1;
-          break;
-        case Int4Source::kAwq:
-          zero = code(qzeros[size_t(g) * (n / 8) + row / 8], kAwqPlace[row % 8]);
-          break;
-        case Int4Source::kCompressedTensors:
-          zero = code(qzeros[size_t(row / 8) * groups + g], row % 8);
-          break;
-      }
-      m.offsets[size_t(row) * groups + g] = scale * static_cast<float>(8 - zero);
     }
   }
   return m;

@@ -472,54 +472,5 @@ TEST(Int4Pack, SearchIsNoWorseThanRoundingToTheRange) {
   EXPECT_EQ(zero.value(0, 5), 0.0f);
 }
 
-TEST(Int4Pack, CheckpointsOfThreeKinds) {
-  // Words written as each kind's documentation puts them; all must give the same matrix.
-  const int n = 16, k = 64, group = 32, groups = 2;
-  std::mt19937 random(2);
-  std::vector<int> q(n * k), zero(n * groups);
-  std::vector<float> scale(n * groups), scale_by_k(n * groups);
-  for (int& v : q) v = random() % 16;
-  for (int& v : zero) v = 1 + random() % 15;
-  for (int row = 0; row < n; ++row)
-    for (int g = 0; g < groups; ++g)
-      scale_by_k[g * n + row] = scale[row * groups + g] = 0.01f * float(1 + random() % 9);
-  const int awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-  std::vector<uint32_t> gptq(n * k / 8), awq(n * k / 8), ct(n * k / 8);
-  std::vector<uint32_t> gptq_zero(n * groups / 8), awq_zero(n * groups / 8),
-      ct_zero(n * groups / 8);
-  for (int i = 0; i < n * k / 8; ++i) {
-    for (int b = 0; b < 8; ++b) {
-      gptq[i] |= uint32_t(q[(i % n) * k + i / n * 8 + b]) << 4 * b;
-      awq[i] |= uint32_t(q[(i % (n / 8) * 8 + awq_order[b]) * k + i / (n / 8)]) << 4 * b;
-      ct[i] |= uint32_t(q[i / (k / 8) * k + i % (k / 8) * 8 + b]) << 4 * b;
-    }
-  }
-  for (int i = 0; i < n * groups / 8; ++i) {
-    for (int b = 0; b < 8; ++b) {
-      gptq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + b) * groups + i / (n / 8)] - 1) << 4 * b;
-      awq_zero[i] |= uint32_t(zero[(i % (n / 8) * 8 + awq_order[b]) * groups + i / (n / 8)])
-                     << 4 * b;
-      ct_zero[i] |= uint32_t(zero[(i / groups * 8 + b) * groups + i % groups]) << 4 * b;
-    }
-  }
-  const Int4Matrix a =
-      int4_from_checkpoint(Int4Source::kGptq, gptq, gptq_zero, scale_by_k, n, k, group);
-  const Int4Matrix b =
-      int4_from_checkpoint(Int4Source::kAwq, awq, awq_zero, scale_by_k, n, k, group);
-  const Int4Matrix c =
-      int4_from_checkpoint(Int4Source::kCompressedTensors, ct, ct_zero, scale, n, k, group);
-  for (int row = 0; row < n; ++row) {
-    for (int i = 0; i < k; ++i) {
-      const int g = row * groups + i / group;
-      const float expected = scale[g] * float(q[row * k + i] - zero[g]);
-      EXPECT_NEAR(a.value(row, i), expected, 1e-6);
-      EXPECT_NEAR(b.value(row, i), expected, 1e-6);
-      EXPECT_NEAR(c.value(row, i), expected, 1e-6);
-    }
-  }
-  EXPECT_THROW(int4_from_checkpoint(Int4Source::kGptq, gptq, {}, scale, n, k + 8, 8),
-               InvalidArgument);
-}
-
 }  // namespace
 }  // namespace kt::cuda
