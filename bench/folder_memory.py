@@ -3,7 +3,8 @@
     python -m bench.folder_memory [--layers 4]
 
 A synthetic Qwen3-MoE folder is written in BF16 and in FP8 (blocks of 128 x 128) and loaded in a
-process of its own as q8_0 and as q4_k. The peak is the largest anonymous memory the kernel reports
+process of its own as q8_0 and as q4_k; in int4 codes (compressed-tensors, groups of 32) it is
+loaded as it is. The peak is the largest anonymous memory the kernel reports
 for that process, sampled every few milliseconds, less what it held before the load; pages of the
 folder's files are not in it. The promise: the weights as loaded, the cache, the experts of one
 layer once more, and what any load takes (MARGIN). Status 1 where a promise is broken.
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +63,33 @@ def shapes(layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def write_folder(path: Path, layers: int, is_fp8: bool) -> int:
-    """Bytes of the weights written; values are normal, of a trained model's spread."""
-    import torch
+# quantization_config of folders that are not BF16, and how a projection is stored in them: tensors
+# as (suffix of the name, type, values per stored one in rows and columns, bytes of each); () is the
+# matrix's shape.
+FORMS: dict[str, dict] = {
+    "BF16": {},
+    "FP8": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+    "int4": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "quantization_status": "compressed", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+            "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32,
+            "symmetric": True}}},
+    },
+}  # fmt: skip
+PARTS = {
+    "FP8": (("weight", "F8_E4M3", (1, 1), 1), ("weight_scale_inv", "F32", (128, 128), 4)),
+    "int4": (
+        ("weight_packed", "I32", (1, 8), 4),
+        ("weight_scale", "BF16", (1, 32), 2),
+        ("weight_shape", "I64", (), 8),
+    ),
+}
+LOADED = {"BF16": ("q8_0", "q4_k"), "FP8": ("q8_0", "q4_k"), "int4": ("file",)}
 
+
+def write_folder(path: Path, layers: int, form: str) -> int:
+    """Bytes of the weights written: normal values of a trained model's spread, or any codes."""
     from ktransformers.checkpoint.gguf import open_model
     from ktransformers.checkpoint.tokenizer import build_tokenizer
     from tests.support import vocabulary
@@ -73,43 +99,52 @@ def write_folder(path: Path, layers: int, is_fp8: bool) -> int:
     source = write(miniature("qwen3moe", types="BF16"), path.parent / "words.gguf")
     build_tokenizer(open_model(source)).save_pretrained(path)
     values = config(layers, vocabulary.SIZE)
-    if is_fp8:
-        values["quantization_config"] = {
-            "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}  # fmt: skip
+    if FORMS[form]:
+        values["quantization_config"] = FORMS[form]
     (path / "config.json").write_text(json.dumps(values))
     header, pieces, offset = {}, [], 0
     for name, shape in shapes(layers, vocabulary.SIZE).items():
-        stored = is_fp8 and "_proj" in name
-        for tensor, kind, size, each in (
-            [(name, "F8_E4M3", shape, 1),
-             (name + "_scale_inv", "F32", tuple(-(-n // 128) for n in shape), 4)]
-            if stored else [(name, "BF16", shape, 2)]
-        ):  # fmt: skip
+        parts = PARTS.get(form) if "_proj" in name else None
+        for suffix, kind, by, each in parts or (("weight", "BF16", (1,) * len(shape), 2),):
+            tensor = name.removesuffix("weight") + suffix
+            size = tuple(-(-n // every) for n, every in zip(shape, by, strict=True)) if by else (2,)
             count = int(np.prod(size)) * each
             header[tensor] = {
                 "dtype": kind,
                 "shape": size,
                 "data_offsets": [offset, offset + count],
             }
-            pieces.append((tensor, kind, size))
+            pieces.append((tensor, kind, size, shape))
             offset += count
     text = json.dumps(header).encode()
-    generator = torch.Generator().manual_seed(3)
     with (path / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor, kind, size in pieces:
-            if kind == "F32":
-                data = torch.full(size, 0.02 / 100)
-            elif "norm" in tensor:
-                data = torch.ones(size).bfloat16().view(torch.uint8)
-            elif kind == "F8_E4M3":
-                data = torch.randn(size, generator=generator).mul_(100).to(torch.float8_e4m3fn)
-                data = data.view(torch.uint8)
-            else:
-                data = torch.randn(size, generator=generator).mul_(0.02).bfloat16()
-                data = data.view(torch.uint8)
+        for data in contents(pieces):
             file.write(data.numpy().tobytes())
     return offset
+
+
+def contents(pieces: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]) -> Iterator[Any]:
+    """What each (name, type, shape, shape of the matrix) holds: tensors to write the bytes of."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    for tensor, kind, size, shape in pieces:
+        if kind == "F32":
+            yield torch.full(size, 0.02 / 100)
+        elif kind == "I64":
+            yield torch.tensor(shape)
+        elif kind == "I32":
+            yield torch.randint(-(1 << 31), 1 << 31, size, generator=generator, dtype=torch.int32)
+        elif "norm" in tensor:
+            yield torch.ones(size).bfloat16().view(torch.uint8)
+        elif "scale" in tensor:  # codes are even over 16 values: 4.6 of them
+            yield torch.full(size, 0.02 / 4.6).bfloat16().view(torch.uint8)
+        elif kind == "F8_E4M3":
+            data = torch.randn(size, generator=generator).mul_(100).to(torch.float8_e4m3fn)
+            yield data.view(torch.uint8)
+        else:
+            yield torch.randn(size, generator=generator).mul_(0.02).bfloat16().view(torch.uint8)
 
 
 LOAD = r"""
@@ -167,10 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     layers = parser.parse_args(argv).layers
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        for name, is_fp8 in (("BF16", False), ("FP8", True)):
+        for name, types in LOADED.items():
             folder = Path(place) / name
-            stored = write_folder(folder, layers, is_fp8)
-            for quant in ("q8_0", "q4_k"):
+            stored = write_folder(folder, layers, name)
+            for quant in types:
                 found = measure(folder, rules_for(quant, Path(place) / "rules.yaml"))
                 promised = found["result"] + found["cache"] + found["layer"] + MARGIN
                 rows.append(
