@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +11,13 @@ from pydantic import Field
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from ktransformers import __version__
-from ktransformers.optimize.system import meminfo, memory_limit
 from ktransformers.server import chat
 from ktransformers.server.documents import OPENAI_ERRORS
 from ktransformers.server.errors import ApiError
 from ktransformers.server.fields import COUNT, OBJECT, TEXT, TOOLS, Body
 from ktransformers.server.metrics import exposition
 from ktransformers.server.openai_types import Message
+from ktransformers.server.placement import placement_json
 from ktransformers.server.service import Service
 
 
@@ -156,58 +155,4 @@ def live_json(service: Service) -> dict[str, Any]:
         "cache_pages_kept": engine.cache.pages if engine.cache else 0,
         "page_positions": 64,
         "generations": rows,
-    }
-
-
-def capacity_bytes(devices: Iterable[str]) -> dict[str, int]:
-    """Bytes of memory that the devices have in all, where that can be told."""
-    limit, total = memory_limit(), meminfo().get("MemTotal", 0)
-    found = {}
-    for device in devices:
-        if device == "cpu" and total:
-            found[device] = min(total, limit or total)
-        elif device.startswith("cuda"):
-            import torch
-
-            if torch.cuda.is_available():
-                found[device] = torch.cuda.get_device_properties(device).total_memory
-    return found
-
-
-def card_cache_type(kt: Any) -> str | None:
-    """What layers on cards keep keys and values in; None where there are none."""
-    if all(device == "cpu" for _, _, device in kt.decoder.nodes):
-        return None
-    return "fp8" if kt.engine.fp8_cache else "f16"
-
-
-def placement_json(service: Service) -> dict[str, Any]:
-    """rows: of the plan; totals: bytes per device; nodes: of the program that runs."""
-    from ktransformers.optimize.report import summary, to_json
-
-    kt = service.model.kt
-    plan = to_json(kt.plan)
-    plan["rules"] = plan["rules"].rsplit("/", 1)[-1]
-    for row in plan["rows"]:
-        if row["rule"]:
-            row["rule"] = row["rule"].rsplit("/", 1)[-1]
-    for row, planned in zip(plan["rows"], kt.plan.rows, strict=True):
-        stored = sorted({kt.gguf.tensor(name).type for name in row["tensors"]})
-        there = row["how"]["weights"].split("+") if "weights" in row["how"] else stored
-        row["formats"] = there + [one for one in stored if planned.on_cpu and one not in there]
-    cache = kt.engine.kv
-    return plan | {
-        "capacity_bytes": capacity_bytes(plan["device_bytes"]),
-        "summary": summary(kt.plan),
-        "nodes": [dict(zip(("name", "kind", "device"), n, strict=True)) for n in kt.decoder.nodes],
-        "totals": {
-            "weights_bytes": sum(plan["device_bytes"].values()),
-            "cache_bytes_per_position": cache.bytes_per_position,
-            "cache_bytes": cache.bytes_per_position * cache.page_limit * 64,
-            "cache_type": kt.engine.cache_text,
-            "card_cache_type": card_cache_type(kt),
-        },
-        "threads": kt.engine.context.threads,
-        "isa": kt.engine.context.isa,
-        "activations": kt.engine.activations,
     }

@@ -13,7 +13,7 @@ from ktransformers.errors import UserError
 from ktransformers.optimize import card_steps, nvidia
 from ktransformers.optimize.card_steps import MOST_ROWS
 from ktransformers.runtime import card_layers, memory
-from ktransformers.server.native import placement_json
+from ktransformers.server.placement import placement_json
 from tests.support import ours
 from tests.support.card import (
     ALL,
