@@ -1,8 +1,8 @@
-"""The steps of tests/gpu/check.sh: what each needs, how long it may take, what came of it.
+"""Runs the steps of tests/gpu/check.sh (steps.py): what came of each.
 
 Only the standard library: this file must run where nothing is installed. Builds run side by side,
 everything else alone, so that times mean something. A step whose needs are not met is skipped with
-the reason; a step that fails does not stop the others.
+the reason; a step that fails does not stop the others; one for which no time is left is cut.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,93 +21,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.gpu.needs import NEEDS, carried_environment, cuda_arch, unpack_carried  # noqa: E402
+from tests.gpu import sessions  # noqa: E402
+from tests.gpu.needs import (  # noqa: E402
+    NEEDS,
+    REMEDIES,
+    carried_environment,
+    cuda_arch,
+    fails_to_import,
+    unpack_carried,
+)
+from tests.gpu.steps import CUDA_BUILD, LEAST_SECONDS, TOTAL_SECONDS, Step, granted, steps  # noqa: E402
 
-CUDA_BUILD, CPU_BUILD = "build-gpu", "build-gpu-cpu"
-LIBRARY = f"{CUDA_BUILD}/csrc/cuda/libkt_cuda.so"
-TESTS = f"{CUDA_BUILD}/csrc/cuda/kt_gpu_tests"
-DECODE = f"{CUDA_BUILD}/csrc/cuda/kt_gpu_decode"
-TOTAL_SECONDS = 570.0
 TRAVEL_BYTES = 64 << 20
-THREADS = (16, 8, 4, 2, 1)
-
-
-@dataclass
-class Step:
-    """command: argv, or a list of argvs run one after another. group: steps of one run together."""
-
-    name: str
-    commands: list[list[str]]
-    seconds: float
-    needs: tuple[str, ...] = ()
-    group: str = ""
-    result: str = ""  # a JSON file that the report takes in
-    environment: dict[str, str] = field(default_factory=dict)
+PACKAGES = ("numpy", "torch", "transformers", "pytest", "gguf", "pybind11")
 
 
 @dataclass
 class Outcome:
     name: str
-    verdict: str  # ok, FAILED, skipped
+    verdict: str  # ok, FAILED, skipped, cut
     seconds: float = 0.0
     reason: str = ""
     output: str = ""
     figures: dict = field(default_factory=dict)
-
-
-def python(*arguments: str) -> list[str]:
-    return [sys.executable, *arguments]
-
-
-def steps(arch: str) -> list[Step]:
-    """Every step in order; what matters most comes first, in case time runs out."""
-    cuda = ["cmake", "-S", ".", "-B", CUDA_BUILD, "-G", "Ninja", "-DKT_CUDA=ON",
-            "-DKT_GPU_TESTS=ON", "-DKT_BUILD_PYTHON=OFF",
-            f"-DCMAKE_CUDA_ARCHITECTURES={arch}"]  # fmt: skip
-    cpu = ["cmake", "-S", ".", "-B", CPU_BUILD, "-G", "Ninja",
-           f"-DPython_EXECUTABLE={sys.executable}"]  # fmt: skip
-    cores = len(os.sched_getaffinity(0))  # two are left to the coordinator and the launching thread
-    bench = {"PYTHONUNBUFFERED": "1", "KT_CUDA_LIBRARY": LIBRARY}
-    found = [
-        Step("machine", [["lscpu"], ["nvidia-smi"], ["nvcc", "--version"]], 20),
-        Step("cuda-build", [cuda, ["cmake", "--build", CUDA_BUILD, "--", "--quiet"]], 300,
-             ("nvcc", "cmake", "ninja"), group="builds"),
-        Step("cpu-build", [cpu, ["cmake", "--build", CPU_BUILD, "--target", "_core", "--",
-                                 "--quiet"]], 300,
-             ("cmake", "ninja", "yaml-cpp", "pybind11", "python-headers"), group="builds"),
-        Step("gpu-tests", [[TESTS]], 120, ("gpu", "cuda-build")),
-        Step("models", [python("-m", "pytest", "-q", "-p", "no:cacheprovider",
-                               "tests/python/test_card.py")], 120,
-             ("gpu", "cuda-build", "cpu-build", "gguf", "transformers", "pytest"),
-             environment={"KT_TEST_CUDA_LIBRARY": LIBRARY}),
-        Step("cuda-bench", [python("-m", "bench.cuda")], 200, ("gpu", "torch-cuda", "cuda-build"),
-             result="bench/results/cuda.json", environment=bench),
-        Step("decode-step", [[DECODE, "--threads", str(max(1, cores - 2)), "--json",
-                              "bench/results/cuda_decode.json"]], 120, ("gpu", "cuda-build"),
-             result="bench/results/cuda_decode.json"),
-        Step("v3-shape", [[DECODE, "--layers", "61", "--threads", str(max(1, cores - 2)), "--json",
-                           "bench/results/cuda_v3.json"]], 150, ("gpu", "cuda-build", "ram-110g"),
-             result="bench/results/cuda_v3.json"),
-        Step("amx-tests", [python("-m", "pytest", "-q", "-p", "no:cacheprovider",
-                                  "tests/python/test_kernels.py")], 120,
-             ("cpu-build", "gguf", "amx")),
-        Step("cpu-limits", [python("-m", "bench.limits", "--threads", "1,2,4,8,16")], 40,
-             ("cpu-build",)),
-        Step("cpu-model", [python("-m", "bench.cpu", "--make", "--models", "qwen3", "--layers",
-                                  "6")], 60, ("cpu-build", "gguf", "transformers")),
-    ]  # fmt: skip
-    for threads in [t for t in THREADS if t <= cores]:
-        command = python("-m", "bench.cpu", "--quick", "--models", "qwen3", "--layers",
-                         "6", "--engines", "ours", "--threads", f"{threads}",
-                         "--no-details")  # fmt: skip
-        found.append(Step(f"cpu-bench-{threads}", [command], 60, ("cpu-model",),
-                          result="bench/results/cpu.json"))  # fmt: skip
-    found.append(
-        Step("sanitizer", [["compute-sanitizer", "--error-exitcode", "9", TESTS, "Int4Gemm",
-                            "QuantGemv", "Layer", "Moe"]], 120,
-             ("gpu", "compute-sanitizer", "cuda-build"))
-    )  # fmt: skip
-    return found
 
 
 def unmet(step: Step, outcomes: dict[str, Outcome]) -> str:
@@ -122,10 +59,10 @@ def unmet(step: Step, outcomes: dict[str, Outcome]) -> str:
     return ""
 
 
-def run(step: Step, left: float) -> Outcome:
-    """Runs the commands; the step's limit, or what is left of all time, ends them."""
+def run(step: Step, seconds: float) -> Outcome:
+    """Runs the commands, for so many seconds at most. It has failed when they are its own limit,
+    and is cut when they are fewer and not enough."""
     begin = time.monotonic()
-    end = begin + min(step.seconds, left)
     environment = carried_environment() | step.environment
     output = ""
     for command in step.commands:
@@ -134,22 +71,17 @@ def run(step: Step, left: float) -> Outcome:
             if step.name != "machine":
                 return Outcome(step.name, "FAILED", 0, f"{command[0]} is not here", output)
             continue
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
-                stderr=subprocess.STDOUT, errors="replace",
-                timeout=max(1.0, end - time.monotonic()), check=False,
-            )  # fmt: skip
-            text, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as error:
-            text = error.stdout or b""
-            text = text.decode(errors="replace") if isinstance(text, bytes) else text
-            code = 124
+        left = begin + seconds - time.monotonic()
+        text, code = sessions.run(command, left, ROOT, environment)
         output += f"$ {shlex.join(command)}\n{text}"
         if code != 0:
             words = [line for line in text.strip().splitlines() if line.strip()][-1:] or [""]
-            reason = "out of time" if code == 124 else f"status {code}: {words[0][:200]}"
-            return Outcome(step.name, "FAILED", time.monotonic() - begin, reason, output,
+            verdict, reason = "FAILED", f"status {code}: {words[0][:200]}"
+            if code == sessions.OUT_OF_TIME:
+                reason = f"out of time: {step.seconds:.0f} s"
+                if seconds < step.seconds:
+                    verdict, reason = "cut", f"{seconds:.0f} of {step.seconds:.0f} s were left"
+            return Outcome(step.name, verdict, time.monotonic() - begin, reason, output,
                            figures_of(step))  # fmt: skip
     return Outcome(step.name, "ok", time.monotonic() - begin, "", output, figures_of(step))
 
@@ -175,20 +107,26 @@ def batches(chosen: list[Step]) -> list[list[Step]]:
     return list(made.values())
 
 
-def run_all(chosen: list[Step], out: Path) -> list[Outcome]:
+def run_all(chosen: list[Step], out: Path, total: float = TOTAL_SECONDS) -> list[Outcome]:
     begin = time.monotonic()
     outcomes: dict[str, Outcome] = {}
 
-    def left() -> float:
-        return TOTAL_SECONDS - (time.monotonic() - begin)
+    def one(step: Step, seconds: float) -> Outcome:
+        if reason := unmet(step, outcomes):
+            return Outcome(step.name, "skipped", reason=reason)
+        if seconds < min(LEAST_SECONDS, step.seconds):
+            return Outcome(step.name, "cut", reason="no time left")
+        return run(step, seconds)
 
-    def one(step: Step) -> Outcome:
-        reason = unmet(step, outcomes) or ("no time left" if left() < 10 else "")
-        return Outcome(step.name, "skipped", reason=reason) if reason else run(step, left())
-
-    for batch in batches(chosen):
+    todo = batches(chosen)
+    for number, batch in enumerate(todo):
+        # What cannot run is sure of nothing.
+        later = [s for more in todo[number + 1 :] for s in more
+                 if s.kept and not unmet(s, outcomes)]  # fmt: skip
+        left = total - (time.monotonic() - begin)
         with ThreadPoolExecutor(len(batch)) as pool:
-            for outcome in list(pool.map(one, batch)):
+            times = [granted(step, later, left) for step in batch]
+            for outcome in list(pool.map(one, batch, times)):
                 outcomes[outcome.name] = outcome
                 tell(outcome, out)
                 write_report(list(outcomes.values()), time.monotonic() - begin, out)
@@ -240,13 +178,30 @@ def problems(chosen: list[Step]) -> list[str]:
     return found
 
 
+def missing(chosen: list[Step]) -> list[str]:
+    """A line for each thing that the steps need and this machine has not."""
+    lines = []
+    for need in dict.fromkeys(need for step in chosen for need in step.needs if need in NEEDS):
+        reason = NEEDS[need]()
+        if not reason and need in PACKAGES:
+            reason = fails_to_import(need)
+        if reason:
+            names = ", ".join(step.name for step in chosen if need in step.needs)
+            remedy = f"; {REMEDIES[need]}" if need in REMEDIES else ""
+            lines.append(f"{reason}{remedy} (without it no {names})")
+    return lines
+
+
 def dry_run(chosen: list[Step]) -> int:
     for step in chosen:
         reason = unmet(step, {})
         note = f"not here: {reason}" if reason else ""
-        print(f"{step.name:<14} <= {step.seconds:3.0f} s  {note}")
+        kept = f"{step.kept:.0f} s of them kept" if step.kept else "with what time is left"
+        print(f"{step.name:<14} <= {step.seconds:3.0f} s, {kept}  {note}")
         for command in step.commands:
             print(f"{'':<14} $ {shlex.join(command)}")
+    for line in missing(chosen):
+        print(f"MISSING: {line}")
     found = problems(chosen)
     for problem in found:
         print(f"PROBLEM: {problem}")
@@ -283,11 +238,17 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.txt").unlink(missing_ok=True)
     (ROOT / "bench" / "results").mkdir(exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, sessions.end_all)
     begin = time.monotonic()
     outcomes = run_all(chosen, out)
     print(table(outcomes))
+    if cut := [o.name for o in outcomes if o.verdict == "cut"]:
+        print(f"cut for want of time: {', '.join(cut)}; --only {','.join(cut)} runs them")
     print(f"{time.monotonic() - begin:.0f} s; report.json and log.txt in {out}")
-    return int(any(o.verdict == "FAILED" for o in outcomes))
+    sure = {step.name for step in chosen if step.kept}
+    return int(any(o.verdict == "FAILED" or o.verdict == "cut" and o.name in sure
+                   for o in outcomes))  # fmt: skip
 
 
 if __name__ == "__main__":
