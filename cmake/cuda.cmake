@@ -5,6 +5,14 @@ file(GLOB_RECURSE KT_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cud
 file(GLOB_RECURSE KT_CUDA_HOST CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda/*.cpp)
 list(FILTER KT_CUDA_HOST EXCLUDE REGEX "/common/(emulator|fibre)\\.cpp$")
 
+# What a shared library lacks is found when it is linked, not when somebody loads it. Sanitizers leave
+# their own symbols to the program.
+function(kt_link_complete target)
+  if(NOT KT_SANITIZE AND NOT APPLE AND NOT WIN32)
+    target_link_options(${target} PRIVATE LINKER:--no-undefined)
+  endif()
+endfunction()
+
 # Needs the CUDA runtime: only for nvcc.
 set(KT_CUDA_PORTABLE ${KT_CUDA_KERNELS})
 list(FILTER KT_CUDA_PORTABLE EXCLUDE REGEX "_device\\.cu$")
@@ -24,6 +32,7 @@ if(KT_BUILD_TESTS)
   target_link_libraries(kt_cuda_emulated PUBLIC kt_quant kt_base)
   add_library(kt_cuda_emulated_api SHARED ${KT_CUDA_API} csrc/cuda/api_emulated.cpp)
   target_link_libraries(kt_cuda_emulated_api PRIVATE kt_cuda_emulated)
+  kt_link_complete(kt_cuda_emulated_api)
 endif()
 
 if(KT_CUDA)
