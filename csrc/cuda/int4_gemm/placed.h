@@ -17,8 +17,9 @@ struct PlacedInt4 {
   int n, k, group;  // group: 32, 64 or 128 values share a scale
   bool has_offsets;
 
-  size_t weight_bytes() const { return size_t(round_up(n, 64)) * k / 2; }
-  size_t scale_bytes() const { return size_t(round_up(n, 64)) * (k / group) * sizeof(uint16_t); }
+  size_t rows() const { return round_up(size_t(n), size_t{64}); }  // strips are whole
+  size_t weight_bytes() const { return rows() * k / 2; }
+  size_t scale_bytes() const { return rows() * (k / group) * sizeof(uint16_t); }
   size_t bytes() const { return weight_bytes() + (has_offsets ? 2 : 1) * scale_bytes(); }
   /// For `type` of what names a matrix; the inverse of placed_int4().
   int type() const { return -(group + (has_offsets ? 1 : 0)); }

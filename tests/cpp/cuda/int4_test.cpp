@@ -422,6 +422,13 @@ TEST(Int4Placed, StripsByThreadsAreTheWholeMatrix) {
   EXPECT_THROW(convert_int4({bytes, bad.size() * 4}, 0, n, k, 0, 2), InvalidArgument);
 }
 
+TEST(Int4Placed, CountsBytesBeyondTheRangeOfInt) {
+  const PlacedInt4 m = placed_int4(-128, INT32_MAX, 128);
+  EXPECT_EQ(m.weight_bytes(), (size_t{1} << 31) * 64);
+  EXPECT_EQ(m.scale_bytes(), (size_t{1} << 31) * 2);
+  EXPECT_EQ(m.bytes(), (size_t{1} << 31) * 66);
+}
+
 TEST(Int4Placed, DequantisesToTheValuesOfTheProduct) {
   const int n = 200, k = 128;
   const std::vector<float> v = gaussian(n * k, 8, 0.02f);
