@@ -40,12 +40,12 @@ FLAGS = [
     Flag("gguf_path", str, None, "GGUF file, folder of one model's files, or user/repo:quant"),
     Flag("max_new_tokens", int, 1000, "longest answer, in tokens", **at_least(1)),
     Flag("cpu_infer", int, None, "threads; without it all usable physical cores", **at_least(1)),
-    Flag("use_cuda_graph", bool, True, "for GPUs; means nothing on the CPU"),
+    Flag("use_cuda_graph", bool, True, "read for old scripts; a card's steps are graphs"),
     Flag("prompt_file", str, None, "UTF-8 text that an empty line sends"),
     Flag("mode", str, "normal", "kept for old scripts", choices=("normal", "long_context")),
     Flag("force_think", bool, False, "begin every answer with <think>"),
     Flag("chunk_size", int, None, "prompt tokens evaluated at a time", **at_least(1)),
-    Flag("device", str, "cpu", "where to compute; this version knows the CPU"),
+    Flag("device", str, "cpu", "read for old scripts; rules and --gpu say it"),
     Flag("cache_lens", int, None, "tokens a conversation may have", **at_least(2)),
     Flag("temperature", float, None, "0 always takes the likeliest token", **within(0, 100)),
     Flag("top_p", float, None, "likeliest tokens up to this probability", **above(0, 1)),
@@ -67,7 +67,7 @@ FLAGS = [
 ]  # fmt: skip
 PARSER = Parser(FLAGS)
 
-# What old scripts may say to a machine with a GPU; said once, then computed on the CPU.
+# What old scripts say of GPUs: read, and answered with what holds here.
 GPU_FLAGS = ("use_cuda_graph", "device")
 
 
@@ -87,6 +87,26 @@ class Request:
 
 def note(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
+
+
+def gpu_flag_notes(options: dict[str, Any], given: set[str]) -> list[str]:
+    """A line for each of GPU_FLAGS that was given and does not do what it says."""
+    from ktransformers.optimize.gpus import cuda_devices
+
+    asked = [(name, options[name]) for name in GPU_FLAGS if name in given]
+    cards = cuda_devices(options["gpu"]) if asked else 0
+    lines = []
+    for name, value in asked:
+        if not cards and value not in ("cpu", False):
+            lines.append(f"--{name} {value}: no card is in use here, the CPU computes")
+        elif cards and name == "device":
+            lines.append(
+                f"--device {value}: not used; rules, or the planner where there are none, say what "
+                "a card computes, and --gpu off leaves cards alone"
+            )
+        elif cards and not value:
+            lines.append(f"--{name} {value}: not used; a card's decode steps are graphs")
+    return lines
 
 
 def read_prompt_file(path: str) -> str:
@@ -126,9 +146,8 @@ def check_request(words: list[str]) -> Request:
     if options["cpu_infer"] is not None and options["cpu_infer"] > cores:
         note(f"--cpu_infer {options['cpu_infer']}: using {cores}, all cores this process may use")
         options["cpu_infer"] = cores
-    for name in GPU_FLAGS:
-        if name in given and options[name] not in ("cpu", False):
-            note(f"--{name} {options[name]}: this version computes on the CPU")
+    for line in gpu_flag_notes(options, given):
+        note(line)
     prompt_text = read_prompt_file(options["prompt_file"]) if options["prompt_file"] else None
     check_placement(options)
     from ktransformers.checkpoint.gguf import open_model

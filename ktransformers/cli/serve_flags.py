@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ktransformers.cli.chat_flags import FLAGS as CHAT_FLAGS
-from ktransformers.cli.chat_flags import at_least, note, sampling_of, within
+from ktransformers.cli.chat_flags import at_least, gpu_flag_notes, note, sampling_of, within
 from ktransformers.cli.fire_flags import Flag, Parser
 from ktransformers.cli.placement_flags import (
     PLACEMENT_FLAGS,
@@ -106,9 +106,8 @@ def check_serve(words: list[str]) -> ServeRequest:
     options, given = PARSER.parse(with_values(list(words)))
     for name in sorted(given & set(IGNORED)):
         note(f"--{name}: means nothing to this server")
-    for name in ("use_cuda_graph", "device"):
-        if name in given and options[name] not in ("cpu", False):
-            note(f"--{name} {options[name]}: this version computes on the CPU")
+    for line in gpu_flag_notes(options, given):
+        note(line)
     if options["deterministic"] and options["activations"] == "auto":
         options["activations"] = "exact"
     check_files(options)

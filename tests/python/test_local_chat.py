@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ktransformers.cli.chat_flags import PARSER
+from ktransformers.cli import serve_flags
+from ktransformers.cli.chat_flags import PARSER, gpu_flag_notes
 from ktransformers.cli.conversation import Conversation
 from ktransformers.cli.fire_flags import asks_for_help
 from ktransformers.errors import UserError
@@ -125,6 +126,29 @@ def test_flag_spellings(words, name, value):
 def test_wrong_flags_are_named(words, message):
     with pytest.raises(UserError, match=re.escape(message)):
         PARSER.parse(words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "cards", "said"),
+    [
+        ("--device cuda:0", 0, ["--device cuda:0: no card is in use here, the CPU computes"]),
+        ("--device cuda:0", 1, ["--device cuda:0: not used; rules, or the planner"]),
+        ("--device cpu", 1, ["--device cpu: not used; rules, or the planner"]),
+        ("--device cpu --use_cuda_graph False", 0, []),
+        ("--use_cuda_graph True", 0, ["--use_cuda_graph True: no card is in use here"]),
+        ("--use_cuda_graph True", 1, []),
+        ("--use_cuda_graph False", 1, ["--use_cuda_graph False: not used; a card's decode steps"]),
+        ("--device cuda:0 --gpu off", 1, ["--device cuda:0: no card is in use here"]),
+        ("--cpu_infer 2", 1, []),
+    ],
+)
+def test_what_old_scripts_say_of_gpus_is_answered_with_what_holds(monkeypatch, words, cards, said):
+    found = lambda gpu: 0 if gpu == "off" else cards  # noqa: E731
+    monkeypatch.setattr("ktransformers.optimize.gpus.cuda_devices", found)
+    for parser in (PARSER, serve_flags.PARSER):
+        lines = gpu_flag_notes(*parser.parse(words.split()))
+        assert len(lines) == len(said)
+        assert all(map(str.startswith, lines, said)), lines
 
 
 def test_help_lists_every_flag():
