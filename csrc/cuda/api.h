@@ -98,6 +98,8 @@ KT_API int kt_cuda_card_close(kt_cuda_card* card);
 /// Bytes taken so far, the most there may be, and what was taken of pinned host memory for steps,
 /// the ring for copies from what is not pinned included.
 KT_API int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit, int64_t* host);
+/// Of that ring, where there is one.
+KT_API int kt_cuda_staging_bytes();
 /// Host bytes to the card.
 KT_API int kt_cuda_card_put(kt_cuda_card* card, const void* from, int64_t bytes, void** memory);
 /// A matrix in a GGUF type's blocks, [n, k] in row order, to the card, as products want it.

@@ -25,6 +25,9 @@ std::map<void*, std::unique_ptr<emulated::RawBuffer>>& memories() {
   return all;
 }
 
+// As many slots as on a card, but small ones, which emulated experts go around.
+constexpr size_t kSlotBytes = 4096;
+
 /// Buffers the emulator watches. Copies of bring() are made as late as a card may make them.
 class EmulatedMemory : public Memory, private CopyQueue {
  public:
@@ -46,12 +49,10 @@ class EmulatedMemory : public Memory, private CopyQueue {
   void unpin(const void* at) noexcept override { pinned_.erase(static_cast<const uint8_t*>(at)); }
   size_t prepare_copies(bool staged) override {
     if (!staged || staging_) return 0;
-    // As many slots as on a card, but small ones, which emulated experts go around.
-    constexpr size_t kBytes = Staging::kSlots * kSlotBytes;
     CopyQueue& queue = *this;
-    staging_ = std::make_unique<Staging>(queue, static_cast<uint8_t*>(mapped(kBytes)),
+    staging_ = std::make_unique<Staging>(queue, static_cast<uint8_t*>(mapped(staging_bytes())),
                                          Staging::kSlots, kSlotBytes);
-    return kBytes;
+    return staging_bytes();
   }
   void bring(const std::vector<Transfer>& pieces, int half) override {
     if (in_use_[half])
@@ -83,7 +84,6 @@ class EmulatedMemory : public Memory, private CopyQueue {
     buffers_[at] = std::move(buffer);
     return at;
   }
-  static constexpr size_t kSlotBytes = 4096;
   struct Sent {
     void* to;
     const void* from;
@@ -152,6 +152,7 @@ int card_count() { return 1; }
 CardFacts card_facts(int) { return {"emulated", 4, 90, size_t{1} << 30, size_t{1} << 30}; }
 void use_card(int) {}
 std::unique_ptr<Memory> open_memory(int) { return std::make_unique<EmulatedMemory>(); }
+size_t staging_bytes() { return Staging::kSlots * kSlotBytes; }
 std::unique_ptr<StepRunner> make_runner(CardModel& model, Memory&, std::vector<HandoffJob> jobs) {
   return std::make_unique<EmulatedRunner>(model, std::move(jobs));
 }

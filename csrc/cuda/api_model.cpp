@@ -285,6 +285,8 @@ int kt_cuda_card_close(kt_cuda_card* card) {
   });
 }
 
+int kt_cuda_staging_bytes() { return static_cast<int>(staging_bytes()); }
+
 int kt_cuda_card_bytes(kt_cuda_card* card, int64_t* taken, int64_t* limit, int64_t* host) {
   *taken = static_cast<int64_t>(card->memory.taken());
   *limit = static_cast<int64_t>(card->memory.limit());

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ktransformers import _core
+from ktransformers.cuda_library import CudaLibrary
 from ktransformers.errors import UserError
 from ktransformers.optimize import card_steps, nvidia
 from ktransformers.optimize.card_steps import MOST_ROWS
@@ -20,6 +21,7 @@ from tests.support.card import (
     BUT_EXPERTS,
     INT4,
     LIBRARY,
+    ON_CARD,
     divergence,
     emulated,
     load,
@@ -339,7 +341,10 @@ def test_only_rows_that_steps_will_have_take_memory(both, tmp_path, monkeypatch)
 )
 def test_what_steps_take_of_ram_is_foretold(both, tmp_path, monkeypatch, layers, limit, options):
     monkeypatch.setattr(card_layers, "DENSE", {"dense_rows": 1})
-    monkeypatch.setattr(card_steps, "STAGING", 4 * 4096)  # of emulated cards
+    staging = CudaLibrary(LIBRARY).value("staging_bytes")
+    if ON_CARD:  # what planning counts on
+        assert staging == card_steps.STAGING
+    monkeypatch.setattr(card_steps, "STAGING", staging)  # emulated cards have a small one
     monkeypatch.setenv("KT_PIN_LIMIT", limit)
     seen = []
     check = memory.check_fits

@@ -24,6 +24,8 @@ LIBRARY = Path(
     or ROOT / os.environ.get("KT_OBJECTS", "build") / "libkt_cuda_emulated_api.so"
 ).absolute()
 
+ON_CARD = bool(os.environ.get("KT_TEST_CUDA_LIBRARY"))
+
 needs_library = pytest.mark.skipif(
     not LIBRARY.exists(), reason=f"{LIBRARY} is not built (cmake -DKT_BUILD_TESTS=ON)"
 )

@@ -23,6 +23,8 @@ CardFacts card_facts(int device);
 /// Makes the card the one that this thread's calls are about.
 void use_card(int device);
 std::unique_ptr<Memory> open_memory(int device);
+/// What copies from memory that is not pinned take of pinned memory (staging.h).
+size_t staging_bytes();
 
 class StepRunner {
  public:

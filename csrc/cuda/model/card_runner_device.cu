@@ -66,6 +66,8 @@ void CudaMemory::unpin(const void* at) noexcept {
   if (cudaHostUnregister(const_cast<void*>(at)) != cudaSuccess) cudaGetLastError();
 }
 
+size_t staging_bytes() { return Staging::kSlots * Staging::kSlotBytes; }
+
 // What was made before something failed stays, and is not made again.
 size_t CudaMemory::prepare_copies(bool staged) {
   if (!copies_) {
@@ -76,10 +78,9 @@ size_t CudaMemory::prepare_copies(bool staged) {
   for (void** event : {&there_[0], &there_[1], &free_[0], &free_[1]}) make_event(event);
   if (!staged || staging_) return 0;
   for (void*& event : sent_) make_event(&event);
-  constexpr size_t kBytes = Staging::kSlots * Staging::kSlotBytes;
   staging_ = std::make_unique<Staging>(static_cast<CopyQueue&>(*this),
-                                       static_cast<uint8_t*>(mapped(kBytes)));
-  return kBytes;
+                                       static_cast<uint8_t*>(mapped(staging_bytes())));
+  return staging_bytes();
 }
 
 void CudaMemory::bring(const std::vector<Transfer>& pieces, int half) {

@@ -12,6 +12,12 @@
 
 namespace kt::cuda {
 
+/// Waits for what was launched; throws where it failed. Before data() is read.
+inline void finish_launches() {
+  const cudaError_t status = cudaDeviceSynchronize();
+  if (status != cudaSuccess) throw Error(cudaGetErrorString(status));
+}
+
 template <class T>
 class Buffer {
  public:
@@ -37,8 +43,7 @@ class Buffer {
   }
   /// Waits for the GPU; throws where it failed, or left an element as it was.
   std::vector<T> values() const {
-    const cudaError_t status = cudaDeviceSynchronize();
-    if (status != cudaSuccess) throw Error(cudaGetErrorString(status));
+    finish_launches();
     return std::vector<T>(data(), data() + count_);
   }
 
@@ -53,6 +58,7 @@ class Buffer {
 
 namespace kt::cuda {
 using emulated::Buffer;
+inline void finish_launches() {}
 }  // namespace kt::cuda
 
 #endif

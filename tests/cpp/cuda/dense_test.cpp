@@ -146,6 +146,7 @@ TEST(Dense, RunsOfGatheredRowsWithWeightsOfTheirOwn) {
   // Rows 10 and 144 ... of y belong to nobody.
   p.runs[0] = {0, 10, 0}, p.runs[1] = {67, 133, 11}, p.runs[2] = {20, 0, 10};
   launch_dense_gemm(p);
+  finish_launches();
   for (int product = 0; product < 2; ++product) {
     const GemmRun& run = p.runs[product];
     for (int i = 0; i < run.rows * n; ++i) {

@@ -197,6 +197,7 @@ TEST(Layer, RotateWritesFp8RowsWithTheLeastPowerOfTwoThatHoldsThem) {
   p.sequence = sequence.data(), p.max_pages = 2;
   p.tokens = tokens, p.heads = heads, p.dim = dim, p.attention_scaling = 1;
   launch_rotate(p);
+  finish_launches();
   for (int row = 0; row < rows; ++row) {
     const int token = row / heads, page = table[(token == 1 ? 2 : 0) + at[token] / 64];
     const size_t place = (size_t(page) * 64 + at[token] % 64) * heads + row % heads;
@@ -308,7 +309,9 @@ void check_router(int experts, const cpu::RouterOptions& options) {
                  {}});
   EXPECT_EQ(out.values(), ids);
   const auto got = w.values();
-  for (int i = 0; i < m * k; ++i) EXPECT_NEAR(got[i], weights[i], 1e-6);
+  // A card's exponential is within two units in the last place of the host's.
+  for (int i = 0; i < m * k; ++i)
+    EXPECT_NEAR(got[i], weights[i], 1e-6 * std::max(1.0f, options.routed_scaling_factor));
 }
 
 TEST(Moe, RouterAgreesWithTheCpu) {
