@@ -164,7 +164,8 @@ def problems(chosen: list[Step]) -> list[str]:
     for step in chosen:
         for command in step.commands:
             for word in command:
-                if word.startswith("tests/") and not (ROOT / word).exists():
+                file = word.split("::")[0]
+                if file.startswith("tests/") and not (ROOT / file).exists():
                     found.append(f"{step.name}: {word} is not there")
             if "-m" in command and (module := command[command.index("-m") + 1]) != "pytest":
                 parts = ROOT.joinpath(*module.split("."))

@@ -24,6 +24,7 @@ MODELS = (
     "test_a_model_on_the_card_says_what_it_says_on_the_cpu",
     "test_sequences_come_share_pages_and_go",
     "test_long_prompts_bring_their_experts_to_the_card",
+    "test_long_prompts_dequantise",
     "test_what_steps_take_of_ram_is_foretold",
     "test_generation_runs_in_the_core",
     "test_the_card_chooses_tokens_as_the_host_does",
