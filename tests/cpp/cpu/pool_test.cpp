@@ -212,9 +212,12 @@ TEST(Pool, AThousandRoundsLoseNothing) {
   Pool pool(4, {0, 0, 1, 1});
   ASSERT_EQ(pool.nodes().size(), 2u);
   std::vector<int64_t> sums(64);
+  const std::vector<uint8_t> weights(32 << 10);  // read ahead by whoever waits
   int64_t expected = 0, failures = 0;
   for (int round = 0; round < 1000; ++round) {
     const int64_t count = 1 + round % 64;
+    for (int worker = 0; worker < 4; ++worker)
+      pool.expect(worker, weights.data() + 16 * round, 64 * (round % 9));
     pool.run(count, [&](int64_t index, int) { sums[index] += round; });
     expected += round * count;
     const int64_t counts[] = {round % 17, round % 5};
