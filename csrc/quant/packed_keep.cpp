@@ -1,6 +1,7 @@
-// Codes of a packed matrix as blocks of q4_0, q4_1 and q8_0. It runs at the speed of memory, about:
-// a block's nibbles are put in order as they lie in a vector, and the sums for the error are over
-// groups, in 16 bits. What rounds, is out of range or rare goes through Plain, value by value.
+// Codes of a packed matrix as blocks of q4_0, q4_1 and q8_0. A block's nibbles are put in order as
+// they lie in a vector, and the sums for the error are over groups, in 16 bits. What rounds, is out
+// of range or rare goes through Plain, value by value. With groups of 32 what a group takes (its
+// scale, its sums) costs more than its block does.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
