@@ -27,7 +27,7 @@ FlashTile CardModel::flash_tile(const FlashParams& params) const {
 }
 
 RotateParams CardModel::rotation(Stream stream, const StepSize& size) const {
-  const Input in = input_of(size);
+  const StepInput::Arrays in = input_->on_card(size);
   RotateParams p{};
   p.inv_freq = inv_freq_, p.position = in.position, p.tokens = size.rows;
   p.eps = s_.inner_eps;
@@ -53,7 +53,7 @@ void CardModel::attention(Stream stream, int index, const StepSize& size) const 
 }
 
 void CardModel::attend(Stream stream, const Layer& layer, const StepSize& size) const {
-  const Input in = input_of(size);
+  const StepInput::Arrays in = input_->on_card(size);
   FlashParams flash = flash_shape(size);
   flash.q = queries_, flash.k = layer.keys, flash.v = layer.values, flash.out = attended_;
   flash.k_rope = layer.rope, flash.k_exponents = layer.key_exponents;
@@ -71,7 +71,7 @@ void CardModel::latent_attention(Stream stream, const Layer& layer, const StepSi
   keys.x = latent.at, keys.stride = latent.stride, keys.heads = 1;
   keys.norm_weight = layer.w.kv_norm, keys.norm_dim = s_.kv_lora;
   keys.dim = s_.kv_lora + s_.rope, keys.rope_begin = s_.kv_lora, keys.rope_dim = s_.rope;
-  keys.out = layer.keys, keys.pages = input_of(size).pages;
+  keys.out = layer.keys, keys.pages = input_->on_card(size).pages;
   if (s_.fp8_cache) {  // the rotated part by itself: it decides who is near, and stays in f16
     RotateParams rope = keys;
     rope.x = latent.at + s_.kv_lora, rope.norm_weight = nullptr, rope.norm_dim = 0;
@@ -147,7 +147,7 @@ void CardModel::grouped_attention(Stream stream, const Layer& layer, const StepS
   launch_rotate(queries);
   for (const int which : {1, 2}) {
     RotateParams cached = part(which, s_.kv_heads, which == 1 ? layer.w.kv_norm : nullptr);
-    cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input_of(size).pages;
+    cached.out = which == 1 ? layer.keys : layer.values, cached.pages = input_->on_card(size).pages;
     cached.exponents = which == 1 ? nullptr : layer.value_exponents;
     launch_rotate(cached);
   }

@@ -1,7 +1,6 @@
 #include "cuda/model/card_model.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/error.h"
 #include "cuda/gemm/rows16.h"
@@ -97,8 +96,8 @@ CardModel::CardModel(const CardShape& shape, std::vector<CardLayer> layers, cons
     host_sampling_ = memory.take_mapped<CheckedSampling>(head_rows);
     host_tokens_ = memory.take_mapped<int32_t>(head_rows);
   }
-  take_jobs(memory);
-  take_deferral();
+  router_logits_ = memory.take<float>(size_t(s_.slice) * std::max(1, s_.experts));
+  jobs_ = make_jobs(memory);
   experts_ = std::make_unique<CardExperts>(s_, memory);
   if (resident) {
     experts_->take_products();
@@ -157,15 +156,15 @@ void CardModel::check_layer(const CardLayer& w) const {
   check_shape("down", w.down, s_.hidden, both / 2);
 }
 
-/// What layers with experts or a part on the CPU share.
-void CardModel::take_jobs(Memory& memory) {
-  const size_t picks = size_t(s_.slice) * std::max(1, s_.top_k);
-  router_logits_ = memory.take<float>(size_t(s_.slice) * std::max(1, s_.experts));
-  host_x_ = memory.take_mapped<float>(size_t(s_.slice) * s_.hidden);
-  host_weights_ = memory.take_mapped<float>(picks);
-  host_ids_ = memory.take_mapped<int32_t>(picks);
-  host_ = {0, 0, host_x_, host_ids_, host_weights_,
-           memory.take_mapped<float>(size_t(s_.slice) * s_.hidden)};
+std::unique_ptr<CardJobs> CardModel::make_jobs(Memory& memory) const {
+  std::vector<CardJobs::Part> parts;
+  for (const Layer& layer : layers_) {
+    const bool experts = layer.w.ffn == Ffn::kRouted && layer.w.cpu_experts;
+    parts.push_back(experts                     ? CardJobs::Part::kExperts
+                    : layer.w.ffn == Ffn::kCpu ? CardJobs::Part::kFeedForward
+                                                : CardJobs::Part::kNothing);
+  }
+  return std::make_unique<CardJobs>(s_, parts, memory);
 }
 
 std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
@@ -177,7 +176,7 @@ std::vector<StepLayer> CardModel::step_layers(const StepSize& size) const {
         (!layer.rounds.empty() || (s_.is_long(size.rows) && experts_->streams_all(layer.w)));
     found.push_back({moe, moe && layer.gate_up, moe && layer.w.cpu_experts && !streamed,
                      moe && layer.w.slots != nullptr && !streamed, streamed,
-                     size.defers && layer.defers,
+                     size.defers && jobs_->layer_defers(static_cast<int>(found.size())),
                      layer.w.ffn == Ffn::kCpu});
   }
   return found;
@@ -189,19 +188,14 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
   const Layer* const layer = index >= 0 ? &layers_[index] : nullptr;
   switch (op) {
     case StepOp::kEmbed:
-      for (const StepSize& part : slices_of(size))
-        launch_copy({{{rows_of(host_hidden_, part, s_.hidden), rows_of(hidden_, part, s_.hidden),
-                       int64_t{s_.hidden} * part.rows * 4},
-                      {host_input_ + part.input * input_ints(s_.sequences),
-                       input_of(part).position, int64_t(input_ints(part.sequences)) * 4}},
-                     2,
-                     stream});
+      for (const StepSize& part : input_->slices_of(size))
+        input_->bring(stream, part, rows_of(hidden_, part, s_.hidden));
       return;
     case StepOp::kAttention:
-      for (const StepSize& part : slices_of(size)) attention(stream, index, part);
+      for (const StepSize& part : input_->slices_of(size)) attention(stream, index, part);
       return;
     case StepOp::kDenseFfn:
-      for (const StepSize& part : slices_of(size)) {
+      for (const StepSize& part : input_->slices_of(size)) {
         norm(stream, layer->w.ffn_norm, delta_, part);
         feed_forward(stream, main_, *layer, part, rows_of(delta_, part, s_.hidden));
       }
@@ -209,18 +203,18 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
     case StepOp::kFfnNorm:
       return norm(stream, layer->w.ffn_norm, delta_, size);
     case StepOp::kRouter:
-      for (const StepSize& part : slices_of(size)) router(stream, *layer, part);
+      for (const StepSize& part : input_->slices_of(size)) router(stream, *layer, part);
       if (layer->w.slots && !s_.is_long(size.rows))
         experts_->route(stream, layer->w, size.rows);
       return;
     case StepOp::kCopyToHost:
-      return launch_copy({{{normed_, host_x_, row},
-                           {layer->w.slots ? experts_->cpu_ids() : ids_, host_ids_, picks},
-                           {weights_, host_weights_, picks}},
+      return launch_copy({{{normed_, jobs_->x(), row},
+                           {layer->w.slots ? experts_->cpu_ids() : ids_, jobs_->ids(), picks},
+                           {weights_, jobs_->weights(), picks}},
                           layer->w.ffn == Ffn::kRouted ? 3 : 1,
                           stream});
     case StepOp::kSharedExpert:  // of long steps to where the experts' are added
-      for (const StepSize& part : slices_of(size))
+      for (const StepSize& part : input_->slices_of(size))
         feed_forward(stream, side_, *layer, part,
                      s_.is_long(size.rows) ? rows_of(delta_, part, s_.hidden) : shared_);
       return;
@@ -230,9 +224,9 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
       return experts_->streamed(stream, layer->w, layer->rounds, addends(index, size), size);
     case StepOp::kCopyFromHost:
       return launch_copy(
-          {{{host_.out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
+          {{{jobs_->whole().out, layer->w.ffn == Ffn::kRouted ? cpu_ : delta_, row}}, 1, stream});
     case StepOp::kDeferredFromHost:
-      return launch_copy({{{later_.out, deferred_, row}}, 1, stream});
+      return launch_copy({{{jobs_->late(), jobs_->late_on_card(), row}}, 1, stream});
     case StepOp::kCombine:
       return experts_->combine(stream, layer->w, addends(index, size), size);
     case StepOp::kHead:
@@ -244,15 +238,11 @@ void CardModel::launch(Stream stream, StepOp op, int index, const StepSize& size
   }
 }
 
-std::vector<StepSize> CardModel::slices_of(const StepSize& size) const {
-  return s_.is_long(size.rows) ? slices_ : std::vector<StepSize>{size};
-}
-
 CardExperts::Addends CardModel::addends(int index, const StepSize& size) const {
   const Layer& layer = layers_[index];
-  const bool is_owed = size.defers && index > 0 && layers_[index - 1].defers;
+  const bool is_owed = size.defers && index > 0 && jobs_->layer_defers(index - 1);
   return {layer.gate_up ? shared_ : nullptr, layer.w.shared_gate ? shared_weight_ : nullptr,
-          layer.w.cpu_experts ? cpu_ : nullptr, is_owed ? deferred_ : nullptr};
+          layer.w.cpu_experts ? cpu_ : nullptr, is_owed ? jobs_->late_on_card() : nullptr};
 }
 
 void CardModel::norm(Stream stream, const float* weight, const float* delta,
@@ -277,9 +267,9 @@ void CardModel::head(Stream stream, const StepSize& size) const {
   // Without a head only the last addition is wanted.
   norm(stream, s_.vocab > 0 ? final_norm_ : layers_[0].w.attention_norm, delta_, size);
   if (size.hidden_out)
-    launch_copy({{{hidden_, host_hidden_, int64_t{s_.hidden} * size.rows * 4}}, 1, stream});
+    launch_copy({{{hidden_, input_->hidden(), int64_t{s_.hidden} * size.rows * 4}}, 1, stream});
   if (size.head_rows == 0) return;
-  const int32_t* const rows = input(input_).head_rows;
+  const int32_t* const rows = input_->head_rows();
   if (head_.has_int4())
     launch_rows16({normed_, nullptr, s_.hidden, main_.rows, main_.row_scales, size.head_rows,
                    s_.hidden, 0, stream, rows});

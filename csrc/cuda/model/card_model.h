@@ -19,10 +19,12 @@
 #include "cuda/graph/step.h"
 #include "cuda/layer/layer.h"
 #include "cuda/model/card_experts.h"
+#include "cuda/model/card_jobs.h"
 #include "cuda/model/card_products.h"
 #include "cuda/model/card_shape.h"
 #include "cuda/model/dense.h"
 #include "cuda/model/memory.h"
+#include "cuda/model/step_input.h"
 #include "cuda/model/step_size.h"
 #include "cuda/moe/moe.h"
 #include "cuda/quant_gemv/quant_gemv.h"
@@ -84,13 +86,13 @@ class CardModel {
   const float* logits() const { return host_logits_; }
   /// [head_rows] where tokens are wanted instead.
   const int32_t* tokens() const { return host_tokens_; }
-  const float* hidden() const { return host_hidden_; }
+  const float* hidden() const { return input_->hidden(); }
   /// What the job of the layer under way reads and writes; one job is under way at a time. The ids
   /// are not null in a step with layers of both kinds: a job of Ffn::kCpu ignores them.
-  const kt_cuda_job& host_job() const { return host_; }
+  const kt_cuda_job& host_job() const { return jobs_->whole(); }
   /// The same of a job by its number, from 0: of n layers with work for the CPU those below n are
   /// their jobs, in order; n and more their deferred experts, which come from the job's own.
-  const kt_cuda_job& host_job(int job);
+  const kt_cuda_job& host_job(int job) { return jobs_->job(job); }
   /// Gives a page's content to another, in every layer.
   void copy_page(int from, int to);
   /// Bytes of weights and cache a step of one row per sequence reads at a context of `length`.
@@ -120,15 +122,12 @@ class CardModel {
       size_t page_bytes;
     };
     std::vector<CachePart> cache = {};
-    bool defers = false;  // in steps that do: the next layer is one that waits for the CPU
     ExpertRounds rounds = {};
   };
   Product product(std::vector<CudaMatrix> parts);
   void check_layer(const CardLayer& layer) const;
   void take_cache(Layer& layer);
-  void take_deferral();
-  void split_job();
-  void take_jobs(Memory& memory);
+  std::unique_ptr<CardJobs> make_jobs(Memory& memory) const;
   size_t plan_dense(size_t room) const;
   int plan_ring(size_t room) const;
   size_t ring_bytes(int slots) const;
@@ -136,8 +135,6 @@ class CardModel {
   bool can_be_long(const RoomPlan& plan) const;
   size_t rows_bytes(int rows) const;
   void take_rows(Memory& memory);
-  /// A step's slices: itself, where it is one.
-  std::vector<StepSize> slices_of(const StepSize& size) const;
   /// A slice's rows of an array with `width` values each.
   template <class T>
   T* rows_of(T* array, const StepSize& slice, int width) const {
@@ -180,41 +177,23 @@ class CardModel {
   Memory& memory_;
   int head_rows_;  // of a step, at most
   int widest_;     // rows of a product, at most: a slice's or those of the head
-  std::vector<StepSize> slices_;  // of the long step that was begun
   std::vector<Layer> layers_;
   const float *final_norm_, *inv_freq_;
   Product head_;
   Scratch main_, side_;
   DenseRoom dense_;
+  std::unique_ptr<CardJobs> jobs_;
   std::unique_ptr<CardExperts> experts_;
+  std::unique_ptr<StepInput> input_;  // with the room
   // On the card; shapes in the constructor.
   float *hidden_ = nullptr, *delta_, *normed_, *absorbed_, *mixed_, *shared_, *cpu_;
   float *router_logits_, *shared_weight_, *weights_, *logits_, *flash_partial_ = nullptr;
   size_t flash_bytes_ = 0;
   half_t *low_, *queries_, *attended_;
   int32_t* ids_;
-  /// Positions, sequences, lengths, first rows, rows for the head and, last, the block tables:
-  /// where they begin in one array.
-  struct Input {
-    int32_t *position, *sequence, *length, *first, *head_rows, *pages;
-  };
-  Input input(int32_t* base) const;
-  size_t input_ints(int sequences) const;
-  Input input_of(const StepSize& slice) const;
-  StepSize write_input(const kt_cuda_step& step, int padded, int index);
-  void write_head_rows(const kt_cuda_step& step, int padded, StepSize& size);
-  int32_t *input_, *host_input_;  // card's, mapped
-  float *host_hidden_, *host_logits_ = nullptr;
+  float* host_logits_ = nullptr;
   CheckedSampling* host_sampling_ = nullptr;
   int32_t* host_tokens_ = nullptr;
-  kt_cuda_job host_{}, now_{}, later_{};  // whole; its two parts in a step that defers
-  std::vector<int32_t> now_ids_, later_ids_;
-  std::vector<uint8_t> is_prompt_;  // [slice] of the step under way, where the model defers
-  std::vector<int> job_layers_;  // of the layers with work for the CPU
-  bool defers_ = false;          // the step under way does
-  float* deferred_ = nullptr;
-  float *host_x_, *host_weights_;
-  int32_t* host_ids_;
 };
 
 }  // namespace kt::cuda

@@ -117,7 +117,8 @@ size_t CardModel::rows_bytes(int rows) const {
   const size_t picks = std::max(1, s_.top_k);
   const size_t row = (3 * s_.hidden + 1) * sizeof(float) +
                      picks * (sizeof(float) + 2 * sizeof(int32_t)) + experts_->row_bytes();
-  const size_t inputs = size_t(div_up(rows, s_.slice)) * input_ints(s_.sequences);
+  const size_t inputs =
+      size_t(div_up(rows, s_.slice)) * StepInput::ints(s_, head_rows_, s_.sequences);
   return round_up(rows, 8) * row + 4096 + inputs * sizeof(int32_t) + experts_->rows_bytes();
 }
 
@@ -127,10 +128,7 @@ void CardModel::take_rows(Memory& memory) {
   for (float** part : {&hidden_, &delta_, &normed_}) *part = memory.take<float>(rows * s_.hidden);
   shared_weight_ = memory.take<float>(rows);
   weights_ = memory.take<float>(picks), ids_ = memory.take<int32_t>(picks);
-  const size_t inputs = div_up(s_.rows, s_.slice) * input_ints(s_.sequences);
-  input_ = memory.take<int32_t>(inputs);
-  host_input_ = memory.take_mapped<int32_t>(inputs);
-  host_hidden_ = memory.take_mapped<float>(size_t(s_.rows) * s_.hidden);
+  input_ = std::make_unique<StepInput>(s_, head_rows_, memory);
   experts_->take_rows({normed_, ids_, weights_, delta_}, dense_);
 }
 
