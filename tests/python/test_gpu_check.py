@@ -239,6 +239,8 @@ class Bare(importlib.metadata.DistributionFinder):
 
     def find_spec(self, name, path=None, target=None):
         of = mapped.get(name.split(".")[0], [])
+        if "ktransformers" in of:  # installed or not, this folder's
+            of = []
         if of and not {plain(one) for one in of} & seen:
             return None
         found = (finder.find_spec(name, path, target) for finder in self.finders)
