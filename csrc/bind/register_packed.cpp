@@ -6,6 +6,7 @@
 
 #include "bind/buffers.h"
 #include "bind/register.h"
+#include "bind/requantized.h"
 #include "quant/formats.h"
 #include "quant/packed.h"
 #include "quant/quantize.h"
@@ -93,13 +94,7 @@ py::tuple convert(const Held& held, const std::string& to, size_t first, size_t 
       result = quant::requantize(source, count, m.k, target, {}, bytes, threads);
     }
   }
-  py::dict facts;
-  facts["error"] = result.error;
-  facts["power"] = result.power;
-  facts["largest"] = result.largest;
-  facts["not_finite"] = result.not_finite;
-  facts["out_of_range"] = result.out_of_range;
-  return py::make_tuple(out, facts);
+  return py::make_tuple(out, facts_of(result));
 }
 
 py::array_t<float> to_floats(const Held& held, size_t first, size_t count) {

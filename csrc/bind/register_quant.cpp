@@ -3,6 +3,7 @@
 
 #include "bind/buffers.h"
 #include "bind/register.h"
+#include "bind/requantized.h"
 #include "quant/convert.h"
 #include "quant/formats.h"
 #include "quant/quantize.h"
@@ -93,13 +94,7 @@ py::tuple requantize(const py::buffer& data, const std::string& format, size_t n
     const py::gil_scoped_release unlocked;
     result = quant::requantize(source, n, k, target, weights, bytes, threads);
   }
-  py::dict facts;
-  facts["error"] = result.error;
-  facts["power"] = result.power;
-  facts["largest"] = result.largest;
-  facts["not_finite"] = result.not_finite;
-  facts["out_of_range"] = result.out_of_range;
-  return py::make_tuple(out, facts);
+  return py::make_tuple(out, facts_of(result));
 }
 
 py::array_t<float> to_floats(const py::buffer& data, const std::string& format, size_t n, size_t k,

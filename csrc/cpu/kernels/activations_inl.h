@@ -31,16 +31,37 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) <= kActBlockBytes);
 
+// What values become integers with: those of largest magnitude `top` reach 32512.
+struct HalfSteps {
+  float scale;
+  F inverse;
+};
+
+KT_INLINE HalfSteps half_steps(float top) {
+  // Below kTiniest the reciprocal would overflow; such values are zero for every purpose.
+  constexpr float kTiniest = 1e-30f;
+  float scale = top * (1.0f / 32512.0f);
+  if (!(scale >= kTiniest)) scale = 0.0f;
+  return {scale, set_f(scale > 0.0f ? 1.0f / scale : 0.0f)};
+}
+
+KT_INLINE I round_to_halves(F x, const HalfSteps& steps) {
+  const F most = set_f(32512.0f);
+  // max() gives its second operand for a NaN.
+  return to_int(min(max(mul(x, steps.inverse), neg(most)), most));
+}
+
 #if defined(KT_ISA_AVX512)
 
+KT_INLINE __m128i high_bytes(I q) {
+  const __m512i rounded = _mm512_add_epi32(q.v, _mm512_set1_epi32(128));
+  return _mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8));
+}
+KT_INLINE __m128i low_bytes(I q) { return _mm512_cvtepi32_epi8(q.v); }  // q - 256 hi
+
 KT_INLINE void store_q(ActBlock& block, I first, I second) {
-  const auto highs = [](I q) {
-    const __m512i rounded = _mm512_add_epi32(q.v, _mm512_set1_epi32(128));
-    return _mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8));
-  };
-  const auto lows = [](I q) { return _mm512_cvtepi32_epi8(q.v); };  // q - 256 hi is its low byte
-  const __m256i hi = _mm256_set_m128i(highs(second), highs(first));
-  const __m256i lo = _mm256_set_m128i(lows(second), lows(first));
+  const __m256i hi = _mm256_set_m128i(high_bytes(second), high_bytes(first));
+  const __m256i lo = _mm256_set_m128i(low_bytes(second), low_bytes(first));
   const __m512i bytes = _mm512_inserti64x4(_mm512_castsi256_si512(hi), lo, 1);
   static_assert(offsetof(ActBlock, lo) == offsetof(ActBlock, hi) + 32);
   _mm512_storeu_si512(block.hi, bytes);
@@ -106,24 +127,13 @@ KT_INLINE Chunk load_chunk(const float* x, int64_t left) {
   return {load_f_tail(x, left), zero_f()};
 }
 
-KT_INLINE void quantize_chunk(const Chunk& x, float scale, ActBlock& out) {
-  // Below kTiniest the reciprocal would overflow; such rows are zero for every purpose.
-  constexpr float kTiniest = 1e-30f;
-  if (!(scale >= kTiniest)) scale = 0.0f;
-  const F inverse = set_f(scale > 0.0f ? 1.0f / scale : 0.0f), most = set_f(32512.0f);
-  // max() gives its second operand for a NaN.
-  const auto rounded = [&](F values) {
-    return to_int(min(max(mul(values, inverse), neg(most)), most));
-  };
-  out.scale = scale;
-  store_q(out, rounded(x.a), rounded(x.b));
-}
-
 KT_INLINE void quantize_exact_row(const float* x, int64_t k, ActBlock* out) {
   for (int64_t i = 0; i < k; i += 32, ++out) {
     const Chunk chunk = load_chunk(x + i, k - i);
     const float top = reduce_max(max(max(chunk.a, neg(chunk.a)), max(chunk.b, neg(chunk.b))));
-    quantize_chunk(chunk, top * (1.0f / 32512.0f), *out);
+    const HalfSteps steps = half_steps(top);
+    out->scale = steps.scale;
+    store_q(*out, round_to_halves(chunk.a, steps), round_to_halves(chunk.b, steps));
     out->scaled_sum = out->scale * (float)(out->sum[0] + out->sum[1]);
   }
 }

@@ -7,6 +7,7 @@
 // bytes of a word vector have changed places.
 #pragma once
 
+#include "cpu/kernels/activations_inl.h"
 #include "cpu/kernels/float_tile_inl.h"
 #include "cpu/kernels/slab_inl.h"
 
@@ -56,13 +57,8 @@ struct QuarterHalves {
 };
 
 KT_INLINE QuarterHalves quarter_halves(F x) {
-  constexpr float kTiniest = 1e-30f;  // as quantize_chunk's
-  const float top = reduce_max(max(x, neg(x))) * (1.0f / 32512.0f);
-  const bool is_some = top >= kTiniest;
-  const F most = set_f(32512.0f);
-  const F steps = mul(x, set_f(is_some ? 1.0f / top : 0.0f));
-  const __m512i q = to_int(min(max(steps, neg(most)), most)).v;
-  const __m512i rounded = _mm512_add_epi32(q, _mm512_set1_epi32(128));
+  const HalfSteps steps = half_steps(reduce_max(max(x, neg(x))));
+  const I q = round_to_halves(x, steps);
   const __m512i quarters = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
   const auto spread = [&](__m128i bytes) {
     return _mm512_permutexvar_epi32(quarters, _mm512_castsi128_si512(bytes));
@@ -73,11 +69,11 @@ KT_INLINE QuarterHalves quarter_halves(F x) {
     return _mm512_sub_epi32(zero, more);
   };
   QuarterHalves out;
-  out.hi = spread(_mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8)));
-  out.lo = spread(_mm512_cvtepi32_epi8(q));
+  out.hi = spread(high_bytes(q));
+  out.lo = spread(low_bytes(q));
   out.start_hi = start(out.hi);
   out.start_lo = start(out.lo);
-  out.scale = set_f(is_some ? top : 0.0f);
+  out.scale = set_f(steps.scale);
   return out;
 }
 
