@@ -187,10 +187,9 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
     return q + (chosen[i] * heads + h) * (nope + rope);
   };
   const auto absorbed_query = [&](int64_t i, int64_t h) { return queries + (i * heads + h) * width; };
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t h = 0; h < heads; ++h)
-      std::copy_n(query(i, h) + nope, rope, absorbed_query(i, h) + latent);
-  }
+  const auto take_rotated = [&](int64_t i, int64_t h) {
+    std::copy_n(query(i, h) + nope, rope, absorbed_query(i, h) + latent);
+  };
   if (w_.kv_b) {
     const Matrix& weight = w_.kv_b->weight();
     const FormatKernels& format = format_kernels(kernels, weight.gguf_id());
@@ -198,6 +197,7 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
       const int64_t first = h * (nope + v);
       for (int64_t i = 0; i < count; ++i) {
         float* to = absorbed_query(i, h);
+        take_rotated(i, h);
         std::fill_n(to, latent, 0.0f);
         for (const RowSlice& slice : weight.slices()) {
           const int64_t begin = std::max(first, slice.row_begin);
@@ -214,8 +214,12 @@ void MlaAttention::absorbed(Context& context, const AttentionRows& rows, const i
     });
   } else {
     float* parts = arena.take<float>(int64_t{total} * nope);
-    for (int64_t i = 0; i < total; ++i)
-      std::copy_n(query(i / heads, i % heads), nope, parts + i * nope);
+    context.pool.run(heads, [&](int64_t h, int) {
+      for (int64_t i = 0; i < count; ++i) {
+        take_rotated(i, h);
+        std::copy_n(query(i, h), nope, parts + (i * heads + h) * nope);
+      }
+    });
     const Activations x(context, parts, nope, total, nope, rounding);
     context.pool.run(heads, [&](int64_t h, int worker) {
       multiply(*w_.k_b[h], {0, (latent + 15) / 16}, x, h, worker,
